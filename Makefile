@@ -1,0 +1,44 @@
+# Everything here sets itself up: a fresh machine needs only Python (>= 3.11), pip and make.
+#
+# TORCH picks the torch wheel. The plain release takes whatever wheel your package index serves for this machine:
+# on a GPU machine PyPI serves the CUDA build. Another build is asked for with TORCH_ARGS, e.g.
+#   make demo TORCH_ARGS="--index-url https://download.pytorch.org/whl/cu130"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-long check format setup clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) "$(TORCH)" -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $@
+
+demo: $(READY)
+	$(BIN)/mlora-sched demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-long: $(READY)
+	$(BIN)/pytest -m "slow or not slow" --timeout 7200
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,99 @@
+"""The bodies of the native HTTP API, shared by server and client. `/api/v1` speaks only these records."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import ErrorCode, JobState, Request
+
+
+class Submission(Frozen):
+    """A spec and the spool keys (sha256, hex) of the files it names; the files are uploaded first."""
+
+    spec: JobSpec
+    files: dict[str, str]
+
+
+class JobView(Frozen):
+    """A job as people see it. Times are seconds since the Unix epoch."""
+
+    id: str
+    name: str
+    owner: str
+    base: str
+    state: JobState
+    request: Request
+    reason: str
+    method: str
+    priority: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    tokens: int
+    error_code: ErrorCode | None
+    error: str | None
+    stopped_by: str | None
+    created: float
+    started: float | None
+    ended: float | None
+
+    @property
+    def shown_state(self) -> str:
+        """`RUNNING (cancelling)` while a request is pending, else the state."""
+        return f"{self.state.value} ({self.request.doing})" if self.request.doing else self.state.value
+
+
+class MetricsLine(Frozen):
+    """One line of `metrics.jsonl`: `event` is "step" or "eval". No wall-clock field: those live in `timing.jsonl`."""
+
+    event: str
+    step: int
+    loss: float
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens: int
+    accuracy: float | None = None
+    extra: dict[str, float] = Field(default_factory=dict)
+
+
+class EventView(Frozen):
+    """Something that happened to a job (a transition, a checkpoint, a note)."""
+
+    time: float
+    job_id: str | None
+    message: str
+
+
+class JobDetail(Frozen):
+    """`show`: the job, its resolved spec, its checkpoints and its newest events."""
+
+    job: JobView
+    spec: JobSpec
+    checkpoints: tuple[int, ...]
+    best_checkpoint: int | None
+    events: tuple[EventView, ...]
+    exactness: str
+
+
+class DaemonView(Frozen):
+    """Who answers at the socket."""
+
+    version: str
+    pid: int
+    bases: tuple[str, ...]
+    device: str
+    exactness: str
+    worker: str
+    jobs: dict[str, int]
+    tokens_per_second: float
+    fill: float
+
+
+class ErrorBody(Frozen):
+    """Every non-2xx answer: the class name in `mlora_sched.errors` and the text."""
+
+    error: str
+    message: str

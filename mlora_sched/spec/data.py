@@ -1,0 +1,62 @@
+"""Where a job's rows come from and which of their tokens carry loss. Reading them is `mlora_sched.data`'s work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mlora_sched.spec.common import Frozen
+
+TrainOn = Literal["answers", "last", "all"]
+
+
+class DataSpec(Frozen):
+    """The data of a job.
+
+    Attributes:
+        train: one or more files (json, jsonl, parquet, csv); read in this order as one data set.
+        validation: a fraction of the rows held out by the job's seed (0 < x < 1), or a file; None for no evaluation.
+        template: "auto" (the tokenizer's chat template if it has one, else by shape), "chat", "alpaca", "none",
+            or the name of a Jinja file.
+        max_length: tokens a row is cut to; cut rows are counted.
+        train_on: "answers" (every answer or assistant turn), "last" (only the last), "all" (every token).
+        shuffle: new order each epoch, from the job's seed.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    validation: float | str | None = None
+    template: str = "auto"
+    max_length: int = Field(default=1024, ge=8, le=1_048_576)
+    train_on: TrainOn = "answers"
+    shuffle: bool = True
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _fraction(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError(f"{value:g} is no fraction between 0 and 1; write e.g. 0.1, or the name of a file")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        if value not in ("auto", "chat", "alpaca", "none") and not value.endswith((".jinja", ".jinja2", ".j2")):
+            raise ValueError(f"{value!r} is none of auto, chat, alpaca, none or the name of a .jinja file")
+        return value
+
+    @property
+    def template_file(self) -> str | None:
+        """The Jinja file that travels with the job, if there is one."""
+        return None if self.template in ("auto", "chat", "alpaca", "none") else self.template
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file of this section, as named in the spec."""
+        extra = (self.validation if isinstance(self.validation, str) else None, self.template_file)
+        return self.train + tuple(name for name in extra if name is not None)

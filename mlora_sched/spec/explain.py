@@ -1,0 +1,154 @@
+"""Turn pydantic's validation errors into sentences a user can act on: field, value, remedy, nearest right key.
+
+Keys of Axolotl and LLaMA-Factory are recognised so that their users are told where ours stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+
+_FOREIGN: dict[str, str] = {
+    # Axolotl (docs.axolotl.ai) and LLaMA-Factory (its examples/train_lora), key → ours
+    "lora_r": "adapter.r",
+    "lora_rank": "adapter.r",
+    "rank": "adapter.r",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_target": "adapter.target_modules",
+    "lora_target_modules": "adapter.target_modules",
+    "lora_target_linear": "adapter.target_modules: all-linear",
+    "lora_model_dir": "adapter.init_from",
+    "adapter_name_or_path": "adapter.init_from",
+    "peft_use_rslora": "adapter.method: rslora",
+    "peft_use_dora": "adapter.method: dora",
+    "use_rslora": "adapter.method: rslora",
+    "use_dora": "adapter.method: dora",
+    "loraplus_lr_ratio": "adapter.lr_ratio with adapter.method: loraplus",
+    "finetuning_type": "adapter.method",
+    "model_name_or_path": "base_model (the name under which the daemon serves the base)",
+    "datasets": "data.train",
+    "dataset": "data.train",
+    "train_file": "data.train",
+    "val_size": "data.validation",
+    "val_set_size": "data.validation",
+    "test_datasets": "data.validation",
+    "eval_dataset": "data.validation",
+    "chat_template": "data.template",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "train_on_inputs": "data.train_on: all",
+    "train_on_prompt": "data.train_on: all",
+    "mask_history": "data.train_on: last",
+    "num_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "micro_batch_size": "training.batch_size (micro_batch_size × gradient_accumulation_steps)",
+    "per_device_train_batch_size": "training.batch_size (× gradient_accumulation_steps)",
+    "gradient_accumulation_steps": "training.batch_size (the whole batch; the scheduler cuts it)",
+    "lr": "training.learning_rate",
+    "lr_scheduler_type": "training.lr_scheduler",
+    "warmup_steps": "training.warmup_ratio",
+    "max_grad_norm": "training.max_grad_norm",
+    "evals_per_epoch": "training.eval_every (e.g. 0.25ep)",
+    "eval_steps": "training.eval_every",
+    "eval_strategy": "training.eval_every",
+    "save_steps": "training.save_every",
+    "saves_per_epoch": "training.save_every",
+    "save_strategy": "training.save_every",
+    "output_dir": "nothing here: `run --out DIR` and `pull ID DIR` say where results go",
+    "bf16": "nothing here: the precision belongs to the base (`serve --dtype`)",
+    "fp16": "nothing here: the precision belongs to the base (`serve --dtype`)",
+    "load_in_4bit": "nothing here: quantisation belongs to the base",
+    "load_in_8bit": "nothing here: quantisation belongs to the base",
+    "flash_attention": "nothing here: attention belongs to the engine",
+    "gradient_checkpointing": "nothing here: recomputation belongs to the daemon",
+    "sample_packing": "nothing here: rows are always packed, without padding",
+    "modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
+    "lora_modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
+    "additional_target": "nothing here: the base is shared and frozen, only adapters are trained",
+    "deepspeed": "nothing here: the daemon places jobs itself",
+}
+
+
+def explain(error: ValidationError, raw: object, model: type[BaseModel], where: str) -> str:
+    """One line per problem, each starting with `where` and the dotted field."""
+    return "\n".join(f"{where}: {_line(item, raw, model)}" for item in error.errors(include_url=False))
+
+
+def _line(item: Any, raw: object, model: type[BaseModel]) -> str:
+    path = _real_path(item["loc"], raw)
+    field = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        return f"{field}: unknown key; {_suggest(str(path[-1]), field, model)}"
+    if item["type"] == "missing":
+        return f"{field}: is missing; it is required"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{field}: {message}" if field else message
+    if item["type"] == "union_tag_invalid":
+        tags = item["ctx"]["expected_tags"].replace("'", "")
+        return f"{field}.method: {item['ctx']['tag']!r} is no method; choose one of {tags}"
+    return f"{field}: {_short(item['input'])}: {message[:1].lower()}{message[1:]}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _real_path(loc: tuple[int | str, ...], raw: object) -> list[int | str]:
+    """Drop the parts of a location that pydantic adds for unions: only keys that the document holds are kept.
+
+    The last part is kept when its parent is reached, since a missing key is not in the document.
+    """
+    path: list[int | str] = []
+    here: Any = raw
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if in_list or (isinstance(here, dict) and part in here):
+            path.append(part)
+            here = here[part]
+        elif last and isinstance(here, dict):
+            path.append(part)
+    return path
+
+
+def _suggest(key: str, field: str, model: type[BaseModel]) -> str:
+    known = dict(_fields(model))
+    if key in _FOREIGN and field not in known:
+        return f"here it is {_FOREIGN[key]}"
+    elsewhere = [path for path, name in known.items() if name == key]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    parent = field.rpartition(".")[0]
+    beside = [path for path in known if path.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(field, beside, n=1, cutoff=0.6) or difflib.get_close_matches(
+        field, known, n=1, cutoff=0.6
+    )
+    if near:
+        return f"did you mean {near[0]}?"
+    keys = ", ".join(sorted(path.rpartition(".")[2] for path in beside))
+    return f"known keys here are {keys}" if keys else "leave it out"
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every (dotted path, key) of a model and the models inside it."""
+    for name, info in model.model_fields.items():
+        yield prefix + name, name
+        for inner in _models(info.annotation):
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        for part in typing.get_args(annotation):
+            yield from _models(part)

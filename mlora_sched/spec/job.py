@@ -1,0 +1,85 @@
+"""`JobSpec`: the one description of a job, from YAML to the worker. It is never edited after submission."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue, ValidationError, field_validator
+
+from mlora_sched.errors import SpecError
+from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.data import DataSpec
+from mlora_sched.spec.explain import explain
+from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
+from mlora_sched.spec.training import TrainingSpec
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Priority(StrEnum):
+    """Orders the jobs of one user."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class JobSpec(Frozen):
+    """One fine-tuning job. Paths are as written, relative to the spec's file; whoever reads the files resolves them."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base_model: str | None = None
+    adapter: AdapterSpec = LoraSpec()
+    data: DataSpec
+    objective: ObjectiveSpec = SftObjective()
+    training: TrainingSpec = TrainingSpec()
+    priority: Priority = Priority.NORMAL
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _method_defaults_to_lora(cls, value: object) -> object:
+        return {"method": "lora", **value} if isinstance(value, dict) else value
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that travels with the job, as named in the spec (init_from contributes its two files)."""
+        start = self.adapter.init_from
+        adapter = () if start is None else tuple(f"{start.rstrip('/')}/{name}" for name in ADAPTER_FILES)
+        return tuple(dict.fromkeys(self.data.files + adapter))
+
+
+def parse_job(raw: object, where: str = "spec") -> JobSpec:
+    """Validate a decoded YAML/JSON document.
+
+    Raises:
+        SpecError: names every wrong field, its value and the remedy, on separate lines.
+    """
+    if not isinstance(raw, dict):
+        raise SpecError(
+            f"{where}: a job spec is a mapping of keys such as name, adapter, data; got {type(raw).__name__}"
+        )
+    try:
+        return JobSpec.model_validate(raw)
+    except ValidationError as error:
+        raise SpecError(explain(error, raw, JobSpec, where)) from None
+
+
+def load_job(path: Path) -> JobSpec:
+    """Read a YAML spec.
+
+    Raises:
+        SpecError: the file is missing, is no YAML or is no valid spec.
+    """
+    import yaml
+
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: is not YAML: {error}") from None
+    return parse_job(raw, str(path))

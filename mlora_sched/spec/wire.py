@@ -1,0 +1,312 @@
+"""What daemon and worker say to one another: JSON lines over a private socket pair, no pickle.
+
+Row lengths never cross this pipe, nor does the database: the daemon names jobs and shares, the worker forms packs
+and reports results. Each message is one of these records; `kind` tells which. `epoch` counts how often a job was
+attached, so that a report of an earlier attachment is recognised as stale and ignored.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import ErrorCode
+
+
+class Exactness(StrEnum):
+    """What the probe found about the device's kernels."""
+
+    EXACT = "exact"
+    WITHIN_ROUNDING = "within rounding"
+
+
+class ProbeVerdict(Frozen):
+    """Whether a job's results are independent of its company, bit for bit, on this device.
+
+    Attributes:
+        exactness: `exact` only when the probe compared bits and found no difference.
+        largest_difference: largest relative difference seen between company and alone; 0.0 when exact.
+        buckets: the pack lengths (tokens) the worker uses, ascending.
+        reason: what was not invariant, empty when exact.
+    """
+
+    exactness: Exactness
+    largest_difference: float
+    buckets: tuple[int, ...]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.exactness is Exactness.EXACT:
+            return "exact"
+        return f"within rounding ({self.largest_difference:.1e} relative: {self.reason})"
+
+
+class NumericsKey(Frozen):
+    """What decides a job's bits besides the job itself. Results are comparable bit for bit only under equal keys."""
+
+    device: str
+    torch: str
+    transformers: str
+    dtype: str
+    threads: int
+    attention: str
+    buckets: tuple[int, ...]
+
+
+# ---------------------------------------------------------------- shared by worker and embedded run
+
+
+class WorkerConfig(Frozen):
+    """How a worker loads and runs its base.
+
+    Attributes:
+        base_name: the name under which jobs ask for the base.
+        base: a directory, or a hub repository with an optional "@revision".
+        device: "auto", "cpu" or "cuda:N". "auto" refuses rather than falls back when a GPU is there but unusable.
+        dtype: of the frozen base; adapters and optimiser are always float32.
+        threads: CPU threads of torch; 0 for all cores.
+        pack_tokens: most tokens of one pack (a single larger chunk still runs, alone).
+    """
+
+    base_name: str
+    base: str
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=0, ge=0)
+    pack_tokens: int = Field(default=2048, ge=64)
+
+
+class JobStart(Frozen):
+    """Everything a worker needs to train one job.
+
+    Attributes:
+        job_id: the job.
+        epoch: attachment count, echoed in every report.
+        spec: the job's spec.
+        files: local path of every file of `spec.files`, by the name the spec uses.
+        cache_dir: where tokenised data is kept, by content.
+        job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
+        resume: go on from the newest checkpoint below `job_dir` where there is one.
+    """
+
+    job_id: str
+    epoch: int
+    spec: JobSpec
+    files: dict[str, str]
+    cache_dir: str
+    job_dir: str
+    resume: bool = True
+
+
+# ---------------------------------------------------------------- daemon → worker
+
+
+class Init(Frozen):
+    """First message: load the base, probe the device, answer `Ready` or `Fatal`."""
+
+    kind: Literal["init"] = "init"
+    config: WorkerConfig
+
+
+class Prepare(Frozen):
+    """Read, check and tokenise a job's data into the cache; answer `Prepared` or `JobFailed`. Never touches a pack."""
+
+    kind: Literal["prepare"] = "prepare"
+    start: JobStart
+
+
+class Attach(Frozen):
+    """Make a prepared job resident; answer `Attached` or `JobFailed`."""
+
+    kind: Literal["attach"] = "attach"
+    start: JobStart
+
+
+class Detach(Frozen):
+    """Let a job go after the current pack; answer `Detached`. The partial batch is dropped.
+
+    save=True writes a checkpoint of its last finished step (pause, preemption); save=False drops it (cancel).
+    """
+
+    kind: Literal["detach"] = "detach"
+    job_id: str
+    save: bool
+
+
+class Share(Frozen):
+    """A job's part of a slice: `priority` orders the jobs (lower first), `tokens` bounds its service."""
+
+    job_id: str
+    tokens: int = Field(ge=0)
+
+
+class Slice(Frozen):
+    """Train the named jobs, in this order of preference, for at most `seconds`; answer `SliceDone`."""
+
+    kind: Literal["slice"] = "slice"
+    slice_id: int
+    shares: tuple[Share, ...]
+    seconds: float = Field(gt=0)
+
+
+class Shutdown(Frozen):
+    """Finish the current pack and exit 0."""
+
+    kind: Literal["shutdown"] = "shutdown"
+
+
+Command = Annotated[Init | Prepare | Attach | Detach | Slice | Shutdown, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- worker → daemon
+
+
+class Ready(Frozen):
+    """The base is loaded and probed."""
+
+    kind: Literal["ready"] = "ready"
+    verdict: ProbeVerdict
+    numerics: NumericsKey
+    parameters: int
+    base_hash: str
+
+
+class Prepared(Frozen):
+    """A job's data is tokenised."""
+
+    kind: Literal["prepared"] = "prepared"
+    job_id: str
+    epoch: int
+    rows: int
+    validation_rows: int
+    tokens: int
+    truncated: int
+    total_steps: int
+
+
+class Attached(Frozen):
+    """A job is resident; it goes on after `step` finished steps (0 at first)."""
+
+    kind: Literal["attached"] = "attached"
+    job_id: str
+    epoch: int
+    step: int
+    total_steps: int
+    trainable_parameters: int
+
+
+class StepDone(Frozen):
+    """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …)."""
+
+    kind: Literal["step"] = "step"
+    job_id: str
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    target_tokens: int
+    extra: dict[str, float] = Field(default_factory=dict)
+
+
+class EvalDone(Frozen):
+    """Held-out loss after `step` steps; `tokens` are target tokens, `accuracy` is of greedy next tokens."""
+
+    kind: Literal["eval"] = "eval"
+    job_id: str
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+class CheckpointSaved(Frozen):
+    """`checkpoints/step-NNNNNN` is complete on disk; `best` when it has the lowest held-out loss so far."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    job_id: str
+    epoch: int
+    step: int
+    best: bool
+
+
+class JobFinished(Frozen):
+    """The adapter is exported to `adapter/` below the job's directory."""
+
+    kind: Literal["finished"] = "finished"
+    job_id: str
+    epoch: int
+    step: int
+
+
+class JobFailed(Frozen):
+    """This job cannot go on; every other does."""
+
+    kind: Literal["failed"] = "failed"
+    job_id: str
+    epoch: int
+    code: ErrorCode
+    message: str
+
+
+class Detached(Frozen):
+    """A job has been let go after `step` finished steps."""
+
+    kind: Literal["detached"] = "detached"
+    job_id: str
+    epoch: int
+    step: int
+
+
+class SliceDone(Frozen):
+    """A slice has ended. `tokens` are real tokens, `rows` all rows computed (real and padding)."""
+
+    kind: Literal["slice_done"] = "slice_done"
+    slice_id: int
+    packs: int
+    tokens: int
+    rows: int
+    seconds: float
+
+
+class Note(Frozen):
+    """Something an administrator should read (a pack restarted, a checkpoint skipped)."""
+
+    kind: Literal["note"] = "note"
+    message: str
+    job_id: str | None = None
+
+
+class Fatal(Frozen):
+    """The worker cannot go on at all; `error` is a class name of `mlora_sched.errors`."""
+
+    kind: Literal["fatal"] = "fatal"
+    error: str
+    message: str
+
+
+JobReport = Prepared | Attached | StepDone | EvalDone | CheckpointSaved | JobFinished | JobFailed | Detached
+Report = Annotated[
+    Ready
+    | Prepared
+    | Attached
+    | StepDone
+    | EvalDone
+    | CheckpointSaved
+    | JobFinished
+    | JobFailed
+    | Detached
+    | SliceDone
+    | Note
+    | Fatal,
+    Field(discriminator="kind"),
+]
+
+COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
+REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
