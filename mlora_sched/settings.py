@@ -1,0 +1,116 @@
+"""What a daemon is started with: its bases, its state directory and how it runs its worker.
+
+Nothing of one job: that is `mlora_sched.spec.job`. Nothing here reads the environment; the CLI fills the record in.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mlora_sched.errors import UserError
+from mlora_sched.spec.common import Frozen
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+class BaseRef(Frozen):
+    """A base model the daemon serves.
+
+    Attributes:
+        name: what job specs call it.
+        location: an absolute directory, or a hub repository with an optional "@revision".
+    """
+
+    name: str
+    location: str
+
+
+def parse_base(text: str) -> BaseRef:
+    """Read `NAME=DIR`, `NAME=REPO[@REV]`, or a plain `DIR` or `REPO` which keeps its last part as the name.
+
+    Raises:
+        UserError: the name is unusable, or a path was written that is no directory.
+    """
+    named = "=" in text and not Path(text).expanduser().is_dir()
+    name, location = text.split("=", 1) if named else ("", text)
+    path = Path(location).expanduser()
+    if path.is_dir():
+        location = str(path.resolve())
+    elif location.startswith(("/", ".", "~")) or not location:
+        raise UserError(f"--base {text}: {location or 'nothing'} is no directory; write NAME=DIR or NAME=REPO[@REV]")
+    if not named:
+        name = Path(location).name if path.is_dir() else location.split("@")[0].split("/")[-1]
+    if not _NAME.match(name):
+        raise UserError(
+            f"--base {text}: {name!r} cannot be a base's name (letters, digits, '.', '_', '-'); write NAME=DIR"
+        )
+    return BaseRef(name=name, location=location)
+
+
+class DaemonSettings(Frozen):
+    """How one daemon runs.
+
+    Attributes:
+        state_dir: where the database, the spool, the cache and every job's directory live; the daemon's own.
+        socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
+        bases: the bases it serves, at least one, with distinct names; the worker holds the first.
+        device, dtype, threads, pack_tokens: as in `mlora_sched.spec.wire.WorkerConfig`.
+        max_resident_jobs: most jobs that are attached to the worker at once.
+        slice_seconds: longest time between two decisions of the scheduler.
+        policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
+    """
+
+    state_dir: Path
+    socket: Path
+    bases: tuple[BaseRef, ...] = Field(min_length=1)
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=0, ge=0)
+    pack_tokens: int = Field(default=2048, ge=64)
+    max_resident_jobs: int = Field(default=64, ge=1)
+    slice_seconds: float = Field(default=1.0, gt=0)
+    policy: str = "fair"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _socket_in_state_dir(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("socket") is None and values.get("state_dir") is not None:
+            return {**values, "socket": Path(values["state_dir"]) / "mlora.sock"}
+        return values
+
+    @field_validator("bases")
+    @classmethod
+    def _distinct_names(cls, bases: tuple[BaseRef, ...]) -> tuple[BaseRef, ...]:
+        names = [base.name for base in bases]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two bases are called {name}; write --base NAME=DIR with different names")
+        return bases
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.state_dir / "mlora.sqlite"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Uploaded files, each named by its sha256."""
+        return self.state_dir / "spool"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Tokenised data, by content; may be deleted while no daemon runs."""
+        return self.state_dir / "cache"
+
+    @property
+    def log_dir(self) -> Path:
+        """What the worker processes print."""
+        return self.state_dir / "logs"
+
+    def job_dir(self, job_id: str) -> Path:
+        """One job's adapter, checkpoints and logs."""
+        return self.state_dir / "jobs" / job_id

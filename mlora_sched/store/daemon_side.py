@@ -1,0 +1,127 @@
+"""The part of the store that only the daemon's loop calls. `JobStore` adds what the API needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.dialects import sqlite
+
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.wire import JobReport
+from mlora_sched.store import moves, reports, rows, schema
+from mlora_sched.store.db import reading, writing
+from mlora_sched.store.records import Fairness, LiveJob, WorkerStatus
+
+
+class DaemonSide:
+    """Live jobs, transitions, reports, fairness counters and the worker's status."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._specs: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
+        """Specs never change, so those of the live jobs are parsed once."""
+
+    def live(self) -> list[LiveJob]:
+        """Every job that has not ended, in the order of submission."""
+        final = [state.value for state in schema.FINAL_STATES]
+        query = select(schema.jobs).where(schema.jobs.c.state.not_in(final)).order_by(schema.jobs.c.seq)
+        with reading(self._engine) as connection:
+            found = connection.execute(query).all()
+            self._specs = {row.id: self._specs.get(row.id) or _spec_and_files(connection, row) for row in found}
+            return [rows.live_job(row, *self._specs[row.id]) for row in found]
+
+    def transition(
+        self,
+        job_id: str,
+        from_state: JobState,
+        to_state: JobState,
+        now: float,
+        *,
+        done: Request | None = None,
+        note: str = "",
+        **columns: Any,
+    ) -> bool:
+        """Move a job by compare-and-set; False when it is not in `from_state` any more. See `moves.move`."""
+        with writing(self._engine) as connection:
+            return moves.move(connection, job_id, from_state, to_state, now, done=done, note=note, **columns)
+
+    def clear_request(self, job_id: str, done: Request) -> None:
+        """Reset a request that is void (resuming a job that runs), unless the user has asked anew since."""
+        with writing(self._engine) as connection:
+            moves.clear_request(connection, job_id, done)
+
+    def begin_epoch(self, job_id: str) -> int:
+        """Count that the job is about to be sent to a worker; from now on reports of earlier epochs are stale."""
+        table = schema.jobs
+        with writing(self._engine) as connection:
+            connection.execute(update(table).where(table.c.id == job_id).values(epoch=table.c.epoch + 1))
+            epoch: int = connection.execute(select(table.c.epoch).where(table.c.id == job_id)).scalar_one()
+        return epoch
+
+    def record(self, batch: Sequence[JobReport], now: float) -> None:
+        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored."""
+        with writing(self._engine) as connection:
+            for report in batch:
+                reports.apply(connection, report, now)
+
+    def requeue_running(self, now: float, note: str) -> None:
+        """Send every RUNNING job back to QUEUED: its worker is gone."""
+        table = schema.jobs
+        with writing(self._engine) as connection:
+            query = select(table.c.id).where(table.c.state == JobState.RUNNING.value)
+            for job_id in connection.scalars(query).all():
+                moves.move(connection, job_id, JobState.RUNNING, JobState.QUEUED, now, note=note)
+
+    def set_crashes(self, job_id: str, crashes: int) -> None:
+        """How often a worker has died while this job was alone in it."""
+        with writing(self._engine) as connection:
+            connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
+
+    def set_reasons(self, reasons: Mapping[str, str]) -> None:
+        """Why each of these jobs does not train right now."""
+        with writing(self._engine) as connection:
+            for job_id, reason in reasons.items():
+                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
+
+    def note(self, job_id: str | None, message: str, now: float) -> None:
+        """Add an event; None for the daemon itself."""
+        with writing(self._engine) as connection:
+            moves.add_event(connection, job_id, message, now)
+
+    def fairness(self) -> Fairness:
+        """The virtual token counters as last written, with the tokens trained since."""
+        with reading(self._engine) as connection:
+            counted = connection.execute(select(schema.counters)).all()
+            floor = connection.scalar(select(func.max(schema.virtual_time.c.floor)))
+        return Fairness({row.owner: row.tokens for row in counted}, floor or 0.0)
+
+    def set_fairness(self, fairness: Fairness) -> None:
+        """Write lifted counters and the floor."""
+        with writing(self._engine) as connection:
+            for owner, tokens in fairness.counters.items():
+                insert = sqlite.insert(schema.counters).values(owner=owner, tokens=tokens)
+                connection.execute(insert.on_conflict_do_update(index_elements=["owner"], set_={"tokens": tokens}))
+            floor = sqlite.insert(schema.virtual_time).values(id=1, floor=fairness.floor)
+            connection.execute(floor.on_conflict_do_update(index_elements=["id"], set_={"floor": fairness.floor}))
+
+    def set_worker_status(self, status: WorkerStatus) -> None:
+        """How the worker fares."""
+        text = status.model_dump_json()
+        insert = sqlite.insert(schema.worker_status).values(id=1, status=text)
+        with writing(self._engine) as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"status": text}))
+
+    def worker_status(self) -> WorkerStatus:
+        """How the worker fares, as last written by the daemon."""
+        with reading(self._engine) as connection:
+            text = connection.scalar(select(schema.worker_status.c.status))
+        return WorkerStatus() if text is None else WorkerStatus.model_validate_json(text)
+
+
+def _spec_and_files(connection: Connection, row: Any) -> tuple[JobSpec, Mapping[str, str]]:
+    table = schema.job_files
+    found = connection.execute(select(table.c.name, table.c.sha256).where(table.c.job_id == row.id))
+    return JobSpec.model_validate_json(row.spec), {file.name: file.sha256 for file in found}

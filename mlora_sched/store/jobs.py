@@ -1,0 +1,241 @@
+"""`JobStore`: every question and change the API and the daemon have for the database.
+
+The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone.
+Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, insert, select, update
+from sqlalchemy.dialects import sqlite
+
+from mlora_sched.errors import Ambiguous, NotFound, Refused
+from mlora_sched.spec.api import EventView, JobDetail, JobView, MetricsLine
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import JobState, Request, WaitReason
+from mlora_sched.store import rows, schema
+from mlora_sched.store.daemon_side import DaemonSide
+from mlora_sched.store.db import reading, writing
+from mlora_sched.store.moves import add_event
+
+MIN_PREFIX = 4
+"""Fewest characters of a shortened id, after its "j-"."""
+
+_Events = list[tuple[int, EventView]]
+_Metrics = list[tuple[int, MetricsLine]]
+
+_DETAIL_EVENTS = 20
+_STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
+
+
+class JobStore(DaemonSide):
+    """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
+
+    def insert(  # noqa: PLR0917 - one row's columns
+        self, job_id: str, spec: JobSpec, files: Mapping[str, str], owner: str, base: str, now: float
+    ) -> JobView:
+        """Add a job in PREPARING.
+
+        Args:
+            files: sha256 of every file of `spec.files`, by the name the spec uses; spooled by `owner` before.
+            base: the served base that `spec.base_model` means.
+            now: seconds since the Unix epoch.
+        """
+        with writing(self._engine) as connection:
+            connection.execute(insert(schema.jobs).values(_new_row(job_id, spec, owner, base, now)))
+            for name, sha256 in files.items():
+                connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
+            add_event(connection, job_id, "submitted", now)
+            return rows.job_view(_job_row(connection, job_id))
+
+    def get(self, job_id: str) -> JobView:
+        """The job with this full id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with reading(self._engine) as connection:
+            return rows.job_view(_job_row(connection, job_id))
+
+    def resolve(self, text: str, owner: str | None) -> str:
+        """The full id that `text` means among the jobs of `owner` (None: of everybody).
+
+        `text` is a full id, the start of an id (at least `MIN_PREFIX` characters, with or without "j-") or a name.
+
+        Raises:
+            NotFound: no job fits.
+            Ambiguous: several fit; the message lists their ids.
+        """
+        prefix = "j-" + text.removeprefix("j-")
+        short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
+        by_name = schema.jobs.c.name == text
+        fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
+        query = select(schema.jobs.c.id).where(fits).order_by(schema.jobs.c.seq)
+        if owner is not None:
+            query = query.where(schema.jobs.c.owner == owner)
+        with reading(self._engine) as connection:
+            found = list(connection.scalars(query))
+        if text in found:
+            return text
+        if not found:
+            raise NotFound(f"no job {text}; `ls` lists yours")
+        if len(found) > 1:
+            raise Ambiguous(f"{text} fits several jobs: {', '.join(found)}; write one of these ids")
+        return str(found[0])
+
+    def list(self, owner: str | None = None, states: Collection[JobState] | None = None) -> list[JobView]:
+        """Jobs, newest first; of one owner and in some states only, where these are given."""
+        query = select(schema.jobs).order_by(schema.jobs.c.seq.desc())
+        if owner is not None:
+            query = query.where(schema.jobs.c.owner == owner)
+        if states is not None:
+            query = query.where(schema.jobs.c.state.in_([state.value for state in states]))
+        with reading(self._engine) as connection:
+            return [rows.job_view(row) for row in connection.execute(query)]
+
+    def request(self, job_id: str, request: Request, now: float) -> JobView:
+        """Ask the daemon to pause, resume or cancel a job; asking twice is asking once.
+
+        Raises:
+            NotFound: there is no such job.
+            Refused: the job's state or an earlier request stands against it.
+        """
+        assert request is not Request.NONE
+        with writing(self._engine) as connection:
+            view = rows.job_view(_job_row(connection, job_id))
+            if view.request is request:
+                return view
+            reason = _refusal(view, request)
+            if reason is not None:
+                raise Refused(f"job {job_id} {reason}")
+            where = schema.jobs.c.id == job_id
+            connection.execute(update(schema.jobs).where(where).values(request=request.value))
+            add_event(connection, job_id, f"{request.value} requested", now)
+            return rows.job_view(_job_row(connection, job_id))
+
+    def detail(self, job_id: str) -> JobDetail:
+        """Everything `show` prints; the newest events, oldest of them first.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return JobDetail(
+            job=self.get(job_id),
+            spec=self.spec(job_id),
+            checkpoints=self.checkpoints(job_id),
+            best_checkpoint=self.best_checkpoint(job_id),
+            events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
+            exactness=self.worker_status().exactness,
+        )
+
+    def spec(self, job_id: str) -> JobSpec:
+        """The job's spec as submitted.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with reading(self._engine) as connection:
+            return JobSpec.model_validate_json(_job_row(connection, job_id).spec)
+
+    def files(self, job_id: str) -> dict[str, str]:
+        """sha256 of the job's files, by the name its spec uses."""
+        table = schema.job_files
+        query = select(table.c.name, table.c.sha256).where(table.c.job_id == job_id).order_by(table.c.name)
+        with reading(self._engine) as connection:
+            return {row.name: row.sha256 for row in connection.execute(query)}
+
+    def checkpoints(self, job_id: str) -> tuple[int, ...]:
+        """Steps of the checkpoints that are kept, ascending."""
+        table = schema.checkpoints
+        query = select(table.c.step).where(table.c.job_id == job_id).order_by(table.c.step)
+        with reading(self._engine) as connection:
+            return tuple(connection.scalars(query))
+
+    def best_checkpoint(self, job_id: str) -> int | None:
+        """Step of the checkpoint with the lowest held-out loss, None where there is none."""
+        table = schema.checkpoints
+        query = select(table.c.step).where(table.c.job_id == job_id, table.c.best == 1)
+        with reading(self._engine) as connection:
+            return connection.scalars(query).one_or_none()
+
+    def events(self, job_id: str | None, after: int = 0) -> _Events:
+        """What happened to a job (None: to all of them and the daemon) since row `after`, oldest first."""
+        query = select(schema.events).where(schema.events.c.id > after).order_by(schema.events.c.id)
+        if job_id is not None:
+            query = query.where(schema.events.c.job_id == job_id)
+        with reading(self._engine) as connection:
+            return [(row.id, rows.event_view(row)) for row in connection.execute(query)]
+
+    def metrics(self, job_id: str, after: int = 0) -> _Metrics:
+        """Row id and line of every metric recorded since row `after`, by step, a step before its evaluation.
+
+        A step that is computed again (after a crash) keeps its row.
+        """
+        table = schema.metrics
+        query = select(table).where(table.c.job_id == job_id, table.c.id > after)
+        with reading(self._engine) as connection:
+            found = connection.execute(query.order_by(table.c.step, _STEP_FIRST))
+            return [(row.id, rows.metrics_line(row)) for row in found]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state; states without a job count 0."""
+        query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
+        with reading(self._engine) as connection:
+            found = {row.state: row[1] for row in connection.execute(query)}
+        return {state.value: found.get(state.value, 0) for state in JobState}
+
+    def add_file(self, sha256: str, size: int, owner: str, now: float) -> None:
+        """Note that `owner` has uploaded a file of `size` bytes; repeating it changes nothing."""
+        values = {"sha256": sha256, "size": size, "owner": owner, "created": now}
+        with writing(self._engine) as connection:
+            connection.execute(sqlite.insert(schema.spool).values(values).on_conflict_do_nothing())
+
+    def has_file(self, sha256: str, owner: str) -> bool:
+        """Whether `owner` has uploaded this file. What others have uploaded is not told."""
+        table = schema.spool
+        query = select(table.c.size).where(table.c.sha256 == sha256, table.c.owner == owner)
+        with reading(self._engine) as connection:
+            return connection.execute(query).one_or_none() is not None
+
+
+def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "name": spec.name,
+        "owner": owner,
+        "base": base,
+        "spec": spec.model_dump_json(),
+        "method": spec.adapter.method,
+        "priority": spec.priority.value,
+        "state": JobState.PREPARING.value,
+        "request": Request.NONE.value,
+        "reason": WaitReason.PREPARING.value,
+        "epoch": 0,
+        "step": 0,
+        "tokens": 0,
+        "crashes": 0,
+        "created": now,
+    }
+
+
+def _job_row(connection: Connection, job_id: str) -> Row[Any]:
+    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id}; `ls` lists yours")
+    return row
+
+
+def _refusal(view: JobView, wanted: Request) -> str | None:
+    """Why `wanted` cannot be asked of the job now, or None."""
+    if view.state.is_final:
+        return f"has ended ({view.state.value}); there is nothing to {wanted.value}"
+    if view.request is Request.CANCEL:
+        return "is being cancelled"
+    if wanted is Request.PAUSE and view.state is JobState.PAUSED and view.request is Request.NONE:
+        return "is paused already"
+    if wanted is Request.RESUME and view.state is not JobState.PAUSED and view.request is not Request.PAUSE:
+        return f"is {view.state.value}, not PAUSED; there is nothing to resume"
+    return None

@@ -1,0 +1,137 @@
+"""Write one report of a worker into the database. Called inside the transaction of `DaemonSide.record`."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy.dialects import sqlite
+
+from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import TRANSITIONS, JobState, Request
+from mlora_sched.spec.wire import (
+    Attached,
+    CheckpointSaved,
+    Detached,
+    EvalDone,
+    JobFailed,
+    JobFinished,
+    JobReport,
+    Prepared,
+    StepDone,
+)
+from mlora_sched.store import moves, rows, schema
+
+_AFTER_DETACH = {
+    Request.NONE: JobState.QUEUED,
+    Request.RESUME: JobState.QUEUED,
+    Request.PAUSE: JobState.PAUSED,
+    Request.CANCEL: JobState.CANCELLED,
+}
+"""A detached job goes where its owner wants it by then: the daemon may have let it go for another reason."""
+
+
+def apply(connection: Connection, report: JobReport, now: float) -> None:
+    """Write what `report` says, unless it is of an earlier epoch or of a job that has ended."""
+    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == report.job_id)).one_or_none()
+    if row is None or row.epoch != report.epoch or JobState(row.state).is_final:
+        return
+    match report:
+        case Prepared():
+            _prepared(connection, row, report, now)
+        case Attached():
+            _attached(connection, row, report, now)
+        case StepDone():
+            _step(connection, row, report)
+        case EvalDone():
+            _eval(connection, report)
+        case CheckpointSaved():
+            _checkpoint(connection, row, report, now)
+        case JobFinished():
+            _move(connection, row, JobState.SUCCEEDED, now, step=report.step)
+        case JobFailed():
+            _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
+        case Detached():
+            request = Request(row.request)
+            _move(connection, row, _AFTER_DETACH[request], now, done=request, step=report.step)
+        case _:
+            assert_never(report)
+
+
+def _move(
+    connection: Connection, row: Row[Any], target: JobState, now: float, *, done: Request | None = None, **columns: Any
+) -> None:
+    """Move the job where its state allows it; a report that comes too late (paused, queued again) changes nothing."""
+    source = JobState(row.state)
+    if target in TRANSITIONS[source]:
+        moves.move(connection, row.id, source, target, now, done=done, **columns)
+
+
+def _set(connection: Connection, job_id: str, **columns: Any) -> None:
+    connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(columns))
+
+
+def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: float) -> None:
+    """The data is ready. A job that was paused meanwhile stays paused, and need not be prepared again."""
+    _set(connection, row.id, total_steps=report.total_steps)
+    held_out = f", {report.validation_rows} held out" if report.validation_rows else ""
+    cut = f", {report.truncated} cut to max_length" if report.truncated else ""
+    moves.add_event(connection, row.id, f"data: {report.rows} rows, {report.tokens} tokens{held_out}{cut}", now)
+    if row.state == JobState.PREPARING.value:
+        _move(connection, row, JobState.QUEUED, now)
+
+
+def _attached(connection: Connection, row: Row[Any], report: Attached, now: float) -> None:
+    started = now if row.started is None else row.started
+    _move(connection, row, JobState.RUNNING, now, step=report.step, total_steps=report.total_steps, started=started)
+
+
+def _step(connection: Connection, row: Row[Any], report: StepDone) -> None:
+    """A step that is computed again counts once for the job, and each time for its owner's share of the device."""
+    table = schema.metrics
+    before = connection.scalar(
+        select(table.c.tokens).where(table.c.job_id == row.id, table.c.event == "step", table.c.step == report.step)
+    )
+    line = MetricsLine(
+        event="step",
+        step=report.step,
+        loss=report.loss,
+        lr=report.lr,
+        grad_norm=report.grad_norm,
+        tokens=report.tokens,
+        extra=report.extra,
+    )
+    _upsert_metric(connection, row.id, line)
+    tokens = schema.jobs.c.tokens + report.tokens - (before or 0)
+    _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens)
+    count = sqlite.insert(schema.counters).values(owner=row.owner, tokens=report.tokens)
+    more = {"tokens": schema.counters.c.tokens + report.tokens}
+    connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
+
+
+def _eval(connection: Connection, report: EvalDone) -> None:
+    line = MetricsLine(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
+    _upsert_metric(connection, report.job_id, line)
+    _set(connection, report.job_id, eval_loss=report.loss)
+
+
+def _upsert_metric(connection: Connection, job_id: str, line: MetricsLine) -> None:
+    values = rows.metrics_values(line)
+    insert = sqlite.insert(schema.metrics).values(job_id=job_id, **values)
+    connection.execute(insert.on_conflict_do_update(index_elements=["job_id", "event", "step"], set_=values))
+
+
+def _checkpoint(connection: Connection, row: Row[Any], report: CheckpointSaved, now: float) -> None:
+    """Note a checkpoint and forget those the worker has removed: it keeps the newest few and the best."""
+    table = schema.checkpoints
+    of_job = table.c.job_id == row.id
+    if report.best:
+        connection.execute(update(table).where(of_job).values(best=0))
+    insert = sqlite.insert(table).values(job_id=row.id, step=report.step, best=int(report.best))
+    update_best = insert.on_conflict_do_update(index_elements=["job_id", "step"], set_={"best": int(report.best)})
+    connection.execute(update_best)
+    limit = JobSpec.model_validate_json(row.spec).training.save_total_limit
+    newest = select(table.c.step).where(of_job).order_by(table.c.step.desc()).limit(limit)
+    connection.execute(delete(table).where(of_job, table.c.best == 0, table.c.step.not_in(newest)))
+    moves.add_event(connection, row.id, f"checkpoint at step {report.step}{' (best)' if report.best else ''}", now)

@@ -1,0 +1,71 @@
+"""From a row to a record and back. No queries: those are in `jobs`, `daemon_side` and `reports`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Row
+
+from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.store.records import LiveJob
+
+
+def job_view(row: Row[Any]) -> JobView:
+    """A row of `jobs` as people see it."""
+    values = {name: getattr(row, name) for name in JobView.model_fields}
+    return JobView.model_validate(values)
+
+
+def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
+    """A row of `jobs` as the daemon's loop needs it."""
+    return LiveJob(
+        id=row.id,
+        seq=row.seq,
+        owner=row.owner,
+        base=row.base,
+        state=JobState(row.state),
+        request=Request(row.request),
+        reason=row.reason,
+        priority=Priority(row.priority),
+        spec=spec,
+        files=files,
+        epoch=row.epoch,
+        step=row.step,
+        total_steps=row.total_steps,
+        tokens=row.tokens,
+        crashes=row.crashes,
+        created=row.created,
+    )
+
+
+def event_view(row: Row[Any]) -> EventView:
+    """A row of `events`."""
+    return EventView(time=row.time, job_id=row.job_id, message=row.message)
+
+
+def metrics_values(line: MetricsLine) -> dict[str, Any]:
+    """The columns of `metrics` that hold `line`."""
+    return {**line.model_dump(exclude={"extra"}), "extra": json.dumps(line.extra, sort_keys=True)}
+
+
+def metrics_line(row: Row[Any]) -> MetricsLine:
+    """A row of `metrics`."""
+    return MetricsLine(
+        event=row.event,
+        step=row.step,
+        loss=row.loss,
+        lr=row.lr,
+        grad_norm=row.grad_norm,
+        tokens=row.tokens,
+        accuracy=row.accuracy,
+        extra=json.loads(row.extra),
+    )
+
+
+def failed(code: ErrorCode, message: str) -> dict[str, Any]:
+    """The columns that say why a job FAILED."""
+    return {"error_code": code.value, "error": message}

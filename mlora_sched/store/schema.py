@@ -1,0 +1,165 @@
+"""The tables. What a migration makes of an empty file must equal this; a test compares the two.
+
+Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request` and inserts rows,
+the daemon's loop writes everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from mlora_sched.spec.job import Priority
+from mlora_sched.spec.state import JobState, Request
+
+METADATA = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _quoted(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({_quoted(values)})", name=column)
+
+
+FINAL_STATES = tuple(state for state in JobState if state.is_final)
+_FINAL = _quoted(FINAL_STATES)
+
+jobs = Table(
+    "jobs",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("priority", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("total_steps", Integer),
+    Column("tokens", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("loss", Float),
+    Column("eval_loss", Float),
+    Column("error_code", Text),
+    Column("error", Text),
+    Column("stopped_by", Text),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+    UniqueConstraint("id"),
+    _one_of("state", JobState),
+    _one_of("request", Request),
+    _one_of("priority", Priority),
+    CheckConstraint("(state = 'FAILED') = (error_code IS NOT NULL)", name="failed_has_code"),
+    CheckConstraint(f"(state IN ({_FINAL})) = (ended IS NOT NULL)", name="ended_when_final"),
+    CheckConstraint(f"state NOT IN ({_FINAL}) OR request = 'none'", name="final_has_no_request"),
+    Index(None, "state"),
+    Index(None, "owner", "name"),
+    sqlite_autoincrement=True,
+)
+
+job_files = Table(
+    "job_files",
+    METADATA,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("sha256", Text, nullable=False),
+)
+
+metrics = Table(
+    "metrics",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("event", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("loss", Float, nullable=False),
+    Column("lr", Float),
+    Column("grad_norm", Float),
+    Column("tokens", Integer, nullable=False),
+    Column("accuracy", Float),
+    Column("extra", Text, nullable=False),
+    UniqueConstraint("job_id", "event", "step"),
+    CheckConstraint("event IN ('step', 'eval')", name="event"),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("job_id", Text, ForeignKey("jobs.id")),
+    Column("message", Text, nullable=False),
+    Index(None, "job_id"),
+    sqlite_autoincrement=True,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    METADATA,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("best", Integer, nullable=False),
+    CheckConstraint("best IN (0, 1)", name="best"),
+)
+
+spool = Table(
+    "spool",
+    METADATA,
+    Column("sha256", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+counters = Table(
+    "counters",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("tokens", Float, nullable=False),
+)
+
+virtual_time = Table(
+    "virtual_time",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("floor", Float, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+worker_status = Table(
+    "worker_status",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("status", Text, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
