@@ -32,7 +32,7 @@ class AdapterCommon(Frozen):
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: Literal["all-linear"] | tuple[str, ...] = ALL_LINEAR
-    init_from: str | None = None
+    init_from: str | None = Field(default=None, min_length=1)
 
     @field_validator("target_modules", mode="before")
     @classmethod

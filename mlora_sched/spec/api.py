@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import Field
 
 from mlora_sched.spec.common import Frozen
@@ -58,6 +60,18 @@ class MetricsLine(Frozen):
     accuracy: float | None = None
     extra: dict[str, float] = Field(default_factory=dict)
 
+    def to_json(self) -> str:
+        """The line as `metrics.jsonl` holds it: figures that the event has not are left out, `extra` is flat."""
+        fields = self.model_dump(exclude={"extra"}, exclude_none=True)
+        return json.dumps(fields | self.extra)
+
+
+class MetricsPage(Frozen):
+    """Metrics past a cursor; ask again with `cursor` for what came later."""
+
+    lines: tuple[MetricsLine, ...]
+    cursor: int
+
 
 class EventView(Frozen):
     """Something that happened to a job (a transition, a checkpoint, a note)."""
@@ -65,6 +79,13 @@ class EventView(Frozen):
     time: float
     job_id: str | None
     message: str
+
+
+class EventsPage(Frozen):
+    """Events past a cursor; ask again with `cursor` for what came later."""
+
+    events: tuple[EventView, ...]
+    cursor: int
 
 
 class JobDetail(Frozen):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from mlora_sched.spec.common import Frozen
+
+_NUMBER = re.compile(r"^[+-]?\d*\.?\d+([eE][+-]?\d+)?$")  # YAML reads 1e-1 as a string
 
 TrainOn = Literal["answers", "last", "all"]
 
@@ -24,7 +27,7 @@ class DataSpec(Frozen):
         shuffle: new order each epoch, from the job's seed.
     """
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     validation: float | str | None = None
     template: str = "auto"
     max_length: int = Field(default=1024, ge=8, le=1_048_576)
@@ -39,6 +42,10 @@ class DataSpec(Frozen):
     @field_validator("validation")
     @classmethod
     def _fraction(cls, value: float | str | None) -> float | str | None:
+        if value == "":
+            raise ValueError("is empty; write a fraction such as 0.1, the name of a file, or leave the key out")
+        if isinstance(value, str) and _NUMBER.match(value):
+            value = float(value)
         if isinstance(value, float) and not 0 < value < 1:
             raise ValueError(f"{value:g} is no fraction between 0 and 1; write e.g. 0.1, or the name of a file")
         return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
@@ -78,23 +78,40 @@ _FOREIGN: dict[str, str] = {
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel], where: str) -> str:
     """One line per problem, each starting with `where` and the dotted field."""
-    return "\n".join(f"{where}: {_line(item, raw, model)}" for item in error.errors(include_url=False))
+    return explain_items(error.errors(include_url=False), raw, model, where)
 
 
-def _line(item: Any, raw: object, model: type[BaseModel]) -> str:
-    path = _real_path(item["loc"], raw)
+def explain_items(items: Iterable[Any], raw: object, model: type[BaseModel], where: str) -> str:
+    """`explain` for the items of a validation error (each with type, loc, msg, input) that came without the error."""
+    problems: dict[str, list[str]] = {}
+    for item in items:
+        field, problem = _problem(item, raw, model)
+        problems.setdefault(field, []).append(problem)
+    return "\n".join(f"{where}: {_joined(field, texts)}" for field, texts in problems.items())
+
+
+def _joined(field: str, texts: list[str]) -> str:
+    """One sentence for a field: the members of a union complain one by one about the same value."""
+    sentence = texts[0] + "".join(f" or {text.rpartition(': ')[2]}" for text in dict.fromkeys(texts[1:]))
+    return f"{field}: {sentence}" if field else sentence
+
+
+def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
+    """The dotted field of one problem, and what is wrong with it."""
+    path = _real_path(item["loc"], raw, keep_last=item["type"] == "missing")
     field = ".".join(str(part) for part in path)
-    if item["type"] == "extra_forbidden":
-        return f"{field}: unknown key; {_suggest(str(path[-1]), field, model)}"
-    if item["type"] == "missing":
-        return f"{field}: is missing; it is required"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{field}: {message}" if field else message
-    if item["type"] == "union_tag_invalid":
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return field, f"unknown key; {_suggest(str(path[-1]), field, raw, model)}"
+    if kind == "missing":
+        return field, "is missing; it is required"
+    if kind == "value_error":
+        return field, item["msg"].removeprefix("Value error, ")
+    if kind == "union_tag_invalid":
         tags = item["ctx"]["expected_tags"].replace("'", "")
-        return f"{field}.method: {item['ctx']['tag']!r} is no method; choose one of {tags}"
-    return f"{field}: {_short(item['input'])}: {message[:1].lower()}{message[1:]}"
+        return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
+    message = item["msg"].removeprefix("Input ")
+    return field, f"{_short(item['input'])}: {message[:1].lower()}{message[1:]}"
 
 
 def _short(value: object) -> str:
@@ -102,10 +119,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _real_path(loc: tuple[int | str, ...], raw: object) -> list[int | str]:
+def _real_path(loc: tuple[int | str, ...], raw: object, *, keep_last: bool) -> list[int | str]:
     """Drop the parts of a location that pydantic adds for unions: only keys that the document holds are kept.
 
-    The last part is kept when its parent is reached, since a missing key is not in the document.
+    `keep_last` is for a missing key, which is not in the document.
     """
     path: list[int | str] = []
     here: Any = raw
@@ -115,14 +132,16 @@ def _real_path(loc: tuple[int | str, ...], raw: object) -> list[int | str]:
         if in_list or (isinstance(here, dict) and part in here):
             path.append(part)
             here = here[part]
-        elif last and isinstance(here, dict):
+        elif last and keep_last:
             path.append(part)
     return path
 
 
-def _suggest(key: str, field: str, model: type[BaseModel]) -> str:
+def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
     known = dict(_fields(model))
-    if key in _FOREIGN and field not in known:
+    if field in known:  # another member of a union has it: the adapter's method decides
+        return f"it does not go with {_method(raw)}; leave it out or choose another method"
+    if key in _FOREIGN:
         return f"here it is {_FOREIGN[key]}"
     elsewhere = [path for path, name in known.items() if name == key]
     if elsewhere:
@@ -136,6 +155,11 @@ def _suggest(key: str, field: str, model: type[BaseModel]) -> str:
         return f"did you mean {near[0]}?"
     keys = ", ".join(sorted(path.rpartition(".")[2] for path in beside))
     return f"known keys here are {keys}" if keys else "leave it out"
+
+
+def _method(raw: object) -> str:
+    adapter = raw.get("adapter") if isinstance(raw, dict) else None
+    return f"method {adapter.get('method', 'lora') if isinstance(adapter, dict) else 'lora'}"
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -83,3 +83,28 @@ def load_job(path: Path) -> JobSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: is not YAML: {error}") from None
     return parse_job(raw, str(path))
+
+
+def local_files(spec: JobSpec, folder: Path) -> dict[str, Path]:
+    """Where the files of a spec lie on this machine, by the name the spec uses; `folder` holds the spec's file.
+
+    Raises:
+        SpecError: files are missing or are no ordinary files; each is named with its field, one a line.
+    """
+    paths = {name: folder / Path(name).expanduser() for name in spec.files}
+    lost = [
+        f"{spec.name}: {_field_of(spec, name)}: {name}: no such file (looked for {path})"
+        for name, path in paths.items()
+        if not path.is_file()
+    ]
+    if lost:
+        raise SpecError("\n".join(lost))
+    return paths
+
+
+def _field_of(spec: JobSpec, name: str) -> str:
+    if name in spec.data.train:
+        return "data.train"
+    if name == spec.data.validation:
+        return "data.validation"
+    return "data.template" if name == spec.data.template_file else "adapter.init_from"

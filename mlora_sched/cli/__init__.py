@@ -1,0 +1,1 @@
+"""The command line: `remote` verbs speak to a daemon, `local` verbs need none. Importing it loads nothing heavy."""

@@ -1,0 +1,136 @@
+"""The command `mlora-sched`: which verbs there are, and the one place where errors become exit codes.
+
+Each verb lives in a module of its own that is imported only when the verb is called, so that help, mistakes in the
+command line and remote verbs never pay for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from mlora_sched import __version__
+from mlora_sched.errors import EXIT_INTERRUPTED, MloraError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line: `module` holds a click command named as the verb."""
+
+    name: str
+    module: str
+    summary: str
+
+
+def _remote(name: str, summary: str) -> Verb:
+    return Verb(name, f"mlora_sched.cli.remote.{name}", summary)
+
+
+def _local(name: str, summary: str) -> Verb:
+    return Verb(name, f"mlora_sched.cli.local.{name}", summary)
+
+
+SECTIONS: dict[str, tuple[Verb, ...]] = {
+    "Jobs (need a running daemon)": (
+        _remote("submit", "Submit jobs from spec files."),
+        _remote("ls", "List your jobs."),
+        _remote("show", "Show one job: state, spec, checkpoints, events."),
+        _remote("logs", "Print a job's events and metrics."),
+        _remote("wait", "Wait until jobs have ended."),
+        _remote("cancel", "Cancel a job."),
+        _remote("pause", "Pause a job; it keeps its progress."),
+        _remote("resume", "Let a paused job go on."),
+        _remote("pull", "Fetch a job's adapter."),
+    ),
+    "Data": (
+        _local("validate", "Check job specs and their files."),
+        _local("dataset", "Show what the model will see of a data file."),
+    ),
+    "Server": (
+        _local("serve", "Start the training daemon."),
+        _local("run", "Train jobs together without a daemon."),
+        _local("base", "Make a small base model to try things on."),
+        _local("demo", "See the whole system at work."),
+    ),
+}
+"""Every verb, in the order in which help shows it."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name and imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names in the order of `SECTIONS`."""
+        return [verb.name for verbs in SECTIONS.values() for verb in verbs]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the verb's module and take the command out of it; None for an unknown name."""
+        for verb in (verb for verbs in SECTIONS.values() for verb in verbs):
+            if verb.name == cmd_name:
+                command = getattr(importlib.import_module(verb.module), verb.name)
+                assert isinstance(command, click.Command), verb
+                return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Like click's, but an unknown verb is answered with the nearest one."""
+        name = args[0]
+        if not name.startswith("-") and name not in self.list_commands(ctx):
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"try `{ctx.command_path} --help`"
+            raise click.UsageError(f"{name}: no such verb; {remedy}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the sections from `SECTIONS` alone, importing no verb."""
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb.name, verb.summary) for verb in verbs])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mlora-sched")
+def cli() -> None:
+    """Train many LoRA and MixLoRA jobs at once on one shared frozen base model."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Answers go to stdout, messages to stderr."""
+    as_json = "--json" in args
+    try:
+        result = cli.main(args=list(args), prog_name="mlora-sched", standalone_mode=False)
+    except MloraError as error:
+        _complain(type(error).__name__, error.message, as_json)
+        return error.exit_code
+    except click.ClickException as error:
+        _complain_usage(error, as_json)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("Interrupted", "interrupted", as_json)
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def _complain(kind: str, message: str, as_json: bool) -> None:
+    click.echo(json.dumps({"error": kind, "message": message}) if as_json else f"error: {message}", err=True)
+
+
+def _complain_usage(error: click.ClickException, as_json: bool) -> None:
+    if as_json:
+        _complain("UserError", error.format_message(), as_json)
+    else:
+        error.show()
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

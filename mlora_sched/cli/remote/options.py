@@ -1,0 +1,48 @@
+"""What every remote verb shares: how the daemon is found and how a client to it is made. No verb lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mlora_sched.cli.output import print_job_line, print_json
+from mlora_sched.client import SOCKET_VARIABLE, Client, default_socket
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.state import JobState, Request
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+EXIT_JOB_ENDED_BADLY = 1
+"""A job that was waited for failed or was cancelled."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+def daemon_options(verb: _Function) -> _Function:
+    """Add `--socket` (a Path) and `--json` (`as_json`) to a verb."""
+    socket = click.option(
+        "--socket",
+        type=click.Path(path_type=Path),
+        default=default_socket,
+        show_default="the user's own",
+        help=f"Socket of the daemon; else {SOCKET_VARIABLE}.",
+    )
+    return json_option(socket(verb))
+
+
+def outcome(jobs: Sequence[JobView]) -> int:
+    """Exit code for jobs that have ended: 0 when every one succeeded."""
+    return 0 if all(job.state is JobState.SUCCEEDED for job in jobs) else EXIT_JOB_ENDED_BADLY
+
+
+def send_request(ref: str, request: Request, socket: Path, *, as_json: bool) -> None:
+    """Ask for a pause, resume or cancel of a job and print how it stands now."""
+    with Client(socket) as client:
+        job = client.request(ref, request)
+    if as_json:
+        print_json(job)
+    else:
+        print_job_line(job)

@@ -1,0 +1,38 @@
+"""`pull`: fetch a job's adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.client import Client
+
+
+class _Checkpoint(click.ParamType[str]):
+    """A step number, `best` or `last`."""
+
+    name = "STEP|best|last"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in ("best", "last") and not (value.isascii() and value.isdigit()):
+            self.fail(f"{value!r} is no checkpoint; write a step such as 200, best or last", param, ctx)
+        return value
+
+
+@click.command()
+@click.argument("job", metavar="ID")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--checkpoint", type=_Checkpoint(), help="A saved step instead of the finished adapter.")
+@daemon_options
+def pull(job: str, folder: Path, checkpoint: str | None, socket: Path, as_json: bool) -> None:
+    """Fetch a job's adapter into DIR, which is made; it loads with PEFT."""
+    with Client(socket) as client:
+        written = client.pull(job, folder, checkpoint)
+    names = [path.relative_to(folder).as_posix() for path in written]
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "files": names}))
+    else:
+        click.echo(f"{folder}: {', '.join(names)}")
