@@ -10,6 +10,7 @@
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unreachable                  no daemon answers                        exit 5   HTTP 503
     ├── WaitTimeout                  a wait ran out of time                   exit 124 HTTP 408
+    ├── ProtocolError                another process says what is no message  exit 1   (stored, never raised over HTTP)
     └── JobFault                     one job fails alone; carries ErrorCode   exit 1   (stored, never raised over HTTP)
 
 Messages name the field, the value and the remedy. `assert` is for invariants of our own code only.
@@ -103,6 +104,10 @@ class WaitTimeout(MloraError):
 
     exit_code = 124
     http_status = 408
+
+
+class ProtocolError(MloraError):
+    """What came through a channel is no message of ours: a bug, or a stray print into the pipe."""
 
 
 class JobFault(MloraError):
