@@ -76,10 +76,6 @@ class Archive:
                 yield member.padding
             yield _ENDING
 
-    def close(self) -> None:
-        """Let go of the files of a stream that is not read."""
-        self._files.close()
-
 
 def _ordinary_files(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder, onerror=_raise):

@@ -1,0 +1,58 @@
+"""Which directory of a job holds the adapter a user asks for, and that directory as a stream with its metrics.
+
+Only paths made of a job's id and a step are opened; nothing of a request becomes a path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlora_sched.archive import Archive
+from mlora_sched.errors import NotFound, Refused
+from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.state import JobState
+from mlora_sched.store.jobs import JobStore
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpoint: str | None) -> Archive:
+    """The adapter of a job, ready to be streamed.
+
+    Args:
+        checkpoint: a step in digits, "best" or "last"; None for the finished adapter.
+
+    Raises:
+        Refused: the job has not finished and no checkpoint was asked for.
+        NotFound: there is no such checkpoint.
+    """
+    folder = _adapter_folder(store, settings.job_dir(job_id), job_id, checkpoint)
+    lines = "".join(line.to_json() + "\n" for _, line in store.metrics(job_id))
+    try:
+        return Archive.of(folder, {METRICS_FILE: lines.encode()})
+    except FileNotFoundError:  # a newer checkpoint has just replaced it, or an administrator removed it
+        raise NotFound(f"job {job_id}: the adapter asked for is not there any more; `show` lists what is") from None
+
+
+def _adapter_folder(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None) -> Path:
+    job = store.get(job_id)
+    finished = job.state is JobState.SUCCEEDED
+    if finished and checkpoint in (None, "last"):
+        return job_dir / "adapter"
+    steps = store.checkpoints(job_id)
+    if checkpoint is None:
+        remedy = "ask for --checkpoint last" if steps else "it has no checkpoint yet (training.save_every)"
+        raise Refused(f"job {job_id} is {job.shown_state} and has no finished adapter; {remedy}")
+    step = _step(checkpoint, steps, store.best_checkpoint(job_id))
+    if step is None:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise NotFound(f"job {job_id} has no checkpoint {checkpoint}; kept are: {kept}")
+    return job_dir / "checkpoints" / f"step-{step:06d}" / "adapter"
+
+
+def _step(checkpoint: str, steps: tuple[int, ...], best: int | None) -> int | None:
+    if checkpoint == "best":
+        return best
+    if checkpoint == "last":
+        return max(steps, default=None)
+    return int(checkpoint) if int(checkpoint) in steps else None

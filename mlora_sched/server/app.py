@@ -1,0 +1,94 @@
+"""The daemon's HTTP application: routers put together, and the one mapping from our errors to answers.
+
+It serves whoever `auth` says is asking; it never trains, never imports a worker and meets the loop only in the store.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from mlora_sched import __version__
+from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
+from mlora_sched.server.context import MAX_FILE_BYTES, Context
+from mlora_sched.server.routes import daemon, files, jobs
+from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.api import ErrorBody
+from mlora_sched.spec.explain import explain_items
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.store.jobs import JobStore
+
+PREFIX = "/api/v1"
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "What was asked cannot be done as asked.",
+        404: "No such job, base, file or checkpoint.",
+        409: "Ambiguous, or not allowed in this state.",
+        422: "The spec or a parameter is malformed.",
+    }.items()
+}
+
+
+def create_app(store: JobStore, settings: DaemonSettings, *, max_file_bytes: int = MAX_FILE_BYTES) -> FastAPI:
+    """The application of one daemon.
+
+    Args:
+        store: where jobs are.
+        settings: the daemon's bases and directories.
+        max_file_bytes: largest file a user may upload.
+    """
+    app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
+    app.state.context = Context(store, settings, max_file_bytes)
+    for router in (jobs.router, files.router, daemon.router):
+        app.include_router(router, prefix=PREFIX)
+    app.add_exception_handler(MloraError, _ours)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+def _body(kind: type[MloraError], message: str, status: int) -> JSONResponse:
+    return JSONResponse(ErrorBody(error=kind.__name__, message=message).model_dump(), status)
+
+
+async def _ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, MloraError)
+    return _body(type(error), error.message, error.http_status)
+
+
+async def _malformed(_request: Request, error: Exception) -> Response:
+    """A body or parameter that its model refuses; a spec is explained in the words the CLI uses."""
+    assert isinstance(error, RequestValidationError)
+    body = error.body if isinstance(error.body, dict) else {}
+    of_spec = [item for item in error.errors() if item["loc"][:2] == ("body", "spec")]
+    if of_spec:
+        items = [{**item, "loc": item["loc"][2:]} for item in of_spec]
+        return _body(SpecError, explain_items(items, body.get("spec"), JobSpec, "spec"), SpecError.http_status)
+    lines = [f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()]
+    return _body(UserError, "\n".join(lines), HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+async def _of_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = NotFound if error.status_code == NotFound.http_status else UserError
+    return _body(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """The caller went away in the middle of its request; nobody reads this answer, and it is no error of ours."""
+    return Response(status_code=400)
+
+
+async def _bug(_request: Request, _error: Exception) -> Response:
+    """An error nobody planned: its trace is in the daemon's log (uvicorn writes it), not in the answer."""
+    return _body(MloraError, "the daemon met an error of its own; its log has the details", 500)

@@ -1,0 +1,42 @@
+"""What every route needs of its daemon, and how a route gets it. No route lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from mlora_sched.server.auth import Caller
+from mlora_sched.settings import DaemonSettings
+from mlora_sched.store.jobs import JobStore
+
+MAX_FILE_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class Context:
+    """One daemon, as its routes see it."""
+
+    store: JobStore
+    settings: DaemonSettings
+    max_file_bytes: int
+
+    def job_id(self, ref: str, caller: Caller) -> str:
+        """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.
+
+        Raises:
+            NotFound: the caller has no such job.
+            Ambiguous: several fit.
+        """
+        return self.store.resolve(ref, caller.scope)
+
+
+def _context_of(request: Request) -> Context:
+    found = request.app.state.context
+    assert isinstance(found, Context)
+    return found
+
+
+ContextOf = Annotated[Context, Depends(_context_of)]
+"""Parameter of a route: the daemon it belongs to."""

@@ -1,0 +1,118 @@
+"""Jobs over HTTP: submit, look, ask for a pause, resume or cancel, fetch the adapter."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, status
+from fastapi.responses import StreamingResponse
+
+from mlora_sched.server.adapters import open_adapter
+from mlora_sched.server.auth import CallerOf
+from mlora_sched.server.context import ContextOf
+from mlora_sched.server.submission import check_files, served_base
+from mlora_sched.spec.api import EventsPage, JobDetail, JobView, MetricsPage, Submission
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import JobState, Request
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_ID_BYTES = 8
+_After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED)
+def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
+    """Accept a job; it trains when its data is prepared and the scheduler finds room."""
+    base = served_base(body.spec, context.settings)
+    check_files(body, caller, context.store)
+    job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
+    return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
+
+
+@router.get("")
+def list_jobs(
+    context: ContextOf,
+    caller: CallerOf,
+    state: Annotated[list[JobState] | None, Query(description="Only jobs in one of these states.")] = None,
+    everyone: Annotated[
+        bool, Query(description="Jobs of all users; others than administrators see their own.")
+    ] = False,
+) -> list[JobView]:
+    """Jobs, newest first."""
+    owner = caller.scope if everyone else caller.user
+    return context.store.list(owner, state)
+
+
+@router.get("/{ref}")
+def get_job(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
+    """A job by id, shortened id or unambiguous name."""
+    return context.store.get(context.job_id(ref, caller))
+
+
+@router.get("/{ref}/detail")
+def get_detail(ref: str, context: ContextOf, caller: CallerOf) -> JobDetail:
+    """A job with its spec, checkpoints and newest events."""
+    return context.store.detail(context.job_id(ref, caller))
+
+
+@router.get("/{ref}/spec")
+def get_spec(ref: str, context: ContextOf, caller: CallerOf) -> JobSpec:
+    """The spec as submitted, defaults filled in."""
+    return context.store.spec(context.job_id(ref, caller))
+
+
+@router.get("/{ref}/metrics")
+def get_metrics(ref: str, context: ContextOf, caller: CallerOf, after: _After = 0) -> MetricsPage:
+    """Metrics recorded since a cursor."""
+    found = context.store.metrics(context.job_id(ref, caller), after)
+    cursor = max((row for row, _ in found), default=after)
+    return MetricsPage(lines=tuple(line for _, line in found), cursor=cursor)
+
+
+@router.get("/{ref}/events")
+def get_events(ref: str, context: ContextOf, caller: CallerOf, after: _After = 0) -> EventsPage:
+    """Events since a cursor."""
+    found = context.store.events(context.job_id(ref, caller), after)
+    cursor = max((row for row, _ in found), default=after)
+    return EventsPage(events=tuple(event for _, event in found), cursor=cursor)
+
+
+@router.post("/{ref}/pause")
+def pause(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
+    """Ask for a pause; pending until the daemon has done it."""
+    return context.store.request(context.job_id(ref, caller), Request.PAUSE, time.time())
+
+
+@router.post("/{ref}/resume")
+def resume(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
+    """Ask for a paused job to go on; pending until the daemon has done it."""
+    return context.store.request(context.job_id(ref, caller), Request.RESUME, time.time())
+
+
+@router.post("/{ref}/cancel")
+def cancel(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
+    """Ask for a job to be cancelled; pending until the daemon has done it."""
+    return context.store.request(context.job_id(ref, caller), Request.CANCEL, time.time())
+
+
+@router.get(
+    "/{ref}/adapter",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-tar": {}}, "description": "The adapter's files as a tar."}},
+)
+def get_adapter(
+    ref: str,
+    context: ContextOf,
+    caller: CallerOf,
+    checkpoint: Annotated[
+        str | None, Query(pattern=r"^([0-9]{1,12}|best|last)$", description="A step, best or last.")
+    ] = None,
+) -> StreamingResponse:
+    """The finished adapter, or that of a checkpoint, with the job's metrics.jsonl."""
+    archive = open_adapter(context.store, context.settings, context.job_id(ref, caller), checkpoint)
+    return StreamingResponse(
+        iter(archive), media_type="application/x-tar", headers={"content-length": str(archive.size)}
+    )

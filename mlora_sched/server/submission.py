@@ -1,0 +1,45 @@
+"""What must hold for a submission to become a job, beyond the shape its models demand."""
+
+from __future__ import annotations
+
+from mlora_sched.errors import NotFound, SpecError
+from mlora_sched.server.auth import Caller
+from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.api import Submission
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.store.jobs import JobStore
+
+
+def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
+    """The name of the base that a spec means.
+
+    Raises:
+        NotFound: the daemon does not serve it.
+        SpecError: the spec names none and the daemon serves several.
+    """
+    served = [base.name for base in settings.bases]
+    if spec.base_model is None:
+        if len(served) == 1:
+            return served[0]
+        raise SpecError(f"{spec.name}: base_model: is missing; this daemon serves {', '.join(served)}")
+    if spec.base_model not in served:
+        raise NotFound(
+            f"{spec.name}: base_model: {spec.base_model}: is not served here; this daemon serves {', '.join(served)}"
+        )
+    return spec.base_model
+
+
+def check_files(submission: Submission, caller: Caller, store: JobStore) -> None:
+    """Every file of the spec, and no other, has been uploaded by the caller.
+
+    Raises:
+        SpecError: it is not so.
+    """
+    spec = submission.spec
+    named, sent = set(spec.files), set(submission.files)
+    if named != sent:
+        odd = ", ".join(sorted(named ^ sent))
+        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {odd}")
+    for name, sha256 in submission.files.items():
+        if not store.has_file(sha256, caller.user):
+            raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")
