@@ -1,0 +1,108 @@
+"""The question put to a scheduling policy (`Snapshot`) and its answer (`Plan`).
+
+A policy is a pure function of the snapshot: the same snapshot gives the same plan. The policies are in `policies`;
+carrying a plan out is the daemon's, cutting steps into packs the worker's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mlora_sched.spec.job import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What a policy may know of a job that could train.
+
+    Attributes:
+        seq: order of submission.
+        remaining_steps: optimiser steps still to do.
+    """
+
+    id: str
+    owner: str
+    priority: Priority
+    seq: int
+    remaining_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a plan must keep to.
+
+    Attributes:
+        max_resident: most jobs attached at once.
+        slice_tokens: about how many tokens the device computes in one slice.
+        preempt_tokens: how far, in tokens served, an owner must be ahead before a job of theirs gives up its place;
+            it keeps jobs from changing places all the time.
+    """
+
+    max_resident: int
+    slice_tokens: int
+    preempt_tokens: int = 100_000
+
+    def __post_init__(self) -> None:
+        assert self.max_resident >= 1
+        assert self.slice_tokens >= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of the scheduler at one moment.
+
+    Attributes:
+        resident: jobs that are attached and stay so unless the plan lets them go.
+        waiting: jobs that are ready to be attached.
+        leaving: how many more jobs still hold a place, since the worker is letting them go.
+        counters: tokens served by owner, in virtual tokens; an owner who is missing has 0.
+        floor: the counter to which an owner is lifted who comes back.
+    """
+
+    resident: tuple[JobFacts, ...]
+    waiting: tuple[JobFacts, ...]
+    leaving: int
+    counters: Mapping[str, float]
+    floor: float
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class JobShare:
+    """A resident job's part of the next slice: at most about `tokens` tokens."""
+
+    job_id: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a job does not train now, for its owner."""
+
+    job_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do next.
+
+    Attributes:
+        attach: waiting jobs to attach now, in this order; there is a free place for each.
+        detach: resident jobs to let go; their places are free once the worker has let them go.
+        shares: every resident job that stays, most deserving first.
+        waiting: every waiting job that is not attached now.
+        counters: the owners' counters after lifting; only those that changed.
+        floor: the new floor.
+    """
+
+    attach: tuple[str, ...]
+    detach: tuple[str, ...]
+    shares: tuple[JobShare, ...]
+    waiting: tuple[Waiting, ...]
+    counters: Mapping[str, float]
+    floor: float
+
+
+Policy = Callable[[Snapshot], Plan]

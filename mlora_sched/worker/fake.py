@@ -1,0 +1,287 @@
+"""A worker without a model, for tests of daemon and server: in this process, deterministic, told what to do by the job.
+
+A job says under `metadata.fake` what shall happen to it (`FakeScript`). What survives a restart lies in the job's
+directory, as with the real worker; nothing else is kept between two fakes. It trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from pydantic import Field
+
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
+from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.wire import (
+    Attach,
+    Attached,
+    CheckpointSaved,
+    Command,
+    Detach,
+    Detached,
+    EvalDone,
+    Exactness,
+    Init,
+    JobFailed,
+    JobFinished,
+    JobStart,
+    NumericsKey,
+    Prepare,
+    Prepared,
+    ProbeVerdict,
+    Ready,
+    Report,
+    Shutdown,
+    Slice,
+    SliceDone,
+    StepDone,
+)
+
+_EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+
+
+class FakeScript(Frozen):
+    """What happens to one job.
+
+    Attributes:
+        steps: how long it is.
+        fail_at: the step that fails with `code`; 0 for the preparation.
+        crash_at: the step at which the worker dies.
+        crash_times: how often it dies there, None for every time.
+        step_tokens: tokens of a step.
+        step_seconds: how long a step takes.
+    """
+
+    steps: int = Field(default=4, ge=1)
+    fail_at: int | None = None
+    code: ErrorCode = ErrorCode.NON_FINITE_LOSS
+    crash_at: int | None = None
+    crash_times: int | None = None
+    step_tokens: int = 100
+    step_seconds: float = 0.0
+
+
+@dataclass
+class _Resident:
+    start: JobStart
+    script: FakeScript
+    step: int
+    lowest: float = float("inf")
+
+
+def _script(spec: JobSpec) -> FakeScript:
+    return FakeScript.model_validate(spec.metadata.get("fake", {}))
+
+
+class FakeWorker:
+    """Implements `Worker`; serves as the preparer too. Every slice advances each of its jobs by one step.
+
+    Args:
+        sleep: how to wait, for an idle `poll` and for `step_seconds`.
+        ready: what to answer to `Init`; None for the fake's own `Ready`.
+    """
+
+    def __init__(self, sleep: Callable[[float], object] = time.sleep, ready: Report | None = None) -> None:
+        self._sleep = sleep
+        self._ready = ready
+        self._alive = True
+        self._inbox: deque[Command] = deque()
+        self._outbox: list[Report] = []
+        self._residents: dict[str, _Resident] = {}
+
+    @property
+    def alive(self) -> bool:
+        """False after a crash or `close`."""
+        return self._alive
+
+    @property
+    def residents(self) -> tuple[str, ...]:
+        """The jobs that are attached."""
+        return tuple(self._residents)
+
+    def send(self, command: Command) -> None:
+        """Queue a command; it is carried out by `poll`."""
+        if self._alive:
+            self._inbox.append(command)
+
+    def poll(self, timeout: float) -> list[Report]:
+        """Carry out what is queued, up to the end of the first slice, and report."""
+        while self._alive and self._inbox:
+            command = self._inbox.popleft()
+            self._handle(command)
+            if isinstance(command, Slice):
+                break
+        if self._alive and not self._outbox:
+            self._sleep(timeout)
+        reports, self._outbox = self._outbox, []
+        return reports
+
+    def crash(self) -> None:
+        """Die now; what has been reported can still be polled."""
+        self._alive = False
+        self._inbox.clear()
+        self._residents.clear()
+
+    def close(self) -> None:
+        """End."""
+        self.crash()
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Init():
+                self._outbox.append(_fake_ready() if self._ready is None else self._ready)
+            case Prepare():
+                self._prepare(command.start)
+            case Attach():
+                self._attach(command.start)
+            case Slice():
+                self._slice(command)
+            case Detach():
+                self._detach(command)
+            case Shutdown():
+                self.crash()
+            case _:
+                assert_never(command)
+
+    def _prepare(self, start: JobStart) -> None:
+        script = _script(start.spec)
+        if script.crash_at == 0 and self._crashes(start, script):
+            return
+        if script.fail_at == 0:
+            self._outbox.append(
+                JobFailed(job_id=start.job_id, epoch=start.epoch, code=ErrorCode.BAD_DATA, message="no rows")
+            )
+            return
+        prepared = Prepared(
+            job_id=start.job_id,
+            epoch=start.epoch,
+            rows=10,
+            validation_rows=0,
+            tokens=script.step_tokens * 10,
+            truncated=0,
+            total_steps=script.steps,
+        )
+        self._outbox.append(prepared)
+
+    def _attach(self, start: JobStart) -> None:
+        script = _script(start.spec)
+        saved = sorted(Path(start.job_dir).glob("checkpoints/step-*")) if start.resume else []
+        step = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        self._residents[start.job_id] = _Resident(start, script, step)
+        self._outbox.append(
+            Attached(
+                job_id=start.job_id, epoch=start.epoch, step=step, total_steps=script.steps, trainable_parameters=1000
+            )
+        )
+
+    def _detach(self, command: Detach) -> None:
+        job = self._residents.pop(command.job_id, None)
+        if job is None:
+            return
+        if command.save:
+            self._save(job, best=False)
+        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step))
+
+    def _slice(self, command: Slice) -> None:
+        tokens = packs = 0
+        for share in command.shares:
+            job = self._residents.get(share.job_id)
+            if job is None:
+                continue
+            self._step(job)
+            if not self._alive:
+                return
+            packs += 1
+            tokens += job.script.step_tokens
+        done = SliceDone(slice_id=command.slice_id, packs=packs, tokens=tokens, rows=tokens * 2, seconds=0.5)
+        self._outbox.append(done)
+
+    def _step(self, job: _Resident) -> None:
+        start, script, step = job.start, job.script, job.step + 1
+        if script.step_seconds:
+            self._sleep(script.step_seconds)
+        if script.crash_at == step and self._crashes(start, script):
+            return
+        if script.fail_at == step:
+            del self._residents[start.job_id]
+            failed = JobFailed(job_id=start.job_id, epoch=start.epoch, code=script.code, message=f"step {step} failed")
+            self._outbox.append(failed)
+            return
+        job.step = step
+        self._outbox.append(_step_done(job))
+        self._evaluate_and_save(job)
+        if step >= script.steps:
+            del self._residents[start.job_id]
+            _export(Path(start.job_dir) / "adapter")
+            self._outbox.append(JobFinished(job_id=start.job_id, epoch=start.epoch, step=step))
+
+    def _crashes(self, start: JobStart, script: FakeScript) -> bool:
+        """Die, unless the job's directory says that it has happened often enough."""
+        marks = Path(start.job_dir) / "fake-crashes"
+        before = int(marks.read_text()) if marks.exists() else 0
+        if script.crash_times is not None and before >= script.crash_times:
+            return False
+        marks.parent.mkdir(parents=True, exist_ok=True)
+        marks.write_text(str(before + 1))
+        self.crash()
+        return True
+
+    def _evaluate_and_save(self, job: _Resident) -> None:
+        training = job.start.spec.training
+        best = False
+        if isinstance(training.eval_every, int) and job.step % training.eval_every == 0:
+            loss = fake_loss(job.step) + 0.5
+            best, job.lowest = loss < job.lowest, min(loss, job.lowest)
+            evaluated = EvalDone(
+                job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, loss=loss, accuracy=0.5, tokens=50
+            )
+            self._outbox.append(evaluated)
+        if isinstance(training.save_every, int) and job.step % training.save_every == 0:
+            self._save(job, best)
+
+    def _save(self, job: _Resident, best: bool) -> None:
+        folder = Path(job.start.job_dir) / "checkpoints" / f"step-{job.step:06d}"
+        _export(folder)
+        saved = CheckpointSaved(job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, best=best)
+        self._outbox.append(saved)
+
+
+def fake_loss(step: int) -> float:
+    """The loss that a fake step reports."""
+    return 1.0 / (1 + step)
+
+
+def _step_done(job: _Resident) -> StepDone:
+    return StepDone(
+        job_id=job.start.job_id,
+        epoch=job.start.epoch,
+        step=job.step,
+        loss=fake_loss(job.step),
+        lr=1e-3,
+        grad_norm=1.0,
+        tokens=job.script.step_tokens,
+        target_tokens=job.script.step_tokens // 2,
+    )
+
+
+def _export(folder: Path) -> None:
+    """Files that look like an adapter's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, weights = ADAPTER_FILES
+    (folder / config).write_text(json.dumps({"peft_type": "LORA"}))
+    (folder / weights).write_bytes(_EMPTY_SAFETENSORS)
+
+
+def _fake_ready() -> Ready:
+    verdict = ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,))
+    numerics = NumericsKey(
+        device="fake", torch="none", transformers="none", dtype="float32", threads=1, attention="none", buckets=(128,)
+    )
+    return Ready(verdict=verdict, numerics=numerics, parameters=0, base_hash="0" * 64)
