@@ -1,0 +1,147 @@
+"""Text with marked answers → token ids and a loss mask. Files, caches and epochs are `tokens`' business.
+
+The whole text is tokenised at once, as at inference, and a token is a target when it holds any character of an answer.
+A token that straddles the border of prompt and answer is a target too: no part of an answer is left untrained.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mlora_sched.data.jinja import Span
+from mlora_sched.data.shapes import Shape, recognise
+from mlora_sched.data.source import Record, read
+from mlora_sched.data.template import LaidOut, Layout, choose_layout
+from mlora_sched.spec.data import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 256  # rows handed to the tokenizer at once: it works on them in parallel
+
+Offsets = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens.
+
+    Attributes:
+        line: where it stands in its file.
+        input_ids: (n,) token ids, n <= max_length.
+        loss_mask: (n,) True where the token is a target, that is, predicted from those before it; never at 0.
+        truncated: tokens were cut off at max_length.
+    """
+
+    line: int
+    input_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.bool_]
+    truncated: bool
+
+
+class Encoder:
+    """Encodes the rows of one job's data files.
+
+    Args:
+        data: the job's data section.
+        files: local path of each file by its name in the spec.
+        tokenizer: the base's, a fast one.
+
+    Raises:
+        DataError, NotFound: the template cannot be used.
+    """
+
+    def __init__(self, data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
+        self._files = files
+        self._max_length = data.max_length
+        self._tokenizer = tokenizer
+        self._layout: Layout = choose_layout(data, files, tokenizer)
+        empty = tokenizer("").input_ids
+        bos = tokenizer.bos_token_id
+        self._lead = [bos] if bos is not None and empty[:1] == [bos] else []
+        self._tail = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode_file(self, name: str) -> Iterator[Encoded]:
+        """Yield the rows of a file of the spec, in order.
+
+        Raises:
+            DataError: file, line and what is wrong with the row.
+            NotFound: there is no such file.
+        """
+        records = read(name, self._files[name])
+        shaped: Iterable[tuple[Shape | None, Record]]
+        shaped = recognise(records) if self._layout.needs_shape else ((None, record) for record in records)
+        rows = ((record, self._lay_out(shape, record)) for shape, record in shaped)
+        while batch := list(itertools.islice(rows, _BATCH)):
+            yield from self._encode_batch(batch)
+
+    def _lay_out(self, shape: Shape | None, record: Record) -> LaidOut:
+        row = self._layout.lay_out(shape, record)
+        try:
+            row.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise record.error(f"holds half a character (\\u{ord(row.text[error.start]):04x}); repair it") from None
+        return row
+
+    def _encode_batch(self, batch: Sequence[tuple[Record, LaidOut]]) -> Iterator[Encoded]:
+        output = self._tokenizer(
+            [row.text for _, row in batch],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for (record, row), ids, offsets in zip(batch, output["input_ids"], output["offset_mapping"], strict=True):
+            yield self._encoded(record, row, ids, offsets)
+
+    def _encoded(self, record: Record, row: LaidOut, ids: list[int], offsets: Offsets) -> Encoded:
+        lead, tail = ([], []) if row.complete else self._ends(row.text)
+        mask = np.ones(len(ids), np.bool_) if row.answers is None else target_mask(offsets, row.answers)
+        input_ids = np.array([*lead, *ids, *tail], np.int32)
+        loss_mask = np.concatenate([np.zeros(len(lead), np.bool_), mask, np.ones(len(tail), np.bool_)])
+        loss_mask[:1] = False  # nothing comes before the first token to predict it from
+        cut = slice(self._max_length)
+        if not loss_mask[cut].any():
+            raise record.error(self._no_target(len(input_ids), bool(loss_mask.any())))
+        return Encoded(record.line, input_ids[cut], loss_mask[cut], len(input_ids) > self._max_length)
+
+    def _ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The begin and end tokens that the text does not bring itself."""
+        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
+        has_bos = bos is not None and text.startswith(bos)
+        has_eos = eos is not None and text.rstrip().endswith(eos)
+        return [] if has_bos else self._lead, [] if has_eos else self._tail
+
+    def _no_target(self, length: int, before_cut: bool) -> str:
+        if before_cut:
+            return (
+                f"all its loss tokens lie beyond data.max_length {self._max_length} (the row has {length} tokens); "
+                "raise max_length, or shorten or leave out the row"
+            )
+        return "no token of this row carries loss; give it an answer or leave it out"
+
+
+def target_mask(offsets: Offsets, answers: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    """Which tokens hold characters of an answer.
+
+    Args:
+        offsets: characters [start, stop) of each token. Tokenizers leave out spaces of a token (`trim_offsets`); a gap
+            before a token is taken to be the token's. Tokens that are bytes of one character share its offsets.
+        answers: characters that carry loss.
+    """
+    if not offsets:
+        return np.zeros(0, np.bool_)
+    starts, stops = np.array(offsets, np.int64).T
+    stops = np.maximum.accumulate(stops)
+    starts = np.minimum(starts, np.concatenate([[0], stops[:-1]]))
+    mask = np.zeros(len(offsets), np.bool_)
+    for span in answers:
+        mask |= (stops > span.start) & (starts < span.stop)
+    return mask

@@ -1,0 +1,182 @@
+"""Tokenised rows on disk: one safetensors file holds a job's training and validation rows. Written once, read lazily.
+
+Rows lie one after another; `lengths` says where each ends. The file is mapped, a row is copied out when asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlora_sched.data.encode import Encoded
+
+_TRAIN, _VALIDATION = "train", "validation"
+_HASH_STRIDE = 1 << 22  # tokens read at once while a file is checked
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row: `input_ids` (n,) int32 and `loss_mask` (n,) bool, True where the token is a target."""
+
+    input_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSet:
+    """Tokenised rows.
+
+    Attributes:
+        lengths: (rows,) tokens of each row.
+        targets: (rows,) target tokens of each row, at least 1.
+        content_hash: sha256 (hex) of lengths, token ids and masks: equal for equal training data.
+    """
+
+    lengths: IntArray
+    targets: IntArray
+    content_hash: str
+    _stops: IntArray
+    _input_ids: Any  # safetensors' slices of the mapped file
+    _loss_mask: Any
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> Row:
+        """The row at `index` (0-based).
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        stop = int(self._stops[index])
+        start = stop - int(self.lengths[index])
+        return Row(self._input_ids[start:stop], self._loss_mask[start:stop])
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """What preparing found.
+
+    Attributes:
+        rows, validation_rows: rows trained on, and held out.
+        tokens: of the training rows, after truncation.
+        truncated: rows of both kinds that were cut at max_length.
+    """
+
+    rows: int
+    validation_rows: int
+    tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A job's data, ready to train on."""
+
+    train: TokenSet
+    validation: TokenSet | None
+    stats: DataStats
+
+
+def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -> None:
+    """Write a token file so that it is there whole or not at all.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    from safetensors.numpy import save_file
+
+    stats = DataStats(
+        rows=len(train),
+        validation_rows=len(validation),
+        tokens=sum(len(row.input_ids) for row in train),
+        truncated=sum(row.truncated for row in (*train, *validation)),
+    )
+    tensors, hashes = _tensors(_TRAIN, train)
+    if validation:
+        more, more_hashes = _tensors(_VALIDATION, validation)
+        tensors, hashes = tensors | more, hashes | more_hashes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:16]}-") as directory:
+        draft = Path(directory) / path.name
+        save_file(tensors, draft, metadata={"stats": json.dumps(dataclasses.asdict(stats)), **hashes})
+        _sync(draft)
+        draft.replace(path)
+    _sync(path.parent)
+
+
+def open_prepared(path: Path) -> Prepared | None:
+    """Map a token file; None when there is none, or when its contents are damaged and it must be written anew."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        file: Any = safe_open(path, framework="np")
+    except SafetensorError:
+        return None
+    metadata = file.metadata() or {}
+    sets = {name: _open_set(file, name, metadata[name]) for name in (_TRAIN, _VALIDATION) if name in metadata}
+    if any(hash_of(tokens) != tokens.content_hash for tokens in sets.values()):
+        return None
+    return Prepared(sets[_TRAIN], sets.get(_VALIDATION), DataStats(**json.loads(metadata["stats"])))
+
+
+def hash_of(tokens: TokenSet) -> str:
+    """Compute a set's content hash from the file's bytes."""
+    digest = hashlib.sha256(tokens.lengths.tobytes())
+    total = int(tokens.lengths.sum())
+    for part in (tokens._input_ids, tokens._loss_mask):
+        for start in range(0, total, _HASH_STRIDE):
+            digest.update(part[start : min(total, start + _HASH_STRIDE)].tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(name: str, rows: Sequence[Encoded]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+    input_ids = np.concatenate([row.input_ids for row in rows])
+    loss_mask = np.concatenate([row.loss_mask for row in rows])
+    digest = hashlib.sha256(lengths.tobytes())
+    digest.update(input_ids.tobytes())
+    digest.update(loss_mask.tobytes())
+    tensors = {
+        f"{name}.lengths": lengths,
+        f"{name}.targets": np.array([row.loss_mask.sum() for row in rows], np.int64),
+        f"{name}.input_ids": input_ids,
+        f"{name}.loss_mask": loss_mask,
+    }
+    return tensors, {name: digest.hexdigest()}
+
+
+def _open_set(file: Any, name: str, content_hash: str) -> TokenSet:
+    lengths = file.get_tensor(f"{name}.lengths")
+    return TokenSet(
+        lengths=lengths,
+        targets=file.get_tensor(f"{name}.targets"),
+        content_hash=content_hash,
+        _stops=np.cumsum(lengths),
+        _input_ids=file.get_slice(f"{name}.input_ids"),
+        _loss_mask=file.get_slice(f"{name}.loss_mask"),
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
