@@ -1,0 +1,154 @@
+"""LoRA (Hu et al., 2021, arXiv 2106.09685): h = W x + s · B A x, s = alpha / r, A Kaiming-uniform, B zero.
+
+Also the ground that rsLoRA, LoRA+ and DoRA stand on. Dropout applies to the adapter's input only; the base always
+sees x itself. The mask is part of the backward.
+
+Legend: N rows of a segment, D input width, O output width, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
+from mlora_sched.adapters.params import Param, Params, ParamSpec
+from mlora_sched.adapters.part import SegmentPart, stream_seed
+from mlora_sched.errors import SpecError
+from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.ffn import RoutedOp
+from mlora_sched.model.site import Site, SiteOp
+from mlora_sched.spec.adapter import AdapterCommon
+
+PEFT_PREFIX = "base_model.model."
+
+
+class LoraOp:
+    """One low-rank pair at one site."""
+
+    rescales = False
+
+    def __init__(self, a: Param, b: Param, scale: float, dropout: float, group: str) -> None:
+        self.a, self.b = a, b  # (R, D), (O, R)
+        self.scale, self.dropout, self.group = scale, dropout, group
+
+    def forward(self, x_ND: Tensor, y_NO: Tensor, part: SegmentPart) -> Tensor:
+        """y += s · drop(x) Aᵀ Bᵀ; keeps drop(x) Aᵀ, which is small."""
+        s_NR = part.drop(self.group, x_ND, self.dropout) @ self.a.compute.T
+        y_NO.addmm_(s_NR, self.b.compute.T, alpha=self.scale)
+        return s_NR
+
+    def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
+        """Accumulate dA and dB in float32; return ds."""
+        s_NR = saved
+        ds_NR = (dy_NO @ self.b.compute).mul_(self.scale)
+        x_ND = part.drop(self.group, x_ND, self.dropout)
+        self.b.grad.addmm_(dy_NO.float().T, s_NR.float(), alpha=self.scale)
+        self.a.grad.addmm_(ds_NR.float().T, x_ND.float())
+        return ds_NR
+
+    def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
+        """dx += (ds A), through the mask."""
+        if self.dropout == 0.0 or not part.training:
+            dx_ND.addmm_(carry, self.a.compute)
+        else:
+            mask = part.mask(self.group, dx_ND, self.dropout)
+            dx_ND.addcmul_(carry @ self.a.compute, mask)
+
+
+class LoraAdapter(Adapter):
+    """Low-rank pairs on every targeted site."""
+
+    group_a, group_b = "all", "all"
+
+    def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
+        self.spec, self.base, self.sites = spec, base, sites
+        self.params = Params(self._specs(seed), base.device, base.dtype)
+        self.site_ops: dict[str, SiteOp] = {site.name: self._op(site) for site in sites}
+        self.routed_ops: dict[str, RoutedOp] = {}
+
+    @classmethod
+    def build(cls, spec: Any, base: FrozenBase, seed: int) -> Adapter:
+        return cls(spec, base, target_sites(spec, base), seed)
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.spec.alpha / self.spec.r
+
+    def _specs(self, seed: int) -> Iterator[ParamSpec]:
+        yield from (pair for site in self.sites for pair in lora_pair(site, site.name, self.spec.r, seed, self.groups))
+
+    @property
+    def groups(self) -> tuple[str, str]:
+        """Optimiser groups of A and B."""
+        return self.group_a, self.group_b
+
+    def _op(self, site: Site) -> SiteOp:
+        a, b = (self.params[f"{site.name}.lora_{half}.weight"] for half in "AB")
+        return LoraOp(a, b, self.scale, self.spec.dropout, site.group)
+
+    def peft_config(self) -> dict[str, Any]:
+        """`adapter_config.json` for PEFT's LORA type."""
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base.location,
+            "r": self.spec.r,
+            "lora_alpha": self.spec.alpha,
+            "lora_dropout": self.spec.dropout,
+            "target_modules": target_names(self.spec, self.sites),
+            "fan_in_fan_out": any(site.stored_transposed for site in self.sites),
+            "use_rslora": False,
+            "use_dora": False,
+            "bias": "none",
+            "inference_mode": True,
+        }
+
+    def files(self) -> AdapterFiles:
+        tensors = {PEFT_PREFIX + self._file_name(name): to_file(self.params[name].value) for name in self.params}
+        return AdapterFiles(self.peft_config(), tensors)
+
+    def read(self, files: AdapterFiles) -> None:
+        check_config(files.config, self.peft_config())
+        wanted = {PEFT_PREFIX + self._file_name(name): name for name in self.params}
+        self.params.load(matching(files.tensors, wanted, self.params))
+
+    def _file_name(self, name: str) -> str:
+        return name
+
+
+def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, str]) -> Iterator[ParamSpec]:
+    """The two parameters of a pair at a site: A Kaiming-uniform with a = √5 (bound 1/√D), B zero."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, "start", prefix))
+    bound = 1.0 / math.sqrt(site.in_features)
+    a_RD = torch.empty(rank, site.in_features).uniform_(-bound, bound, generator=generator)
+    yield ParamSpec(f"{prefix}.lora_A.weight", a_RD, groups[0])
+    yield ParamSpec(f"{prefix}.lora_B.weight", torch.zeros(site.out_features, rank), groups[1])
+
+
+def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse to start from an adapter whose settings change what its weights mean."""
+    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts"):
+        if key in own and found.get(key, False) != own[key]:
+            raise SpecError(
+                f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "
+                f"{own[key]!r}; change the job's adapter settings or start from another adapter"
+            )
+
+
+def matching(tensors: dict[str, Tensor], wanted: dict[str, str], params: Params) -> dict[str, Tensor]:
+    """Tensors of a file by our parameter names; all of them must be there, with our shapes, and no others."""
+    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the job does not train"
+        raise SpecError(f"adapter.init_from: {what}; give the job the target_modules of that adapter")
+    for name, own in wanted.items():
+        if tensors[name].shape != params[own].value.shape:
+            found, need = tuple(tensors[name].shape), tuple(params[own].value.shape)
+            raise SpecError(f"adapter.init_from: {name} has shape {found}, this base and rank need {need}")
+    return {own: tensors[name] for name, own in wanted.items()}

@@ -1,0 +1,106 @@
+"""The trainable parameters of one job: flat float32 buffers by optimiser group, and named views into them.
+
+One flat buffer a group means one optimiser call a group and one norm a group. With a bfloat16 base a compute copy is
+kept beside, refreshed once a step. No optimiser state here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ALIGN = 16
+"""Elements: every view starts on a 64-byte boundary of its buffer."""
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One tensor to train.
+
+    Attributes:
+        name: its key in files, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight".
+        start: its first value, float32; its shape is the parameter's.
+        group: optimiser group.
+    """
+
+    name: str
+    start: Tensor
+    group: str = "all"
+
+
+@dataclass(frozen=True)
+class Param:
+    """Views of one parameter: the float32 value, its gradient, and the copy that GEMMs read."""
+
+    value: Tensor
+    grad: Tensor
+    compute: Tensor
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """The buffers of one optimiser group, all of equal length."""
+
+    value: Tensor
+    grad: Tensor
+    compute: Tensor
+
+
+class Params:
+    """All parameters of one job."""
+
+    def __init__(self, specs: Iterable[ParamSpec], device: torch.device, compute_dtype: torch.dtype) -> None:
+        self._specs = tuple(specs)
+        self.groups: dict[str, FlatGroup] = {}
+        self._views: dict[str, Param] = {}
+        for group in dict.fromkeys(spec.group for spec in self._specs):
+            members = [spec for spec in self._specs if spec.group == group]
+            size = sum(_aligned(spec.start.numel()) for spec in members)
+            value = torch.zeros(size, dtype=torch.float32, device=device)
+            compute = value if compute_dtype == torch.float32 else value.to(compute_dtype)
+            flat = self.groups[group] = FlatGroup(value, torch.zeros_like(value), compute)
+            at = 0
+            for spec in members:
+                shape, n = spec.start.shape, spec.start.numel()
+                views = (buffer[at : at + n].view(shape) for buffer in (flat.value, flat.grad, flat.compute))
+                self._views[spec.name] = Param(*views)
+                at += _aligned(n)
+        self.load({spec.name: spec.start for spec in self._specs})
+
+    def __getitem__(self, name: str) -> Param:
+        return self._views[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._views
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    @property
+    def count(self) -> int:
+        """Trainable numbers, without alignment."""
+        return sum(param.value.numel() for param in self._views.values())
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Overwrite the named parameters."""
+        for name, value in values.items():
+            self._views[name].value.copy_(value)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the compute copies up to date after the values have changed."""
+        for flat in self.groups.values():
+            if flat.compute is not flat.value:
+                flat.compute.copy_(flat.value)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of an unfinished or finished step."""
+        for flat in self.groups.values():
+            flat.grad.zero_()
+
+
+def _aligned(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN

@@ -1,0 +1,177 @@
+"""One packed forward and backward over the chunks of several jobs.
+
+    pack → parts (one a segment) → ops into the slot → hidden states → token losses → backward → results by segment
+
+Gradients end in the jobs' own buffers, in segment order. Nothing is stepped here, and nothing is lost when it raises:
+the caller zeroes the accumulators of the jobs in the pack.
+
+Legend: T rows of the pack, S rows that carry loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mlora_sched.adapters.base import Adapter
+from mlora_sched.adapters.part import SegmentPart
+from mlora_sched.data.pack import PackedBatch, Segment
+from mlora_sched.model.attention import SpanPlan
+from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.head import TokenLosses, token_losses
+from mlora_sched.model.site import Placed
+
+
+class PackMember(Protocol):
+    """What the step needs of a job in the pack."""
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def step(self) -> int:
+        """Finished optimiser steps."""
+
+    @property
+    def batch_targets(self) -> int:
+        """Target tokens of the job's current batch (or evaluation)."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the job's current batch."""
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What one chunk gave.
+
+    Attributes:
+        loss_sum: float32 cross-entropy summed over its targets, as a Python float.
+        targets, correct: target tokens, and how many the greedy token hits.
+        figures: the method's own figures of the chunk (auxiliary losses), unweighted.
+    """
+
+    job_id: str
+    chunk: int
+    tokens: int
+    loss_sum: float
+    targets: int
+    correct: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class PartError(Exception):
+    """One job's own code raised inside a pack. `job_id` says whose; the cause is chained."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+def run_pack(
+    base: FrozenBase, pack: PackedBatch, members: Mapping[str, PackMember], *, training: bool, buckets: Sequence[int]
+) -> list[SegmentResult]:
+    """Run a pack. With `training`, add each segment's gradients to its job's buffers.
+
+    Args:
+        members: by job id; every segment's job is in it.
+        buckets: probed row counts, for the head's pieces.
+
+    Raises:
+        PartError: an adapter raised; the other jobs' gradients of this pack are incomplete and must be dropped.
+        torch.OutOfMemoryError: likewise.
+    """
+    parts = [_part(segment, members[segment.chunk.job_id], training) for segment in pack.segments]
+    _place(base, parts, members, training)
+    try:
+        return _run(base, pack, parts, members, training, buckets)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        culprit = base.slot.active
+        if culprit is None:
+            raise
+        raise PartError(culprit.job_id) from error
+    finally:
+        base.slot.placed, base.slot.routed, base.slot.active = {}, {}, None
+
+
+def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:
+    return SegmentPart(
+        job_id=segment.chunk.job_id,
+        start=segment.start,
+        stop=segment.stop,
+        training=training,
+        stream=(member.seed, member.step, segment.chunk.index),
+        aux_weight=segment.chunk.tokens / member.batch_tokens,
+    )
+
+
+def _place(base: FrozenBase, parts: Sequence[SegmentPart], members: Mapping[str, PackMember], training: bool) -> None:
+    """Lay every segment's ops into the slot, in segment order."""
+    slot = base.slot
+    slot.placed, slot.routed, slot.training = {}, {}, training
+    for part in parts:
+        adapter = members[part.job_id].adapter
+        for site, op in adapter.site_ops.items():
+            slot.placed.setdefault(site, []).append(Placed(op, part))
+        for ffn, routed in adapter.routed_ops.items():
+            slot.routed.setdefault(ffn, []).append(Placed(routed, part))
+
+
+def _run(
+    base: FrozenBase,
+    pack: PackedBatch,
+    parts: Sequence[SegmentPart],
+    members: Mapping[str, PackMember],
+    training: bool,
+    buckets: Sequence[int],
+) -> list[SegmentResult]:
+    device = base.device
+    lengths = [span.length for segment in pack.segments for span in segment.spans]
+    rows_S = torch.cat([torch.from_numpy(segment.loss_rows) for segment in pack.segments]).to(device)
+    targets_S = torch.from_numpy(pack.targets_T).to(device)[rows_S]
+    weights_S = torch.cat(
+        [
+            torch.full((len(segment.loss_rows),), 1.0 / members[segment.chunk.job_id].batch_targets)
+            for segment in pack.segments
+        ]
+    ).to(device)
+    with torch.set_grad_enabled(training):
+        hidden_TD = base.hidden(
+            torch.from_numpy(pack.input_ids_T).to(device)[None],
+            torch.from_numpy(pack.position_ids_T).to(device)[None],
+            SpanPlan.of(lengths, pack.length),
+        )
+        total, losses = token_losses(base.head, hidden_TD, rows_S, targets_S, weights_S, buckets)
+    if training and total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    return _results(pack, parts, members, losses)
+
+
+def _results(
+    pack: PackedBatch, parts: Sequence[SegmentPart], members: Mapping[str, PackMember], losses: TokenLosses
+) -> list[SegmentResult]:
+    sizes = [len(segment.loss_rows) for segment in pack.segments]
+    sums: list[Tensor] = [piece.sum() for piece in losses.loss_S.split(sizes)]
+    hits: list[Tensor] = [piece.sum() for piece in losses.correct_S.split(sizes)]
+    loss_sums, corrects = torch.stack(sums).tolist(), torch.stack(hits).tolist()
+    return [
+        SegmentResult(
+            job_id=part.job_id,
+            chunk=segment.chunk.index,
+            tokens=segment.chunk.tokens,
+            loss_sum=loss_sum,
+            targets=len(segment.loss_rows),
+            correct=correct,
+            figures=members[part.job_id].adapter.chunk_figures(part),
+        )
+        for segment, part, loss_sum, correct in zip(pack.segments, parts, loss_sums, corrects, strict=True)
+    ]

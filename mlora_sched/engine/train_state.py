@@ -1,0 +1,233 @@
+"""Everything one resident job is: adapter, optimiser, place in its data, accumulators of the unfinished step.
+
+A job goes through phases: it evaluates (where it has validation data, before the first step, at its interval and at
+the end) and it trains. Either way it offers chunks in order and takes their results in order; when all are in, the
+phase is finished by `finish_step` or `finish_evaluation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mlora_sched.adapters.base import Adapter
+from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
+from mlora_sched.data.tokens import Cursor, Prepared, TokenSet
+from mlora_sched.engine.step import SegmentResult
+from mlora_sched.errors import JobFault
+from mlora_sched.optim.adamw import JobAdamW
+from mlora_sched.optim.schedules import learning_rate
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.training import interval_steps
+
+
+class Phase(StrEnum):
+    """What the job's next chunks are for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What an optimiser step is reported with."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    target_tokens: int
+    extra: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvalFigures:
+    """What an evaluation is reported with."""
+
+    step: int
+    loss: float
+    accuracy: float
+    tokens: int
+    best: bool
+
+
+@dataclass
+class Progress:
+    """The counters of a job: with the tensors, all that a checkpoint holds.
+
+    Attributes:
+        step: finished optimiser steps. evaluated: the last step an evaluation was made after, -1 for none.
+        tokens: trained tokens so far. best_loss, best_step: of the best evaluation.
+        resumes: how often the job went on from a checkpoint.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    tokens: int = 0
+    best_loss: float = math.inf
+    best_step: int = -1
+    resumes: int = 0
+
+
+@dataclass
+class _Unfinished:
+    """The chunks of the running phase and the results that are in."""
+
+    chunks: tuple[Chunk, ...] = ()
+    tokens: int = 0
+    targets: int = 0
+    results: list[SegmentResult] = field(default_factory=list)
+
+
+class TrainState:
+    """One resident job."""
+
+    def __init__(self, job_id: str, spec: JobSpec, data: Prepared, adapter: Adapter) -> None:
+        training = spec.training
+        self.job_id, self.spec, self.data, self.adapter = job_id, spec, data, adapter
+        self.seed = training.seed
+        self.progress = Progress()
+        self.cursor = Cursor(len(data.train), training.batch_size, training.seed, spec.data.shuffle)
+        self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
+        every = training.eval_every if training.eval_every is not None else "epoch"
+        self.eval_steps = None if data.validation is None else interval_steps(every, self.cursor.steps_per_epoch)
+        self.save_steps = interval_steps(training.save_every, self.cursor.steps_per_epoch)
+        self.optimizer = JobAdamW(adapter.params, adapter.lr_scales, training.weight_decay, training.max_grad_norm)
+        self._open = _Unfinished()
+        self._begin()
+
+    # ------------------------------------------------------------------ what the packed step asks
+
+    @property
+    def step(self) -> int:
+        """Finished optimiser steps."""
+        return self.progress.step
+
+    @property
+    def batch_targets(self) -> int:
+        """Target tokens of the running phase."""
+        return self._open.targets
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the running phase."""
+        return self._open.tokens
+
+    # ------------------------------------------------------------------ phases
+
+    @property
+    def phase(self) -> Phase:
+        """What comes next."""
+        at = self.progress
+        due = self.eval_steps is not None and (at.step % self.eval_steps == 0 or at.step == self.total_steps)
+        if due and at.evaluated < at.step:
+            return Phase.EVALUATE
+        return Phase.TRAIN if at.step < self.total_steps else Phase.DONE
+
+    @property
+    def waiting_chunks(self) -> Sequence[Chunk]:
+        """Chunks of the running phase that have no result yet, in order."""
+        return self._open.chunks[len(self._open.results) :]
+
+    def rows(self, chunk: Chunk) -> list[RowLike]:
+        """The tokenised rows of a chunk of the running phase."""
+        rows = self._set()
+        return [rows.row(index) for index in chunk.rows]
+
+    def restart_phase(self) -> None:
+        """Back to chunk 0 with zeroed accumulators: after a failed pack, a pause, a preemption."""
+        self.adapter.params.zero_grad()
+        self._begin()
+
+    def take(self, result: SegmentResult) -> bool:
+        """Take the next chunk's result; True when the phase is complete.
+
+        Raises:
+            JobFault: the chunk's loss is not finite.
+        """
+        assert result.chunk == len(self._open.results), "chunks come back in order"
+        if not math.isfinite(result.loss_sum):
+            raise JobFault(
+                ErrorCode.NON_FINITE_LOSS,
+                f"loss is {result.loss_sum} at step {self.step + 1}; lower training.learning_rate, or look at the rows "
+                f"of that step",
+            )
+        self._open.results.append(result)
+        return len(self._open.results) == len(self._open.chunks)
+
+    def finish_step(self) -> StepFigures:
+        """Step the optimiser on the complete batch and go to the next phase.
+
+        Raises:
+            JobFault: the gradient is not finite.
+        """
+        grad_norm = self.optimizer.grad_norm()
+        if not math.isfinite(grad_norm):
+            raise JobFault(
+                ErrorCode.NON_FINITE_LOSS,
+                f"gradient norm is {grad_norm} at step {self.step + 1}; lower training.learning_rate",
+            )
+        lr = learning_rate(self.spec.training, self.step, self.total_steps)
+        self.optimizer.step(lr, grad_norm)
+        done = self._open
+        self.progress.step += 1
+        self.progress.tokens += done.tokens
+        self.adapter.params.zero_grad()
+        figures = StepFigures(
+            self.step, _mean_loss(done), lr, grad_norm, done.tokens, done.targets, _weighted_figures(done)
+        )
+        self._begin()
+        return figures
+
+    def finish_evaluation(self) -> EvalFigures:
+        """Close the evaluation and go to the next phase."""
+        done = self._open
+        loss = _mean_loss(done)
+        accuracy = sum(result.correct for result in done.results) / done.targets
+        best = loss < self.progress.best_loss
+        if best:
+            self.progress.best_loss, self.progress.best_step = loss, self.step
+        self.progress.evaluated = self.step
+        self._begin()
+        return EvalFigures(self.step, loss, accuracy, done.targets, best)
+
+    def restore(self, progress: Progress) -> None:
+        """Go on from a checkpoint whose tensors have been loaded."""
+        self.progress = progress
+        self.restart_phase()
+
+    # ------------------------------------------------------------------
+
+    def _set(self) -> TokenSet:
+        if self.phase is Phase.EVALUATE:
+            assert self.data.validation is not None
+            return self.data.validation
+        return self.data.train
+
+    def _begin(self) -> None:
+        """Lay out the chunks of the phase that comes now."""
+        phase, rows = self.phase, self._set()
+        if phase is Phase.DONE:
+            self._open = _Unfinished()
+            return
+        batch = range(len(rows)) if phase is Phase.EVALUATE else self.cursor.batch(self.step)
+        chunks = cut_chunks(self.job_id, batch, rows.lengths, self.spec.training.chunk_tokens)
+        targets = sum(int(rows.targets[row]) for row in batch)
+        self._open = _Unfinished(chunks, sum(chunk.tokens for chunk in chunks), targets)
+        self.adapter.begin_step()
+
+
+def _mean_loss(done: _Unfinished) -> float:
+    """Mean over the targets, the chunks' sums added in chunk order."""
+    return sum(result.loss_sum for result in done.results) / done.targets
+
+
+def _weighted_figures(done: _Unfinished) -> dict[str, float]:
+    """The chunks' own figures, each weighted by its share of the tokens."""
+    names = dict.fromkeys(name for result in done.results for name in result.figures)
+    return {name: sum(result.figures[name] * result.tokens for result in done.results) / done.tokens for name in names}

@@ -1,0 +1,169 @@
+"""Load a base model once, freeze it, and lay out the sites that adapters attach to.
+
+Any decoder of transformers loads through `AutoModelForCausalLM`. `trust_remote_code` stays off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlora_sched.errors import BaseError
+from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
+from mlora_sched.model.experts import PACKED_EXPERTS
+from mlora_sched.model.ffn import PackedFfn
+from mlora_sched.model.head import Head, head_of
+from mlora_sched.model.site import PackSlot, Site
+from mlora_sched.model.support import check_config
+
+_SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
+_GATED_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+
+@dataclass(frozen=True)
+class FrozenBase:
+    """One base model, frozen, with its sites.
+
+    Attributes:
+        name: the name jobs ask for. location: directory or REPO[@REV] it came from.
+        model: the transformers model, in eval mode, its linears replaced by sites.
+        sites: by dotted name, in forward order of definition.
+        ffns: gated FFNs by dotted name, where routed adapters can sit.
+        slot: the running pack, shared by all sites.
+        longest: most tokens of one sequence.
+        is_mixture: the base routes tokens to experts of its own.
+    """
+
+    name: str
+    location: str
+    model: Any
+    sites: dict[str, Site]
+    ffns: dict[str, PackedFfn]
+    slot: PackSlot
+    head: Head
+    longest: int
+    is_mixture: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def hidden(self, input_ids_1T: Tensor, position_ids_1T: Tensor, spans: SpanPlan) -> Tensor:
+        """Last hidden states (T, D) of a pack."""
+        out = self.model.base_model(
+            input_ids=input_ids_1T, position_ids=position_ids_1T, use_cache=False, pack_spans=spans
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    @property
+    def parameters(self) -> int:
+        """Number of frozen parameters, a tied head counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def load_base(name: str, location: str, dtype: torch.dtype, device: torch.device) -> FrozenBase:
+    """Load, check, freeze and lay out a base.
+
+    Args:
+        location: a directory, or a hub repository with an optional "@revision".
+
+    Raises:
+        BaseError: nothing loadable there, or a model the engine cannot serve faithfully.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where, options = source_of(location)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+        longest = check_config(config, name)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, BaseError):
+            raise
+        raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
+    return adopt(model.to(device), name=name, location=location, longest=longest)
+
+
+def source_of(location: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` needs for a directory or a REPO[@REV]."""
+    if Path(location).expanduser().is_dir():
+        return str(Path(location).expanduser()), {"local_files_only": True}
+    repository, _, revision = location.partition("@")
+    return repository, {"revision": revision} if revision else {}
+
+
+def adopt(model: Any, *, name: str, location: str = "", longest: int | None = None) -> FrozenBase:
+    """Freeze a loaded transformers model and replace its linears by sites, in place."""
+    longest = check_config(model.config, name) if longest is None else longest
+    model.set_attn_implementation(PACKED_ATTENTION)
+    is_mixture = _uses_experts(model)
+    if is_mixture:
+        model.set_experts_implementation(PACKED_EXPERTS)
+    model.eval()
+    model.requires_grad_(False)
+    slot = PackSlot()
+    sites = _replace_linears(model, slot)
+    ffns = _replace_ffns(model, slot, sites)
+    first = next(model.parameters())
+    return FrozenBase(
+        name, location, model, sites, ffns, slot, head_of(model), longest, is_mixture, first.device, first.dtype
+    )
+
+
+def _uses_experts(model: nn.Module) -> bool:
+    return any(type(module).__name__.endswith("Experts") for module in model.modules())
+
+
+def _replace_linears(model: Any, slot: PackSlot) -> dict[str, Site]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    sites: dict[str, Site] = {}
+    for name, module in list(model.named_modules()):
+        if module is head or not isinstance(module, nn.Linear | Conv1D):
+            continue
+        weight = module.weight.detach()
+        weight_OD = weight if isinstance(module, nn.Linear) else weight.T
+        bias = None if module.bias is None else module.bias.detach()
+        transposed = isinstance(module, Conv1D)
+        sites[name] = Site(name, _group(name, model), weight_OD, bias, slot, transposed)
+        _set(model, name, sites[name])
+    return sites
+
+
+def _group(name: str, model: nn.Module) -> str:
+    """Sites that read the same input share a group: it names their dropout mask."""
+    parent, _, leaf = name.rpartition(".")
+    for suffix, members in _SHARED_INPUT:
+        if leaf in members and all(hasattr(model.get_submodule(parent), member) for member in members):
+            return f"{parent}.{suffix}"
+    return name
+
+
+def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> dict[str, PackedFfn]:
+    ffns: dict[str, PackedFfn] = {}
+    for name, module in list(model.named_modules()):
+        if all(hasattr(module, part) for part in _GATED_FFN) and f"{name}.down_proj" in sites:
+            ffns[name] = PackedFfn(name, module.gate_proj, module.up_proj, module.down_proj, module.act_fn, slot)
+            _set(model, name, ffns[name])
+    return ffns
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def hash_base(base: FrozenBase) -> str:
+    """sha256 over the base's weights: names, shapes, dtypes and bytes, in the model's own order."""
+    digest = hashlib.sha256()
+    for name, tensor in base.model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""Which device a worker runs on. "auto" never falls back to the CPU when a GPU is there that torch cannot use."""
+
+from __future__ import annotations
+
+import torch
+
+from mlora_sched.errors import BaseError
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """Turn "auto", "cpu" or "cuda:N" into a device.
+
+    Raises:
+        BaseError: the device does not exist, or a GPU is present that this torch cannot use.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        driver = nvidia_driver()
+        if driver is not None:
+            raise BaseError(
+                f"--device auto: an NVIDIA GPU is here (driver {driver}) but torch {torch.__version__} cannot use it; "
+                f"install a torch wheel built for CUDA that this driver supports, or ask for the CPU with --device cpu"
+            )
+        return torch.device("cpu")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise BaseError(f"--device {wanted}: is none of auto, cpu, cuda:N") from None
+    if device.type != "cuda":
+        raise BaseError(f"--device {wanted}: is none of auto, cpu, cuda:N")
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise BaseError(
+            f"--device {wanted}: torch {torch.__version__} sees {count} CUDA devices; use cpu or another index"
+        )
+    return device
+
+
+def nvidia_driver() -> str | None:
+    """The NVIDIA driver's version where it reports at least one GPU, else None."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion() if pynvml.nvmlDeviceGetCount() else None
+    except pynvml.NVMLError:
+        return None
+    return version.decode() if isinstance(version, bytes) else version

@@ -1,0 +1,1 @@
+"""Optimisers and schedules of single jobs. Nothing here sees a pack."""
