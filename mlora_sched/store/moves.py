@@ -26,7 +26,8 @@ def move(
     """Move a job from `source` to `target`; False when it is not in `source` any more.
 
     `done` is the request that this move carries out: it is reset, unless the user has asked for something else since.
-    A final state leaves no request. `columns` are further columns to write; `note` explains the move in the events.
+    A final state leaves no request. `columns` are further columns to write; `note` (by default the
+    error among them) explains the move in the events.
     """
     assert target in TRANSITIONS[source], f"{job_id}: {source.value} → {target.value} is no transition"
     values = {
@@ -39,6 +40,7 @@ def move(
     where = (schema.jobs.c.id == job_id, schema.jobs.c.state == source.value)
     if connection.execute(update(schema.jobs).where(*where).values(values)).rowcount != 1:
         return False
+    note = note or columns.get("error", "")
     happened = f"{source.value} → {target.value}"
     add_event(connection, job_id, f"{happened}: {note}" if note else happened, now)
     return True

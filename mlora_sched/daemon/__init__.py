@@ -1,0 +1,1 @@
+"""The daemon: its loop (requests, plans and reports) and its life from start to drain."""

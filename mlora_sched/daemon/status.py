@@ -1,0 +1,73 @@
+"""What the daemon tells about its worker: loads, ready, fails, and how fast it trains. One row, read by the server."""
+
+from __future__ import annotations
+
+from mlora_sched.spec.wire import Ready, SliceDone
+from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import WorkerStatus
+
+_SMOOTHING = 0.3
+"""Weight of the newest slice in throughput and fill."""
+
+_WRITE_SECONDS = 1.0
+"""Throughput is written at most this often."""
+
+
+class StatusBoard:
+    """Keeps `WorkerStatus` up to date in the store."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._status = WorkerStatus()
+        self._rate = 0.0
+        self._fill = 0.0
+        self._written = 0.0
+
+    @property
+    def state(self) -> str:
+        """The shown state."""
+        return self._status.state
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens per second of the last slices, 0.0 before the first; kept while no job trains."""
+        return self._rate
+
+    def starting(self) -> None:
+        """A worker is being started for the first time."""
+        self._write(state="starting")
+
+    def ready(self, report: Ready) -> None:
+        """The worker serves."""
+        device = report.numerics.device
+        self._write(state="ready", exactness=str(report.verdict), numerics=report.numerics, device=device)
+
+    def failed(self, message: str) -> None:
+        """The worker says that it cannot go on."""
+        self._write(state=f"failed: {message}", tokens_per_second=0.0)
+
+    def restarting(self) -> None:
+        """The worker has died; its own explanation stands where it gave one."""
+        if not self.state.startswith("failed"):
+            self._write(state="restarting: the worker process has died, see its log", tokens_per_second=0.0)
+
+    def measured(self, slice_: SliceDone, now: float) -> None:
+        """Take in one slice; slices that computed nothing say nothing."""
+        if not slice_.rows or slice_.seconds <= 0:
+            return
+        weight = _SMOOTHING if self._rate else 1.0
+        self._rate += weight * (slice_.tokens / slice_.seconds - self._rate)
+        self._fill += weight * (slice_.tokens / slice_.rows - self._fill)
+        if now - self._written >= _WRITE_SECONDS:
+            self._written = now
+            self._write(tokens_per_second=self._rate, fill=self._fill)
+
+    def idle(self) -> None:
+        """No job trains."""
+        if self._status.tokens_per_second:
+            self._written = 0.0
+            self._write(tokens_per_second=0.0)
+
+    def _write(self, **changes: object) -> None:
+        self._status = self._status.model_copy(update=changes)
+        self._store.set_worker_status(self._status)

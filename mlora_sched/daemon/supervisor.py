@@ -1,0 +1,95 @@
+"""Keep one worker running: start it, notice its death, start another after a growing pause, give up at a bound.
+
+What a death means for the jobs is the loop's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlora_sched.errors import MloraError
+from mlora_sched.spec.wire import Command, Init, Report
+from mlora_sched.worker.protocol import Worker
+
+StartWorker = Callable[[], Worker]
+
+MAX_DEATHS = 5
+"""Deaths in a row, without progress in between, after which nothing is started any more."""
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What one look at the worker brought: its reports, and whether they are its last."""
+
+    reports: list[Report]
+    died: bool
+
+
+class Supervisor:
+    """One worker at a time.
+
+    Args:
+        start: starts a worker; called again after each death.
+        init: the first message to each.
+    """
+
+    def __init__(self, start: StartWorker, init: Init) -> None:
+        self._start = start
+        self._init = init
+        self._worker: Worker | None = None
+        self.last_words: MloraError | None = None
+        """Why the process said that it cannot go on, since its last progress."""
+        self._deaths = 0
+        self._not_before = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker, as far as is known."""
+        return self._worker is not None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the worker has died too often in a row."""
+        return self._deaths >= MAX_DEATHS
+
+    def ensure(self, now: float) -> None:
+        """Start a worker when there is none and the pause after the last death is over."""
+        if self._worker is None and not self.given_up and now >= self._not_before:
+            self._worker = self._start()
+            self._worker.send(self._init)
+
+    def send(self, command: Command) -> None:
+        """Send to the worker that runs; there must be one."""
+        assert self._worker is not None
+        self._worker.send(command)
+
+    def poll(self, timeout: float, now: float) -> Heard:
+        """Reports since the last look. Death is seen before the pipe is emptied, so that no report is lost."""
+        if self._worker is None:
+            return Heard([], died=False)
+        alive = self._worker.alive
+        reports = self._worker.poll(timeout if alive else 0.0)
+        if not alive:
+            self._bury(now)
+        return Heard(reports, died=not alive)
+
+    def progressed(self) -> None:
+        """The worker has done something useful: earlier deaths count no more."""
+        self._deaths = 0
+        self.last_words = None
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _bury(self, now: float) -> None:
+        self.close()
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._deaths)
+        self._deaths += 1
+        self._not_before = now + pause
