@@ -152,7 +152,7 @@ def _run(
         )
         total, losses = token_losses(base.head, hidden_TD, rows_S, targets_S, weights_S, buckets)
     if training and total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
     return _results(pack, parts, members, losses)
 
 

@@ -87,7 +87,8 @@ def load_base(name: str, location: str, dtype: torch.dtype, device: torch.device
         if isinstance(error, BaseError):
             raise
         raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
-    return adopt(model.to(device), name=name, location=location, longest=longest)
+    moved: Any = model
+    return adopt(moved.to(device), name=name, location=location, longest=longest)
 
 
 def source_of(location: str) -> tuple[str, dict[str, Any]]:

@@ -77,7 +77,9 @@ def token_losses(
     Returns:
         The weighted sum as a scalar that autograd can start from, and the unweighted losses.
     """
-    total, loss_S, correct_S = _TokenLosses.apply(hidden_TD, head, rows_S, targets_S, weights_S, tuple(buckets))
+    total, loss_S, correct_S = _TokenLosses.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, head, rows_S, targets_S, weights_S, tuple(buckets)
+    )
     return total, TokenLosses(loss_S, correct_S)
 
 
@@ -112,7 +114,8 @@ class _TokenLosses(torch.autograd.Function):
         return (loss_S * weights_S).sum(), loss_S, correct_S
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+        # the loss is where autograd starts: its own gradient is 1
         (dh_TD,) = ctx.saved_tensors
         return dh_TD, None, None, None, None, None
 

@@ -113,7 +113,7 @@ class Site(nn.Module):
         """(…, D) → (…, O)."""
         placed = self.slot.placed.get(self.name, ())
         anchor = self.anchor if placed and self.slot.training else None
-        y: Tensor = _SiteFunction.apply(x, anchor, self, placed)
+        y: Tensor = _SiteFunction.apply(x, anchor, self, placed)  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:
