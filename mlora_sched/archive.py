@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
@@ -49,8 +50,11 @@ class Archive:
         self._files = files
 
     @classmethod
-    def of(cls, folder: Path, added: dict[str, bytes]) -> Self:
+    def of(cls, folder: Path, added: dict[str, bytes], pattern: str = "*") -> Self:
         """Open the ordinary files below `folder` and the contents of `added`, which win over files of their name.
+
+        Args:
+            pattern: which files are taken, matched with their path below `folder`.
 
         Raises:
             OSError: the directory or one of its files is not there (any more).
@@ -58,7 +62,7 @@ class Archive:
         with ExitStack() as stack:
             members = [_Member(name, len(content), BytesIO(content)) for name, content in added.items()]
             for name in _ordinary_files(folder):
-                if name not in added:
+                if name not in added and fnmatchcase(name, pattern):
                     file = stack.enter_context((folder / name).open("rb"))
                     members.append(_Member(name, os.fstat(file.fileno()).st_size, file))
             return cls(tuple(sorted(members, key=lambda member: member.name)), stack.pop_all())

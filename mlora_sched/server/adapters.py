@@ -5,6 +5,7 @@ Only paths made of a job's id and a step are opened; nothing of a request become
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlora_sched.archive import Archive
@@ -26,19 +27,27 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
         Refused: the job has not finished and no checkpoint was asked for.
         NotFound: there is no such checkpoint.
     """
-    folder = _adapter_folder(store, settings.job_dir(job_id), job_id, checkpoint)
+    source = _source(store, settings.job_dir(job_id), job_id, checkpoint)
     lines = "".join(line.to_json() + "\n" for _, line in store.metrics(job_id))
     try:
-        return Archive.of(folder, {METRICS_FILE: lines.encode()})
+        return Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.pattern)
     except FileNotFoundError:  # a newer checkpoint has just replaced it, or an administrator removed it
         raise NotFound(f"job {job_id}: the adapter asked for is not there any more; `show` lists what is") from None
 
 
-def _adapter_folder(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None) -> Path:
+@dataclass(frozen=True)
+class _Source:
+    """A directory, and which of its files make an adapter."""
+
+    folder: Path
+    pattern: str
+
+
+def _source(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None) -> _Source:
     job = store.get(job_id)
     finished = job.state is JobState.SUCCEEDED
     if finished and checkpoint in (None, "last"):
-        return job_dir / "adapter"
+        return _Source(job_dir / "adapter", "*")
     steps = store.checkpoints(job_id)
     if checkpoint is None:
         remedy = "ask for --checkpoint last" if steps else "it has no checkpoint yet (training.save_every)"
@@ -47,7 +56,7 @@ def _adapter_folder(store: JobStore, job_dir: Path, job_id: str, checkpoint: str
     if step is None:
         kept = ", ".join(map(str, steps)) or "none"
         raise NotFound(f"job {job_id} has no checkpoint {checkpoint}; kept are: {kept}")
-    return job_dir / "checkpoints" / f"step-{step:06d}" / "adapter"
+    return _Source(job_dir / "checkpoints" / f"step-{step:06d}", "adapter_*")  # not the optimiser's state
 
 
 def _step(checkpoint: str, steps: tuple[int, ...], best: int | None) -> int | None:

@@ -5,9 +5,11 @@ It serves whoever `auth` says is asking; it never trains, never imports a worker
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -16,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from mlora_sched import __version__
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
+from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.routes import daemon, files, jobs
 from mlora_sched.settings import DaemonSettings
@@ -25,6 +28,8 @@ from mlora_sched.spec.job import JobSpec
 from mlora_sched.store.jobs import JobStore
 
 PREFIX = "/api/v1"
+SHUTDOWN_SECONDS = 5
+"""How long answers under way may take when the server is told to stop."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -55,6 +60,29 @@ def create_app(store: JobStore, settings: DaemonSettings, *, max_file_bytes: int
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
     return app
+
+
+def http_server(
+    app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = None, tick_seconds: int = 1
+) -> uvicorn.Server:
+    """A uvicorn server for `app`; run it with sockets made by `auth.bind`, since only peers of those have an identity.
+
+    Args:
+        on_tick: awaited every `tick_seconds` while the server runs.
+    """
+    config = uvicorn.Config(
+        app,
+        http=PeerProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        callback_notify=on_tick,
+        timeout_notify=tick_seconds,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def _body(kind: type[MloraError], message: str, status: int) -> JSONResponse:

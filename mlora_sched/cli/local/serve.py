@@ -1,0 +1,80 @@
+"""`serve`: start the training daemon and stay until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from mlora_sched.client import SOCKET_VARIABLE, default_socket
+from mlora_sched.daemon.lifecycle import run_daemon
+from mlora_sched.errors import UserError
+from mlora_sched.settings import DaemonSettings, parse_base
+from mlora_sched.spec.explain import explain
+from mlora_sched.store.records import WorkerStatus
+from mlora_sched.worker.local import LocalWorker, Role
+
+
+@click.command()
+@click.option("--base", "bases", multiple=True, required=True, metavar="NAME=DIR|REPO[@REV]", help="Base to serve.")
+@click.option(
+    "--state", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory of the daemon's own."
+)
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    default=default_socket,
+    show_default="the user's own",
+    help=f"Where to answer; else {SOCKET_VARIABLE}.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="Where to train.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
+@click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+def serve(
+    bases: tuple[str, ...],
+    state: Path,
+    socket: Path,
+    device: str,
+    dtype: str,
+    threads: int,
+    pack_tokens: int,
+) -> None:
+    """Start the training daemon: one frozen base model, jobs of everybody.
+
+    Ends at SIGTERM or Ctrl-C, when every job has saved its state; the next daemon on the same state goes on.
+    """
+    if len(bases) > 1:
+        raise UserError(f"--base: {len(bases)} are given; a daemon serves one base: start one daemon for each")
+    raw = {
+        "state_dir": state.absolute(),
+        "socket": socket.absolute(),
+        "bases": [parse_base(text) for text in bases],
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "pack_tokens": pack_tokens,
+    }
+    try:
+        settings = DaemonSettings.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(explain(error, raw, DaemonSettings, "serve")) from None
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_daemon(
+        settings,
+        lambda: LocalWorker(Role.TRAIN, settings.log_dir),
+        lambda: LocalWorker(Role.PREPARE, settings.log_dir),
+        lambda status: _announce(settings, status),
+    )
+    click.echo("stopped")
+
+
+def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
+    name = settings.bases[0].name
+    if status.state == "ready":
+        click.echo(f"serving {name} at {settings.socket} on {status.device} (results: {status.exactness})")
+    else:
+        click.echo(f"{name} at {settings.socket}, process {os.getpid()}, worker {status.state}")
