@@ -34,7 +34,7 @@ _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 class JobStore(DaemonSide):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
-    def insert(  # noqa: PLR0917 - one row's columns
+    def insert(
         self, job_id: str, spec: JobSpec, files: Mapping[str, str], owner: str, base: str, now: float
     ) -> JobView:
         """Add a job in PREPARING.
