@@ -86,7 +86,7 @@ def _read_jsonl(name: str, handle: BinaryIO) -> Iterator[Record]:
     for line, raw in enumerate(handle, 1):
         text = _decode(raw.removeprefix(_BOM) if line == 1 else raw, name, line)
         if text.strip():
-            yield _record(name, line, _parse(text, name, line))
+            yield _record(name, line, _parse(text.rstrip(), name, line))
 
 
 def _read_json(name: str, handle: BinaryIO) -> Iterator[Record]:

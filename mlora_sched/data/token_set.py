@@ -127,20 +127,22 @@ def open_prepared(path: Path) -> Prepared | None:
         return None
     try:
         file: Any = safe_open(path, framework="np")
-    except SafetensorError:
+        metadata = file.metadata()
+        stats = DataStats(**json.loads(metadata["stats"]))
+        train = _open_set(file, _TRAIN, metadata[_TRAIN])
+        validation = _open_set(file, _VALIDATION, metadata[_VALIDATION]) if stats.validation_rows else None
+    except (SafetensorError, LookupError, TypeError, ValueError):
         return None
-    metadata = file.metadata() or {}
-    sets = {name: _open_set(file, name, metadata[name]) for name in (_TRAIN, _VALIDATION) if name in metadata}
-    if any(hash_of(tokens) != tokens.content_hash for tokens in sets.values()):
-        return None
-    return Prepared(sets[_TRAIN], sets.get(_VALIDATION), DataStats(**json.loads(metadata["stats"])))
+    sets = [tokens for tokens in (train, validation) if tokens is not None]
+    intact = all(_hash(tokens.lengths, tokens._input_ids, tokens._loss_mask) == tokens.content_hash for tokens in sets)
+    return Prepared(train, validation, stats) if intact else None
 
 
-def hash_of(tokens: TokenSet) -> str:
-    """Compute a set's content hash from the file's bytes."""
-    digest = hashlib.sha256(tokens.lengths.tobytes())
-    total = int(tokens.lengths.sum())
-    for part in (tokens._input_ids, tokens._loss_mask):
+def _hash(lengths: IntArray, input_ids: Any, loss_mask: Any) -> str:
+    """sha256 over arrays or over slices of a mapped file, a stretch at a time."""
+    digest = hashlib.sha256(lengths.tobytes())
+    for part in (input_ids, loss_mask):
+        total = len(part) if isinstance(part, np.ndarray) else part.get_shape()[0]
         for start in range(0, total, _HASH_STRIDE):
             digest.update(part[start : min(total, start + _HASH_STRIDE)].tobytes())
     return digest.hexdigest()
@@ -150,28 +152,20 @@ def _tensors(name: str, rows: Sequence[Encoded]) -> tuple[dict[str, npt.NDArray[
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     input_ids = np.concatenate([row.input_ids for row in rows])
     loss_mask = np.concatenate([row.loss_mask for row in rows])
-    digest = hashlib.sha256(lengths.tobytes())
-    digest.update(input_ids.tobytes())
-    digest.update(loss_mask.tobytes())
     tensors = {
         f"{name}.lengths": lengths,
         f"{name}.targets": np.array([row.loss_mask.sum() for row in rows], np.int64),
         f"{name}.input_ids": input_ids,
         f"{name}.loss_mask": loss_mask,
     }
-    return tensors, {name: digest.hexdigest()}
+    return tensors, {name: _hash(lengths, input_ids, loss_mask)}
 
 
 def _open_set(file: Any, name: str, content_hash: str) -> TokenSet:
+    input_ids = file.get_slice(f"{name}.input_ids")
+    loss_mask = file.get_slice(f"{name}.loss_mask")
     lengths = file.get_tensor(f"{name}.lengths")
-    return TokenSet(
-        lengths=lengths,
-        targets=file.get_tensor(f"{name}.targets"),
-        content_hash=content_hash,
-        _stops=np.cumsum(lengths),
-        _input_ids=file.get_slice(f"{name}.input_ids"),
-        _loss_mask=file.get_slice(f"{name}.loss_mask"),
-    )
+    return TokenSet(lengths, file.get_tensor(f"{name}.targets"), content_hash, np.cumsum(lengths), input_ids, loss_mask)
 
 
 def _sync(path: Path) -> None:
