@@ -130,6 +130,11 @@ class TrainState:
         return Phase.TRAIN if at.step < self.total_steps else Phase.DONE
 
     @property
+    def save_due(self) -> bool:
+        """A checkpoint is asked for after the step that was just finished."""
+        return self.save_steps is not None and self.step > 0 and self.step % self.save_steps == 0
+
+    @property
     def waiting_chunks(self) -> Sequence[Chunk]:
         """Chunks of the running phase that have no result yet, in order."""
         return self._open.chunks[len(self._open.results) :]

@@ -1,0 +1,95 @@
+"""Checkpoints of a job: everything it needs to go on from a finished step, and its adapter as of then.
+
+checkpoints/step-000120/
+    adapter_config.json  adapter_model.safetensors  provenance.json      what `pull --checkpoint 120` gives
+    train_state.safetensors                                              flat parameters and moments, float32
+    state.json                                                           counters, spec, numerics key, checksum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mlora_sched.adapters.base import AdapterFiles
+from mlora_sched.artifacts.adapter_files import write_adapter, write_json
+from mlora_sched.artifacts.atomic import atomic_directory
+
+_NAME = re.compile(r"^step-(\d{6,})$")
+_STATE, _TENSORS = "state.json", "train_state.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds beside the exported adapter: tensors by name, and JSON-able state."""
+
+    tensors: Mapping[str, Tensor]
+    state: dict[str, Any]
+
+
+def checkpoint_dir(job_dir: Path, step: int) -> Path:
+    """Where the checkpoint after `step` finished steps lies."""
+    return job_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def write_checkpoint(
+    job_dir: Path, step: int, checkpoint: Checkpoint, adapter: AdapterFiles, provenance: dict[str, Any]
+) -> None:
+    """Write a checkpoint so that it is there whole or not at all.
+
+    Raises:
+        OSError: the disk refuses; older checkpoints are untouched.
+    """
+    with atomic_directory(checkpoint_dir(job_dir, step)) as draft:
+        write_adapter(draft, adapter, provenance)
+        save_file({name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()}, draft / _TENSORS)
+        write_json(draft / _STATE, checkpoint.state | {"sha256": _sha256(draft / _TENSORS)})
+
+
+def list_checkpoints(job_dir: Path) -> list[int]:
+    """Steps of the checkpoints that are there, ascending."""
+    folder = job_dir / "checkpoints"
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in map(_NAME.match, names) if match)
+
+
+def read_newest(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest intact checkpoint, or None, and a sentence for each damaged one that was passed over."""
+    notes: list[str] = []
+    for step in reversed(list_checkpoints(job_dir)):
+        try:
+            return _read(checkpoint_dir(job_dir, step)), notes
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            notes.append(f"checkpoint of step {step} is damaged and was passed over: {error}")
+    return None, notes
+
+
+def prune(job_dir: Path, keep_newest: int, keep: Collection[int]) -> list[int]:
+    """Remove all but the newest `keep_newest` checkpoints and those in `keep`; return the removed steps."""
+    steps = list_checkpoints(job_dir)
+    removed = [step for step in steps[: max(0, len(steps) - keep_newest)] if step not in keep]
+    for step in removed:
+        shutil.rmtree(checkpoint_dir(job_dir, step))
+    return removed
+
+
+def _read(directory: Path) -> Checkpoint:
+    state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    if state.pop("sha256") != _sha256(directory / _TENSORS):
+        raise ValueError("its tensors do not have the checksum that was written with them")
+    return Checkpoint(load_file(directory / _TENSORS), state)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,49 @@
+"""`provenance.json`: what an adapter was made of. No wall-clock time: equal jobs give equal bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.wire import NumericsKey, ProbeVerdict
+
+_PACKAGES = ("mlora_sched", "torch", "transformers", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all jobs of one worker have in common.
+
+    Attributes:
+        base_name, base_location, base_hash: the base, and sha256 over its weights.
+        numerics, verdict: the numerics key, and what the probe found.
+    """
+
+    base_name: str
+    base_location: str
+    base_hash: str
+    numerics: NumericsKey
+    verdict: ProbeVerdict
+
+
+def provenance(spec: JobSpec, origin: Origin, data_hashes: dict[str, str], steps: int, resumes: int) -> dict[str, Any]:
+    """The record beside an adapter.
+
+    Args:
+        data_hashes: content hash of the tokenised rows, by "train" and "validation".
+        steps: finished optimiser steps. resumes: how often the job went on from a checkpoint.
+    """
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "base": {"name": origin.base_name, "location": origin.base_location, "sha256": origin.base_hash},
+        "data": data_hashes,
+        "seed": spec.training.seed,
+        "steps": steps,
+        "resumes": resumes,
+        "versions": {name: version(name) for name in _PACKAGES},
+        "numerics": origin.numerics.model_dump(mode="json"),
+        "same_as_alone": str(origin.verdict),
+        "probe": origin.verdict.model_dump(mode="json"),
+    }

@@ -1,0 +1,180 @@
+"""The probe: does this device give a job the same bits in every company?
+
+Kernels choose their code by shape, so the same rows may come out otherwise in a pack of another length or at another
+offset. At worker start the first decoder layers and the head run forward and backward, through the very step that
+trains, for every candidate pack length with the same rows at several places in random company; only lengths whose
+bits agree are used. What is not compared here is not claimed: the verdict says `exact` or how large the differences
+were.
+
+Not covered: lengths beyond the candidates, and layers that differ from the first of their kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlora_sched.adapters.lora import LoraAdapter
+from mlora_sched.data.pack import Chunk, PackedBatch, build_pack
+from mlora_sched.data.token_set import Row
+from mlora_sched.engine.step import run_pack
+from mlora_sched.model.base import FrozenBase
+from mlora_sched.spec.adapter import LoraSpec
+from mlora_sched.spec.wire import Exactness, ProbeVerdict
+
+_PROBED = (7, 13, 3)
+"""Row lengths of the chunk that is compared: 23 tokens, so that it fits the smallest bucket."""
+_JOB, _COMPANY = "probed", "company"
+
+
+def bucket_ladder(pack_tokens: int) -> tuple[int, ...]:
+    """Candidate pack lengths: steps of 32 to 512, then an eighth of the power of two below, past `pack_tokens`.
+
+    Multiples of 32, so that no vectorised elementwise kernel ends in a tail, up to the first one above `pack_tokens`.
+    """
+    ladder = [32]
+    while ladder[-1] <= pack_tokens:
+        step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 8)
+        ladder.append(ladder[-1] + step)
+    return tuple(ladder)
+
+
+@dataclass(frozen=True)
+class _Bits:
+    """What one layout gave the probed rows: their loss and the gradient of every adapter weight."""
+
+    loss: float
+    grad: Tensor
+
+    def same(self, other: _Bits) -> bool:
+        return self.loss == other.loss and torch.equal(self.grad, other.grad)
+
+    def difference(self, other: _Bits) -> float:
+        """Largest relative difference; the gradient's is relative to its largest entry."""
+        largest = max(float(self.grad.abs().max()), float(other.grad.abs().max()), 1e-30)
+        grad = float((self.grad - other.grad).abs().max()) / largest
+        return max(grad, abs(self.loss - other.loss) / max(abs(self.loss), 1e-30))
+
+
+@dataclass
+class _Member:
+    """The probed job, or its company, as `run_pack` wants it."""
+
+    adapter: LoraAdapter
+    seed: int = 0
+    step: int = 0
+    batch_targets: int = sum(_PROBED)
+    batch_tokens: int = sum(_PROBED)
+
+
+def probe(base: FrozenBase, candidates: Sequence[int], seed: int = 0) -> ProbeVerdict:
+    """Compare bits over all candidate pack lengths.
+
+    Returns:
+        `exact` with the lengths that agree with the longest one (it must be among them, since the largest packs need
+        it), else `within rounding` with every candidate and the largest difference seen.
+    """
+    with _first_layers(base) as names:
+        members = {name: _member(base, names, seed + at) for at, name in enumerate((_JOB, _COMPANY))}
+        rng = np.random.default_rng(seed)
+        vocabulary = base.head.weight_VD.shape[0]
+        rows = [_row(rng, length, vocabulary) for length in _PROBED]
+        runs = {
+            bucket: [_run(base, pack, members, candidates) for pack in _layouts(rows, bucket, rng, vocabulary)]
+            for bucket in candidates
+        }
+    reference = runs[candidates[-1]][0]
+    agreeing = tuple(bucket for bucket, bits in runs.items() if all(reference.same(one) for one in bits))
+    if candidates[-1] in agreeing:
+        return ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=agreeing)
+    largest = max(reference.difference(one) for bits in runs.values() for one in bits)
+    odd = [bucket for bucket in candidates if bucket not in agreeing]
+    return ProbeVerdict(
+        exactness=Exactness.WITHIN_ROUNDING,
+        largest_difference=largest,
+        buckets=tuple(candidates),
+        reason=f"results change with place and company at pack lengths {_some(odd)}",
+    )
+
+
+def _some(buckets: Sequence[int]) -> str:
+    shown = ", ".join(map(str, buckets[:6]))
+    return f"{shown}, …" if len(buckets) > 6 else shown
+
+
+def _row(rng: np.random.Generator, length: int, vocabulary: int) -> Row:
+    mask = np.ones(length, dtype=np.bool_)
+    mask[0] = False
+    return Row(rng.integers(0, vocabulary, length).astype(np.int32), mask)
+
+
+def _layouts(rows: Sequence[Row], bucket: int, rng: np.random.Generator, vocabulary: int) -> Iterator[PackedBatch]:
+    """The probed rows before, and between, company, as far as the bucket has room for any."""
+    probed = (Chunk(_JOB, 0, tuple(range(len(rows))), sum(_PROBED)), rows)
+    spare = bucket - 1 - sum(_PROBED)
+    places = [(0, spare), (spare - spare // 3, spare // 3)]
+    for before, after in dict.fromkeys(places):
+        pieces = [_company(before, rng, vocabulary), probed, _company(after, rng, vocabulary)]
+        yield build_pack([piece for piece in pieces if piece[0].tokens], [bucket])
+
+
+def _company(tokens: int, rng: np.random.Generator, vocabulary: int) -> tuple[Chunk, Sequence[Row]]:
+    """Random rows of random lengths, `tokens` tokens of them in all (none where there is no room for a row of 2)."""
+    rows: list[Row] = []
+    left = tokens
+    while left >= 2:
+        length = min(left, int(rng.integers(2, 100)))
+        length = left if left - length < 2 else length
+        rows.append(_row(rng, length, vocabulary))
+        left -= length
+    return Chunk(_COMPANY, 0, tuple(range(len(rows))), tokens - left), rows
+
+
+def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
+    """A LoRA on every probed site whose B is not zero, so that its part of every result is there."""
+    adapter = LoraAdapter(LoraSpec(r=8), base, [base.sites[name] for name in sites], seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name in adapter.params:
+        value = adapter.params[name].value
+        value.copy_(torch.empty(value.shape).normal_(std=0.05, generator=generator))
+    adapter.begin_step()
+    return _Member(adapter)
+
+
+def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], buckets: Sequence[int]) -> _Bits:
+    for member in members.values():
+        member.adapter.params.zero_grad()
+    results = run_pack(base, pack, members, training=True, buckets=buckets)
+    loss = next(result.loss_sum for result in results if result.job_id == _JOB)
+    return _Bits(loss, members[_JOB].adapter.params.groups["all"].grad.clone())
+
+
+@contextlib.contextmanager
+def _first_layers(base: FrozenBase) -> Iterator[list[str]]:
+    """Leave only the first decoder layers, enough to see every kind; yield the names of the sites in them."""
+    inner = base.model.base_model
+    path, layers = max(
+        ((name, module) for name, module in inner.named_modules() if isinstance(module, nn.ModuleList)),
+        key=lambda found: len(found[1]),
+    )
+    keep = _kinds(base, layers)
+    parent_path, _, leaf = path.rpartition(".")
+    parent = inner.get_submodule(parent_path)
+    setattr(parent, leaf, nn.ModuleList(list(layers)[:keep]))
+    try:
+        kept = {id(module) for module in inner.modules()}
+        yield [name for name, site in base.sites.items() if id(site) in kept]
+    finally:
+        setattr(parent, leaf, layers)
+
+
+def _kinds(base: FrozenBase, layers: nn.ModuleList) -> int:
+    """How many layers it takes to see every combination of attention type and sub-module classes."""
+    types = getattr(base.model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
+    kinds = [(types[at], tuple(type(module).__name__ for module in layer.modules())) for at, layer in enumerate(layers)]
+    return max(kinds.index(kind) for kind in set(kinds)) + 1

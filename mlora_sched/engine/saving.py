@@ -1,0 +1,63 @@
+"""A resident job's state to and from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from mlora_sched.artifacts.checkpoint import Checkpoint, prune, read_newest, write_checkpoint
+from mlora_sched.artifacts.provenance import Origin
+from mlora_sched.engine.train_state import Progress, TrainState
+from mlora_sched.errors import SpecError
+
+
+def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: Origin) -> None:
+    """Write the checkpoint of the last finished step and let old ones go.
+
+    Raises:
+        OSError: the disk refuses; older checkpoints are untouched.
+    """
+    values = {f"value/{name}": flat.value for name, flat in state.adapter.params.groups.items()}
+    checkpoint = Checkpoint(
+        tensors=values | state.optimizer.state(),
+        state={
+            "progress": dataclasses.asdict(state.progress) | {"best_loss": _finite(state.progress.best_loss)},
+            "spec": state.spec.model_dump(mode="json"),
+            "numerics": origin.numerics.model_dump(mode="json"),
+        },
+    )
+    write_checkpoint(job_dir, state.step, checkpoint, state.adapter.files(), provenance)
+    prune(job_dir, state.spec.training.save_total_limit, {state.progress.best_step})
+
+
+def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
+    """Go on from the newest intact checkpoint, if there is one; return what its owner should know.
+
+    Raises:
+        SpecError: the checkpoint is of another spec.
+    """
+    checkpoint, notes = read_newest(job_dir)
+    if checkpoint is None:
+        return notes
+    if checkpoint.state["spec"] != state.spec.model_dump(mode="json"):
+        raise SpecError(f"name: {state.spec.name} has checkpoints of another spec; submit it under another name")
+    found, now = checkpoint.state["numerics"], origin.numerics.model_dump(mode="json")
+    if found != now:
+        changed = ", ".join(f"{key} {found.get(key)} → {now[key]}" for key in now if found.get(key) != now[key])
+        notes.append(f"resumed under other numerics ({changed}): from here on within rounding of an undisturbed run")
+    for name, flat in state.adapter.params.groups.items():
+        flat.value.copy_(checkpoint.tensors[f"value/{name}"])
+    saved = checkpoint.state["progress"]
+    progress = Progress(**saved | {"best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"]})
+    progress.resumes += 1
+    state.optimizer.load_state(checkpoint.tensors, progress.step)
+    state.adapter.params.refresh()
+    state.restore(progress)
+    return notes
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,42 @@
+"""From a worker's settings to a trainer: device, threads, base, check, probe."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+from mlora_sched.artifacts.provenance import Origin
+from mlora_sched.data.tokens import load_tokenizer
+from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.model.attention import PACKED_ATTENTION
+from mlora_sched.model.base import hash_base, load_base
+from mlora_sched.model.device import resolve_device
+from mlora_sched.spec.wire import NumericsKey, WorkerConfig
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def start_trainer(config: WorkerConfig) -> Trainer:
+    """Load the base, make sure the engine serves it faithfully, probe the device.
+
+    Raises:
+        BaseError: no such base or device, or one the engine cannot serve.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
+    tokenizer = load_tokenizer(config.base)
+    verdict = probe(base, bucket_ladder(config.pack_tokens))
+    numerics = NumericsKey(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        dtype=config.dtype,
+        threads=torch.get_num_threads(),
+        attention=PACKED_ATTENTION,
+        buckets=verdict.buckets,
+    )
+    origin = Origin(config.base_name, config.base, hash_base(base), numerics, verdict)
+    return Trainer(base, tokenizer, origin, config.pack_tokens)
