@@ -3,8 +3,8 @@
 The pack reaches this function as the model keyword argument `pack_spans` (a `SpanPlan`); there is no mask of the pack.
 Sequences of equal length are attended as one batch. Rows of padding get zeros.
 
-Not handled, and refused by `mlora_sched.model.support` at load: attention sinks, attention that is not
-softmax over the sequence, cross-attention.
+Not handled, and refused at load by `mlora_sched.model.support` or, when a model hands such a thing to its attention,
+here: attention sinks, added biases, masks of the model's own, attention that is not causal softmax over the sequence.
 
 Legend: H heads, T rows of the pack, L length of a sequence, G sequences of equal length, E head width.
 """
@@ -19,8 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from mlora_sched.errors import BaseError
+
 PACKED_ATTENTION = "mlora_packed"
 """Name under which transformers finds `packed_attention`."""
+
+_CHANGES_SCORES = ("s_aux", "position_bias", "attention_bias", "score_mod")
+"""Keyword arguments with which models change their scores, and which this function does not compute."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class SpanPlan:
 
 
 def packed_attention(
-    module: nn.Module,  # noqa: ARG001 - the signature is transformers'
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -58,7 +63,7 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     pack_spans: SpanPlan | None = None,
-    **_kwargs: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each sequence by itself.
 
@@ -70,10 +75,14 @@ def packed_attention(
 
     Returns:
         (1, T, H, E) and None for the weights, as transformers' own functions do.
+
+    Raises:
+        BaseError: the model asks its attention for something that is not computed here.
     """
-    assert pack_spans is not None, "the model does not pass keyword arguments to its attention"
-    assert attention_mask is None
     assert dropout == 0.0, "the base stays in eval mode"
+    if pack_spans is None:
+        raise BaseError(f"{type(module).__name__} gets no keyword arguments from its model, so it cannot run packed")
+    _refuse_unknown(module, attention_mask, more)
     repeat = query.shape[1] // key.shape[1]
     lengths = [*pack_spans.lengths, pack_spans.padding] if pack_spans.padding else list(pack_spans.lengths)
     queries, keys, values = (torch.split(x, lengths, dim=2) for x in (query, key, value))
@@ -93,6 +102,17 @@ def packed_attention(
         outputs.append(query.new_zeros(1, query.shape[1], pack_spans.padding, value.shape[-1]))
     o_1HTE = torch.cat([o for o in outputs if o is not None], dim=2)
     return o_1HTE.transpose(1, 2).contiguous(), None
+
+
+def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, more: dict[str, Any]) -> None:
+    odd = [name for name in _CHANGES_SCORES if more.get(name) is not None]
+    odd += ["attention_mask"] if attention_mask is not None else []
+    odd += ["is_causal=False"] if more.get("is_causal") is False else []
+    if odd:
+        raise BaseError(
+            f"{type(module).__name__} uses {', '.join(odd)}, which packed attention does not compute; "
+            f"this architecture cannot be served"
+        )
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
