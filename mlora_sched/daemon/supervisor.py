@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlora_sched.errors import MloraError
-from mlora_sched.spec.wire import Command, Init, Report
+from mlora_sched.spec.wire import Command, Fatal, Init, Report
 from mlora_sched.worker.protocol import Worker
 
 StartWorker = Callable[[], Worker]
@@ -68,14 +68,18 @@ class Supervisor:
         self._worker.send(command)
 
     def poll(self, timeout: float, now: float) -> Heard:
-        """Reports since the last look. Death is seen before the pipe is emptied, so that no report is lost."""
+        """Reports since the last look. Death is seen before the pipe is emptied, so that no report is lost.
+
+        A worker that says it cannot go on is ended, whether it exits by itself or not.
+        """
         if self._worker is None:
             return Heard([], died=False)
         alive = self._worker.alive
         reports = self._worker.poll(timeout if alive else 0.0)
-        if not alive:
+        died = not alive or any(isinstance(report, Fatal) for report in reports)
+        if died:
             self._bury(now)
-        return Heard(reports, died=not alive)
+        return Heard(reports, died)
 
     def progressed(self) -> None:
         """The worker has done something useful: earlier deaths count no more."""
