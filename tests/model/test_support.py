@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from engine.bases import llama_config
-from model.architectures import config_of
 from transformers import AutoConfig
 
 from mlora_sched.errors import BaseError
 from mlora_sched.model.support import check_config
+from model.architectures import config_of
 
 
 @pytest.mark.parametrize(

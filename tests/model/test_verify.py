@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from engine.bases import base_of
-from model.architectures import SETTINGS, config_of
 from torch import Tensor
 
 from mlora_sched.errors import BaseError
 from mlora_sched.model.attention import PACKED_ATTENTION
-from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.verify import TOLERANCE, verify_base
+from model.architectures import SETTINGS, config_of
 
 SCALE = 2.0
 """Of the random matrices: large enough that attention is far from uniform, so that a wrong mask shows."""
