@@ -62,13 +62,11 @@ def create_app(store: JobStore, settings: DaemonSettings, *, max_file_bytes: int
     return app
 
 
-def http_server(
-    app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = None, tick_seconds: int = 1
-) -> uvicorn.Server:
+def http_server(app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = None) -> uvicorn.Server:
     """A uvicorn server for `app`; run it with sockets made by `auth.bind`, since only peers of those have an identity.
 
     Args:
-        on_tick: awaited every `tick_seconds` while the server runs.
+        on_tick: awaited every second while the server runs.
     """
     config = uvicorn.Config(
         app,
@@ -79,7 +77,7 @@ def http_server(
         access_log=False,
         server_header=False,
         callback_notify=on_tick,
-        timeout_notify=tick_seconds,
+        timeout_notify=0,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     return uvicorn.Server(config)

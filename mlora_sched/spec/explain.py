@@ -92,7 +92,9 @@ def explain_items(items: Iterable[Any], raw: object, model: type[BaseModel], whe
 
 def _joined(field: str, texts: list[str]) -> str:
     """One sentence for a field: the members of a union complain one by one about the same value."""
-    sentence = texts[0] + "".join(f" or {text.rpartition(': ')[2]}" for text in dict.fromkeys(texts[1:]))
+    sentence = texts[0] + "".join(
+        f" or {text.rpartition(': ')[2].removeprefix('should be ')}" for text in dict.fromkeys(texts[1:])
+    )
     return f"{field}: {sentence}" if field else sentence
 
 
@@ -110,8 +112,8 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "union_tag_invalid":
         tags = item["ctx"]["expected_tags"].replace("'", "")
         return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
-    message = item["msg"].removeprefix("Input ")
-    return field, f"{_short(item['input'])}: {message[:1].lower()}{message[1:]}"
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    return field, f"{_short(item['input'])}: {message.removeprefix('input ')}"
 
 
 def _short(value: object) -> str:
@@ -148,11 +150,10 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         return f"did you mean {' or '.join(elsewhere)}?"
     parent = field.rpartition(".")[0]
     beside = [path for path in known if path.rpartition(".")[0] == parent]
-    near = difflib.get_close_matches(field, beside, n=1, cutoff=0.6) or difflib.get_close_matches(
-        field, known, n=1, cutoff=0.6
-    )
-    if near:
-        return f"did you mean {near[0]}?"
+    for known_paths in (beside, list(known)):
+        by_name = {path.rpartition(".")[2]: path for path in reversed(known_paths)}
+        if near := difflib.get_close_matches(key, by_name, n=1, cutoff=0.7):
+            return f"did you mean {by_name[near[0]]}?"
     keys = ", ".join(sorted(path.rpartition(".")[2] for path in beside))
     return f"known keys here are {keys}" if keys else "leave it out"
 

@@ -83,7 +83,8 @@ def test_jobs_train_together_and_end_each_in_its_own_way(short_dir: Path, spec: 
         names = [path.name for path in client.pull("good", tmp_path / "good")]
         assert names == ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl"]
         client.pull("good", tmp_path / "good-2", "2")
-        assert client.get("slow").state is JobState.RUNNING
+        while client.get("slow").state is not JobState.RUNNING:
+            time.sleep(0.02)
         client.request("slow", Request.CANCEL)
         assert client.wait([slow.id], timeout=60, poll=0.02)[0].state is JobState.CANCELLED
         stop(process, signal.SIGTERM)

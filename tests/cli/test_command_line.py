@@ -1,0 +1,205 @@
+"""The command line itself: lazy verbs, help, exit codes, how answers look. No daemon runs here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from mlora_sched.cli import output
+from mlora_sched.cli.main import SECTIONS, cli, run
+from mlora_sched.client import default_socket
+from mlora_sched.errors import WaitTimeout
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.state import ErrorCode, JobState, Request
+
+HEAVY = {"torch", "transformers", "ray", "fastapi", "uvicorn", "sqlalchemy", "alembic", "peft", "numpy", "pyarrow"}
+VERBS = [verb for verbs in SECTIONS.values() for verb in verbs]
+Capture = pytest.CaptureFixture[str]
+
+
+def modules_after(*args: str) -> set[str]:
+    """Top-level modules that a command line has loaded, in a fresh interpreter."""
+    program = (
+        "import sys; from mlora_sched.cli.main import run; run(sys.argv[1:]); "
+        "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_next_to_nothing() -> None:
+    assert modules_after("--help") & (HEAVY | {"pydantic", "httpx", "rich", "yaml"}) == set()
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS if ".remote." in verb.module])
+def test_remote_verbs_never_load_the_engine(verb: str) -> None:
+    assert modules_after(verb, "--help") & HEAVY == set()
+
+
+def test_validate_without_a_base_loads_no_engine(tmp_path: Path) -> None:
+    path = make_spec(tmp_path)
+    assert modules_after("validate", str(path)) & HEAVY == set()
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_loads_and_helps(verb, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
+    command = cli.get_command(click.Context(cli), verb.name)
+    assert command is not None
+    assert command.name == verb.name
+    assert run([verb.name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: mlora-sched {verb.name}")
+
+
+def test_help_shows_every_verb_in_its_section(capsys: Capture) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"{title}:") for title in SECTIONS]
+    assert places == sorted(places)
+    for verb in VERBS:
+        assert f"\n  {verb.name} " in text
+
+
+def test_unknown_verbs_are_answered_with_the_nearest(capsys: Capture) -> None:
+    assert run(["cancle"]) == 2
+    assert "cancle: no such verb; did you mean cancel?" in capsys.readouterr().err
+    assert run(["frobnicate"]) == 2
+    assert "try `mlora-sched --help`" in capsys.readouterr().err
+
+
+def test_version(capsys: Capture) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mlora-sched, version ")
+
+
+def test_interrupts_and_errors_have_their_codes(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def fail_with(error: BaseException) -> int:
+        @click.command()
+        @click.option("--json", "as_json", is_flag=True)
+        def verb(as_json: bool) -> None:
+            raise error
+
+        monkeypatch.setattr(type(cli), "get_command", lambda *_: verb)
+        return run(["ls", "--json"])
+
+    assert fail_with(KeyboardInterrupt()) == 130
+    assert json.loads(capsys.readouterr().err)["error"] == "Interrupted"
+    assert fail_with(WaitTimeout("too long")) == 124
+    assert json.loads(capsys.readouterr().err) == {"error": "WaitTimeout", "message": "too long"}
+    with pytest.raises(ZeroDivisionError):  # a bug of ours is not dressed up as a user's mistake
+        fail_with(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("environment", "path"),
+    [
+        ({"MLORA_SCHED_SOCKET": "/a/s", "XDG_RUNTIME_DIR": "/run/user/1"}, Path("/a/s")),
+        ({"XDG_RUNTIME_DIR": "/run/user/1"}, Path("/run/user/1/mlora_sched.sock")),
+        ({}, Path.home() / ".mlora_sched" / "daemon.sock"),
+        ({"MLORA_SCHED_SOCKET": "", "XDG_RUNTIME_DIR": ""}, Path.home() / ".mlora_sched" / "daemon.sock"),
+    ],
+)
+def test_the_default_socket(environment: dict[str, str], path: Path) -> None:
+    assert default_socket(environment) == path
+
+
+def make_spec(folder: Path, **keys: object) -> Path:
+    (folder / "train.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 5)
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump({"name": "toy", "data": {"train": "train.jsonl"}, **keys}))
+    return path
+
+
+def test_validate(tmp_path: Path, capsys: Capture) -> None:
+    path = make_spec(tmp_path)
+    assert run(["validate", str(path), "--json"]) == 0
+    [checked] = json.loads(capsys.readouterr().out)
+    assert (checked["name"], checked["method"], checked["files"]) == ("toy", "lora", ["train.jsonl"])
+    assert run(["validate", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: ok: toy, lora\n"
+    (tmp_path / "train.jsonl").unlink()
+    assert run(["validate", str(path)]) == 2
+    assert "error: toy: data.train: train.jsonl: no such file" in capsys.readouterr().err
+    assert run(["validate", str(path), "--base", str(tmp_path / "gone")]) == 2
+    make_spec(tmp_path)
+    assert run(["validate", str(path), "--base", str(tmp_path / "gone")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 2, "Missing option '--base'"),
+        (["--base", "demo=/nowhere"], 2, "Missing option '--state'"),
+        (["--base", "demo=/nowhere", "--state", "{tmp}"], 2, "/nowhere is no directory"),
+        (["--base", "a={tmp}", "--base", "b={tmp}", "--state", "{tmp}/s"], 2, "a daemon serves one base"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--socket", "/tmp/" + "x" * 200], 2, "longer than 107 bytes"),
+    ],
+)
+def test_serve_refuses(tmp_path: Path, capsys: Capture, args: list[str], code: int, message: str) -> None:
+    assert run(["serve", *(arg.replace("{tmp}", str(tmp_path)) for arg in args)]) == code
+    assert message in capsys.readouterr().err
+
+
+JOB = JobView(
+    id="j-0123456789abcdef",
+    name="toy",
+    owner="ann",
+    base="demo",
+    state=JobState.RUNNING,
+    request=Request.CANCEL,
+    reason="",
+    method="lora",
+    priority="normal",
+    step=3,
+    total_steps=None,
+    loss=1.5,
+    eval_loss=None,
+    tokens=10,
+    error_code=None,
+    error=None,
+    stopped_by=None,
+    created=0.0,
+    started=None,
+    ended=None,
+)
+FAILED = JOB.model_copy(
+    update={
+        "state": JobState.FAILED,
+        "request": Request.NONE,
+        "error_code": ErrorCode.BAD_DATA,
+        "error": "a.jsonl, line 3:\tno 'text'\nadd it",
+    }
+)
+
+
+def test_tables_in_a_pipe_are_one_line_a_job(capsys: Capture) -> None:
+    output.print_jobs([JOB, FAILED], owners=True)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["ID", "NAME", "OWNER", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "REASON"]
+    assert lines[1] == ["j-01234567", "toy", "ann", "RUNNING (cancelling)", "lora", "3", "1.5000", "", ""]
+    assert lines[2][-1] == "bad_data: a.jsonl, line 3: no 'text' add it"
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_tables_on_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    output.print_jobs([JOB.model_copy(update={"name": "[bold]x"})])
+    text = capsys.readouterr().out
+    assert "RUNNING (cancelling)" in text
+    assert "[bold]x" in text  # a name is never markup
+    assert ("\x1b[36m" in text) is not no_color
+
+
+def test_reasons() -> None:
+    assert output.why(JOB.model_copy(update={"reason": "slots"})) == "slots"
+    assert output.why(JOB.model_copy(update={"stopped_by": "early stop"})) == "stopped by early stop"

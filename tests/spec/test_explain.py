@@ -1,0 +1,159 @@
+"""What a user reads when a spec is wrong: the field, the value, the remedy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlora_sched.errors import SpecError
+from mlora_sched.spec.job import JobSpec, load_job, local_files, parse_job
+
+MINIMAL: dict[str, Any] = {"name": "toy", "data": {"train": "a.jsonl"}}
+
+
+def problem(**changes: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse_job(MINIMAL | changes, "toy.yaml")
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adaptr": {}}, "adaptr: unknown key; did you mean adapter?"),
+        ({"r": 8}, "r: unknown key; did you mean adapter.r?"),
+        ({"data": {"train": "a", "shufle": True}}, "data.shufle: unknown key; did you mean data.shuffle?"),
+        ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, dropout, init_from"),
+        (
+            {"adapter": {"num_experts": 4}},
+            "adapter.num_experts: unknown key; it does not go with method lora; leave it out or choose another method",
+        ),
+        ({"adapter": {"method": "lorra"}}, "adapter.method: 'lorra' is no method; choose one of lora, rslora"),
+        ({"adapter": {"r": "many"}}, "adapter.r: 'many': should be a valid integer"),
+        ({"adapter": {"r": 0}}, "adapter.r: 0: should be greater than or equal to 1"),
+        ({"adapter": {"method": "mixlora", "top_k": 9}}, "adapter: top_k 9 is more than num_experts 8; lower top_k"),
+        ({"adapter": {"init_from": ""}}, "adapter.init_from: '': string should have at least 1 character"),
+        ({"adapter": 7}, "adapter: 7: should be a valid dictionary"),
+        ({"data": {}}, "data.train: is missing; it is required"),
+        ({"data": {"train": []}}, "data.train: []: tuple should have at least 1 item"),
+        ({"data": {"train": [""]}}, "data.train.0: '': string should have at least 1 character"),
+        ({"data": {"train": "a", "validation": 2}}, "data.validation: 2 is no fraction between 0 and 1"),
+        ({"data": {"train": "a", "validation": "1e1"}}, "data.validation: 10 is no fraction between 0 and 1"),
+        ({"data": {"train": "a", "validation": ""}}, "data.validation: is empty; write a fraction"),
+        ({"data": {"train": "a", "validation": [1]}}, "data.validation: [1]: should be a valid number or a valid"),
+        ({"data": {"train": "a", "template": "zephyr"}}, "data.template: 'zephyr' is none of auto, chat, alpaca, none"),
+        ({"name": "a b"}, "name: 'a b': string should match pattern"),
+        ({"training": {"epochs": 1, "max_steps": 3}}, "training: epochs and max_steps are both set; keep one"),
+        ({"training": {"eval_every": "2x"}}, "training.eval_every: '2x' is no interval; write a number of steps"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate: nan: should be a finite number"),
+        ({"priority": "urgent"}, "priority: 'urgent': should be 'low', 'normal' or 'high'"),
+        ({"metadata": {"when": {1, 2}}}, "metadata.when: {1, 2}: was not a valid JSON value"),
+    ],
+)
+def test_each_mistake_names_field_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    assert f"toy.yaml: {message}" in problem(**changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("lora_rank", "adapter.r"),
+        ("finetuning_type", "adapter.method"),
+        ("cutoff_len", "data.max_length"),
+        ("val_set_size", "data.validation"),
+        ("micro_batch_size", "training.batch_size"),
+        ("num_train_epochs", "training.epochs"),
+        ("load_in_4bit", "nothing here: quantisation belongs to the base"),
+    ],
+)
+def test_keys_of_other_trainers_are_answered_with_ours(key: str, ours: str) -> None:
+    assert f"toy.yaml: {key}: unknown key; here it is {ours}" in problem(**{key: 1})
+    assert f"toy.yaml: training.{key}: unknown key; here it is {ours}" in problem(training={key: 1})
+
+
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens", "wte", "modules_to_save"])
+def test_shared_modules_are_refused_with_the_reason(module: str) -> None:
+    message = problem(adapter={"target_modules": ["q_proj", module]})
+    assert f"{module} cannot be trained: head and embeddings belong to the base" in message
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    lines = problem(name="", lora_r=8, training={"epochs": -1}).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["name", "training.epochs", "lora_r"]
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_a_spec_is_a_mapping(raw: object) -> None:
+    with pytest.raises(SpecError, match="a job spec is a mapping of keys"):
+        parse_job(raw)
+
+
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+SECTIONS = st.sampled_from(["name", "base_model", "adapter", "data", "objective", "training", "metadata"])
+KEYS = st.sampled_from(
+    ["method", "r", "target_modules", "train", "validation", "template", "epochs", "eval_every", "x"]
+)
+
+
+@given(st.dictionaries(SECTIONS, JSON_LIKE | st.dictionaries(KEYS, JSON_LIKE, max_size=4), max_size=8))
+def test_whatever_is_written_is_a_spec_or_is_explained(raw: dict[str, Any]) -> None:
+    """No input raises anything but SpecError, and every line of that starts with the file."""
+    try:
+        spec = parse_job(MINIMAL | raw, "f")
+    except SpecError as error:
+        lines = error.message
+    else:
+        lines = "f: is valid"
+        assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert lines.startswith("f: ")
+
+
+def write(path: Path, spec: object) -> Path:
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def test_yaml_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_text("name: toy\ndata: {train: a.jsonl, validation: 1e-1}\ntraining: {learning_rate: 2e-4}\n")
+    spec = load_job(path)
+    assert (spec.data.validation, spec.training.learning_rate) == (0.1, 2e-4)
+    assert spec.files == ("a.jsonl",)
+
+
+def test_files_are_found_beside_the_spec(tmp_path: Path) -> None:
+    data = {"train": ["a.jsonl", "sub/b.jsonl"], "validation": "v.csv", "template": "chat.jinja"}
+    spec = load_job(write(tmp_path / "toy.yaml", {"name": "toy", "data": data, "adapter": {"init_from": "start/"}}))
+    wanted = ["a.jsonl", "sub/b.jsonl", "v.csv", "chat.jinja", "start/adapter_config.json"]
+    wanted.append("start/adapter_model.safetensors")
+    assert list(spec.files) == wanted
+    for name in wanted[:2] + wanted[4:5]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(SpecError) as caught:
+        local_files(spec, tmp_path)
+    assert [line.partition(": no such file")[0] for line in caught.value.message.splitlines()] == [
+        "toy: data.validation: v.csv",
+        "toy: data.template: chat.jinja",
+        "toy: adapter.init_from: start/adapter_model.safetensors",
+    ]
+    for name in wanted:
+        (tmp_path / name).touch()
+    assert local_files(spec, tmp_path) == {name: tmp_path / name for name in wanted}
+
+
+def test_an_absolute_path_stays_what_it_is(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.touch()
+    spec = parse_job({"name": "toy", "data": {"train": str(data)}})
+    assert local_files(spec, Path("/elsewhere")) == {str(data): data}
