@@ -139,7 +139,6 @@ def target_mask(offsets: Offsets, answers: Sequence[Span]) -> npt.NDArray[np.boo
     if not offsets:
         return np.zeros(0, np.bool_)
     starts, stops = np.array(offsets, np.int64).T
-    stops = np.maximum.accumulate(stops)
     starts = np.minimum(starts, np.concatenate([[0], stops[:-1]]))
     mask = np.zeros(len(offsets), np.bool_)
     for span in answers:

@@ -256,9 +256,8 @@ class ChatLayout:
             )
         prompt = self._text(chat, chat.messages[:index], record, prompting=True)
         through = self._text(chat, chat.messages[: index + 1], record)
-        if not text.startswith(
-            through
-        ):  # some formats (Phi-3) close every conversation, so also this cut one, with EOS
+        if not text.startswith(through):
+            # Some formats (Phi-3) close every conversation with EOS, and so this one that was cut short.
             through = through.removesuffix(self._special_tokens.get("eos_token", ""))
         if not text.startswith(prompt) or not text.startswith(through):
             raise record.error(

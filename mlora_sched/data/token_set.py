@@ -98,6 +98,7 @@ def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -
     Raises:
         OSError: the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     stats = DataStats(
@@ -113,7 +114,10 @@ def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:16]}-") as directory:
         draft = Path(directory) / path.name
-        save_file(tensors, draft, metadata={"stats": json.dumps(dataclasses.asdict(stats)), **hashes})
+        try:
+            save_file(tensors, draft, metadata={"stats": json.dumps(dataclasses.asdict(stats)), **hashes})
+        except SafetensorError as error:  # the library's name for a full or failing disk
+            raise OSError(f"{path}: tokens cannot be written: {error}") from error
         _sync(draft)
         draft.replace(path)
     _sync(path.parent)

@@ -266,6 +266,18 @@ def test_marked_answers_agree_with_transformers(name: str, tmp_path: Path) -> No
     assert ours.loss_mask.tolist() == [flag == 1 for flag in theirs["assistant_masks"]]
 
 
+def test_last_takes_every_marked_block_of_the_last_turn(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<think>{% endgeneration %}:"
+        "{% generation %}{{ m.content }}<end>{% endgeneration %}{% else %}{{ m.content }}>{% endif %}{% endfor %}"
+    )
+    tokenizer = build_tokenizer(bos=None, eos="<end>", special=("<think>",), template=template)
+    path = write_rows(tmp_path / "chat.jsonl", [TWO_TURNS])
+    (last,), (every,) = encode(tokenizer, path, train_on="last"), encode(tokenizer, path)
+    assert supervised(tokenizer, last) == ["<think>", "Naïve: 6 🙂<end>"]
+    assert supervised(tokenizer, every) == ["<think>", "It is 4.<end>", "<think>", "Naïve: 6 🙂<end>"]
+
+
 UNMARKED = ["cohere", "gemma", "gemma3", "llama3", "llama3_1", "lfm2", "phi3", "qwen2_5", "qwen3_instruct_2507"]
 
 
