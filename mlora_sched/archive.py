@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,11 +50,11 @@ class Archive:
         self._files = files
 
     @classmethod
-    def of(cls, folder: Path, added: dict[str, bytes], pattern: str = "*") -> Self:
+    def of(cls, folder: Path, added: dict[str, bytes], patterns: Sequence[str] = ("*",)) -> Self:
         """Open the ordinary files below `folder` and the contents of `added`, which win over files of their name.
 
         Args:
-            pattern: which files are taken, matched with their path below `folder`.
+            patterns: a file is taken when its path below `folder` matches one of these.
 
         Raises:
             OSError: the directory or one of its files is not there (any more).
@@ -62,7 +62,7 @@ class Archive:
         with ExitStack() as stack:
             members = [_Member(name, len(content), BytesIO(content)) for name, content in added.items()]
             for name in _ordinary_files(folder):
-                if name not in added and fnmatchcase(name, pattern):
+                if name not in added and any(fnmatchcase(name, pattern) for pattern in patterns):
                     file = stack.enter_context((folder / name).open("rb"))
                     members.append(_Member(name, os.fstat(file.fileno()).st_size, file))
             return cls(tuple(sorted(members, key=lambda member: member.name)), stack.pop_all())

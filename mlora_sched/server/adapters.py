@@ -30,7 +30,7 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
     source = _source(store, settings.job_dir(job_id), job_id, checkpoint)
     lines = "".join(line.to_json() + "\n" for _, line in store.metrics(job_id))
     try:
-        return Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.pattern)
+        return Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.patterns)
     except FileNotFoundError:  # a newer checkpoint has just replaced it, or an administrator removed it
         raise NotFound(f"job {job_id}: the adapter asked for is not there any more; `show` lists what is") from None
 
@@ -40,14 +40,14 @@ class _Source:
     """A directory, and which of its files make an adapter."""
 
     folder: Path
-    pattern: str
+    patterns: tuple[str, ...]
 
 
 def _source(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None) -> _Source:
     job = store.get(job_id)
     finished = job.state is JobState.SUCCEEDED
     if finished and checkpoint in (None, "last"):
-        return _Source(job_dir / "adapter", "*")
+        return _Source(job_dir / "adapter", ("*",))
     steps = store.checkpoints(job_id)
     if checkpoint is None:
         remedy = "ask for --checkpoint last" if steps else "it has no checkpoint yet (training.save_every)"
@@ -56,7 +56,9 @@ def _source(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None)
     if step is None:
         kept = ", ".join(map(str, steps)) or "none"
         raise NotFound(f"job {job_id} has no checkpoint {checkpoint}; kept are: {kept}")
-    return _Source(job_dir / "checkpoints" / f"step-{step:06d}", "adapter_*")  # not the optimiser's state
+    return _Source(
+        job_dir / "checkpoints" / f"step-{step:06d}", ("adapter_*", "provenance.json")
+    )  # not the training state
 
 
 def _step(checkpoint: str, steps: tuple[int, ...], best: int | None) -> int | None:

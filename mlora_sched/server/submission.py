@@ -29,6 +29,21 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
     return spec.base_model
 
 
+MAX_SPEC_BYTES = 1 << 20
+"""Largest spec in JSON: it travels to the worker in one message, and metadata is no place for data."""
+
+
+def check_size(spec: JobSpec) -> None:
+    """A spec is small.
+
+    Raises:
+        SpecError: it is not.
+    """
+    size = len(spec.model_dump_json())
+    if size > MAX_SPEC_BYTES:
+        raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
+
+
 def check_files(submission: Submission, caller: Caller, store: JobStore) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
 

@@ -70,7 +70,7 @@ class Served:
             if step in save:
                 folder = self.settings.job_dir(job_id) / "checkpoints" / f"step-{step:06d}"
                 write_adapter(folder, f"step {step}")
-                (folder / "optimizer.safetensors").write_bytes(b"moments")
+                (folder / "train_state.safetensors").write_bytes(b"moments")
                 held_out = EvalDone(job_id=job_id, epoch=epoch, step=step, loss=0.5, accuracy=0.75, tokens=9)
                 saved = CheckpointSaved(job_id=job_id, epoch=epoch, step=step, best=step == best)
                 self.store.record([held_out, saved], now=time.time())
@@ -100,6 +100,7 @@ def write_adapter(folder: Path, mark: str) -> None:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text('{"r": 8}')
     (folder / "adapter_model.safetensors").write_bytes(mark.encode() * 1000)
+    (folder / "provenance.json").write_text("{}")
 
 
 def settings_in(folder: Path, *bases: str) -> DaemonSettings:

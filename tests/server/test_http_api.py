@@ -120,6 +120,11 @@ def test_submissions_that_do_not_hold_together(
     assert served.store.list() == []
 
 
+def test_a_spec_is_bounded(served: Served, http: httpx.Client) -> None:
+    spec = submission()["spec"] | {"metadata": {"x": "y" * (1 << 20)}}
+    assert "shorten metadata" in failure(http.post("/jobs", json=submission(spec=spec)), 422)["message"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
 def test_bodies_that_are_no_submission(http: httpx.Client, content: bytes) -> None:
     answer = http.post("/jobs", content=content, headers={"content-type": "application/json"})

@@ -218,7 +218,7 @@ def test_pull_the_finished_adapter(served: Served, spec: SpecMaker, capsys: Capt
     assert not out.exists()
     served.finish(job_id)
     pulled = answer(capsys, "pull", "toy", str(out))
-    assert pulled["files"] == ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl"]
+    assert pulled["files"] == ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "provenance.json"]
     sent = served.settings.job_dir(job_id) / "adapter"
     for name in pulled["files"][:2]:
         assert (out / name).read_bytes() == (sent / name).read_bytes()
@@ -234,7 +234,7 @@ def test_pull_checkpoints(served: Served, spec: SpecMaker, capsys: Capture, tmp_
     def weights(checkpoint: str) -> bytes:
         out = tmp_path / f"at-{checkpoint}"
         names = answer(capsys, "pull", "toy", str(out), "--checkpoint", checkpoint)["files"]
-        assert "optimizer.safetensors" not in names
+        assert names == ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "provenance.json"]
         return (out / "adapter_model.safetensors").read_bytes()
 
     assert weights("best") == weights("2") == b"step 2" * 1000

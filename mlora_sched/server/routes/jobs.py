@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
-from mlora_sched.server.submission import check_files, served_base
+from mlora_sched.server.submission import check_files, check_size, served_base
 from mlora_sched.spec.api import EventsPage, JobDetail, JobView, MetricsPage, Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
@@ -26,6 +26,7 @@ _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the pag
 @router.post("", status_code=status.HTTP_201_CREATED)
 def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     """Accept a job; it trains when its data is prepared and the scheduler finds room."""
+    check_size(body.spec)
     base = served_base(body.spec, context.settings)
     check_files(body, caller, context.store)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
