@@ -117,6 +117,7 @@ class LoraAdapter(Adapter):
         check_config(files.config, self.peft_config())
         wanted = {PEFT_PREFIX + self._file_name(name): name for name in self.params}
         self.params.load(matching(files.tensors, wanted, self.params))
+        self.begin_step()
 
     def _file_name(self, name: str) -> str:
         return name

@@ -351,6 +351,7 @@ class MixLoraAdapter(Adapter):
                 wanted[_file(name)] = name
         plain = {key: value for key, value in files.tensors.items() if ".experts." not in key}
         self.params.load(matching(plain | stacked, wanted, self.params))
+        self.begin_step()
 
 
 def _file(name: str) -> str:

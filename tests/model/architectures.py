@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": {
         "sliding_window": 16,
         "query_pre_attn_scalar": 32,
-        "attn_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 1.0,
         "final_logit_softcapping": 3.0,
         **_HEAD_16,
     },

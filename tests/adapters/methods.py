@@ -1,0 +1,38 @@
+"""The table that runs every adapter method through the generic tests: a method is added to them by one row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """One method with settings that make its parts matter.
+
+    Attributes:
+        method: its name in specs and in the registry.
+        settings: further fields of its spec.
+        peft: keywords of PEFT's `LoraConfig` that give the same method; None where PEFT has no such method.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return self.method
+
+    def adapter(self, **more: Any) -> dict[str, Any]:
+        """The `adapter` part of a job spec."""
+        return {"method": self.method, "r": 4, "alpha": 8, **self.settings, **more}
+
+
+METHOD_CASES = (
+    MethodCase("lora", peft={}),
+    MethodCase("rslora", peft={"use_rslora": True}),
+    MethodCase("loraplus", {"lr_ratio": 4.0}, peft={}),
+    MethodCase("dora", peft={"use_dora": True}),
+    MethodCase("mixlora", {"num_experts": 4, "top_k": 2, "router_aux_loss_coef": 0.1, "router_init_range": 0.5}),
+)
+PEFT_CASES = tuple(case for case in METHOD_CASES if case.peft is not None)
