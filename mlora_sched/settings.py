@@ -38,9 +38,9 @@ def parse_base(text: str) -> BaseRef:
     named = "=" in text and not Path(text).expanduser().is_dir()
     name, location = text.split("=", 1) if named else ("", text)
     path = Path(location).expanduser()
-    if path.is_dir():
+    if location and path.is_dir():
         location = str(path.resolve())
-    elif location.startswith(("/", ".", "~")) or not location:
+    elif not location or location.startswith(("/", ".", "~")):
         raise UserError(f"--base {text}: {location or 'nothing'} is no directory; write NAME=DIR or NAME=REPO[@REV]")
     if not named:
         name = Path(location).name if path.is_dir() else location.split("@")[0].split("/")[-1]

@@ -115,7 +115,10 @@ class DaemonLoop:
         self.start()
         try:
             while not stop.is_set():
+                began = time.monotonic()
                 self.tick()
+                # a busy worker reports all the time: gather, so that transactions are few and its cores its own
+                stop.wait(max(0.0, self._poll_seconds - (time.monotonic() - began)))
             self._drain()
         finally:
             self._worker.close()

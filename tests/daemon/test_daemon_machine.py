@@ -9,9 +9,19 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mlora_sched.errors import Refused
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request
@@ -131,5 +141,11 @@ class DaemonLife(RuleBasedStateMachine):
         assert all(before[1] is after[0] for before, after in pairwise(states))
 
 
-TestDaemonLife = DaemonLife.TestCase
-TestDaemonLife.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+def test_random_lives() -> None:
+    run_state_machine_as_test(DaemonLife, settings=settings(max_examples=12, stateful_step_count=25, deadline=None))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_random_lives() -> None:
+    run_state_machine_as_test(DaemonLife, settings=settings(max_examples=400, stateful_step_count=40, deadline=None))
