@@ -59,6 +59,7 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
     """
     with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
         remove_leftovers(settings.spool_dir)
+        store.set_worker_status(WorkerStatus())  # what an earlier daemon wrote is not announced as news
         loop = DaemonLoop(store, settings, worker, preparer)
         server = http_server(create_app(store, settings), on_tick=_StatusWatch(store, announce).look)
         stop = threading.Event()

@@ -23,6 +23,8 @@ from mlora_sched.errors import BaseError, Refused, UserError
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import Fatal
+from mlora_sched.store.db import open_database
+from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import WorkerStatus
 from mlora_sched.worker.fake import FakeWorker
 
@@ -138,9 +140,14 @@ def test_one_daemon_for_a_state_directory_and_for_a_socket(short_dir: Path) -> N
 def test_a_base_that_cannot_be_loaded_ends_the_daemon(short_dir: Path) -> None:
     settings = settings_in(short_dir)
     fatal = Fatal(error="BaseError", message="base demo: has no config.json")
+    engine = open_database(settings.database)
+    JobStore(engine).set_worker_status(WorkerStatus(state="ready"))  # of an earlier daemon that was killed
+    engine.dispose()
+    announced: list[str] = []
     with pytest.raises(BaseError, match="has no config") as raised:
-        run_daemon(settings, lambda: FakeWorker(ready=fatal), FakeWorker, announce)
+        run_daemon(settings, lambda: FakeWorker(ready=fatal), FakeWorker, lambda status: announced.append(status.state))
     assert raised.value.exit_code == 2
+    assert "ready" not in announced
     assert not settings.socket.exists()
     with state_lock(settings.state_dir):  # released
         pass
