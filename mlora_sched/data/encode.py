@@ -22,6 +22,7 @@ from mlora_sched.data.template import LaidOut, Layout, choose_layout
 from mlora_sched.spec.data import DataSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 256  # rows handed to the tokenizer at once: it works on them in parallel
@@ -61,12 +62,12 @@ class Encoder:
     def __init__(self, data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
         self._files = files
         self._max_length = data.max_length
-        self._tokenizer = tokenizer
+        self._core = _without_post_processor(tokenizer)
         self._layout: Layout = choose_layout(data, files, tokenizer)
-        empty = tokenizer("").input_ids
-        bos = tokenizer.bos_token_id
-        self._lead = [bos] if bos is not None and empty[:1] == [bos] else []
-        self._tail = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._bos, self._eos = tokenizer.bos_token, tokenizer.eos_token
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._lead = [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
+        self._tail = [] if eos is None else [eos]
 
     def encode_file(self, name: str) -> Iterator[Encoded]:
         """Yield the rows of a file of the spec, in order.
@@ -91,15 +92,9 @@ class Encoder:
         return row
 
     def _encode_batch(self, batch: Sequence[tuple[Record, LaidOut]]) -> Iterator[Encoded]:
-        output = self._tokenizer(
-            [row.text for _, row in batch],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for (record, row), ids, offsets in zip(batch, output["input_ids"], output["offset_mapping"], strict=True):
-            yield self._encoded(record, row, ids, offsets)
+        encodings = self._core.encode_batch([row.text for _, row in batch], add_special_tokens=False)
+        for (record, row), encoding in zip(batch, encodings, strict=True):
+            yield self._encoded(record, row, encoding.ids, encoding.offsets)
 
     def _encoded(self, record: Record, row: LaidOut, ids: list[int], offsets: Offsets) -> Encoded:
         lead, tail = ([], []) if row.complete else self._ends(row.text)
@@ -114,9 +109,8 @@ class Encoder:
 
     def _ends(self, text: str) -> tuple[list[int], list[int]]:
         """The begin and end tokens that the text does not bring itself."""
-        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
-        has_bos = bos is not None and text.startswith(bos)
-        has_eos = eos is not None and text.rstrip().endswith(eos)
+        has_bos = self._bos is not None and text.startswith(self._bos)
+        has_eos = self._eos is not None and text.rstrip().endswith(self._eos)
         return [] if has_bos else self._lead, [] if has_eos else self._tail
 
     def _no_target(self, length: int, before_cut: bool) -> str:
@@ -132,15 +126,28 @@ def target_mask(offsets: Offsets, answers: Sequence[Span]) -> npt.NDArray[np.boo
     """Which tokens hold characters of an answer.
 
     Args:
-        offsets: characters [start, stop) of each token. Tokenizers leave out spaces of a token (`trim_offsets`); a gap
-            before a token is taken to be the token's. Tokens that are bytes of one character share its offsets.
+        offsets: characters [start, stop) of each token; tokens that are bytes of one character share its offsets.
         answers: characters that carry loss.
     """
     if not offsets:
         return np.zeros(0, np.bool_)
     starts, stops = np.array(offsets, np.int64).T
-    starts = np.minimum(starts, np.concatenate([[0], stops[:-1]]))
     mask = np.zeros(len(offsets), np.bool_)
     for span in answers:
         mask |= (stops > span.start) & (starts < span.stop)
     return mask
+
+
+def _without_post_processor(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer's pipeline less its last stage, which adds special tokens and may leave spaces out of offsets.
+
+    A copy: a base's tokenizer may be in use by another thread, with a truncation of its own.
+    """
+    from tokenizers import Tokenizer
+
+    core: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    core.post_processor = None
+    core.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    core.no_truncation()
+    core.no_padding()
+    return core

@@ -112,7 +112,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # set by the last call, not part of the tokenizer
         pipeline.pop(passing, None)
-    content = [pipeline, tokenizer.chat_template, tokenizer.special_tokens_map]
+    content = [pipeline, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.split_special_tokens]
     return _sha256(json.dumps(content, sort_keys=True, default=str).encode())
 
 

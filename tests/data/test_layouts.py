@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from data_kit import build_tokenizer, encode, supervised, whole_text, write_rows
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.data.encode import Encoded, target_mask
@@ -139,6 +140,9 @@ any_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@example(prompt="", answer=" ")
+@example(prompt=" ", answer=" ")
+@example(prompt="a ", answer="  b")
 @given(prompt=any_text, answer=any_text)
 def test_a_token_carries_loss_when_it_holds_a_byte_of_the_answer(
     prompt: str, answer: str, tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast
@@ -169,9 +173,25 @@ def test_loss_tokens_decode_to_exactly_the_answers(
     assert found == [[f"{reply}</s>"] for _, reply in rows]
 
 
-def test_spaces_that_offsets_leave_out_belong_to_the_token_after_them() -> None:
-    #        "ab cd": tokens "ab", " cd" (offsets without its space), then two bytes of one character
-    offsets = [(0, 2), (3, 5), (5, 6), (5, 6)]
+def test_a_sentencepiece_tokenizer_learns_the_answer(tmp_path: Path) -> None:
+    """Llama 2's kind: spaces become U+2581, one is put before the text, unknown characters fall back to bytes."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    special = ["<unk>", "<s>", "</s>", *byte_tokens]
+    core.train_from_iterator(
+        ["the", "answer", "is", "four"], trainers.BpeTrainer(special_tokens=special, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "the answer is", "completion": " four 🙂"}])
+    (row,) = encode(tokenizer, path)
+    assert supervised(tokenizer, row) == [" four 🙂</s>"]
+    assert whole_text(tokenizer, row) == " the answer is four 🙂</s>"
+
+
+def test_bytes_of_one_character_share_their_fate() -> None:
+    offsets = [(0, 2), (2, 5), (5, 6), (5, 6)]
     assert target_mask(offsets, [Span(2, 3)]).tolist() == [False, True, False, False]
     assert target_mask(offsets, [Span(5, 6)]).tolist() == [False, False, True, True]
     assert target_mask(offsets, [Span(0, 1), Span(5, 6)]).tolist() == [True, False, True, True]
