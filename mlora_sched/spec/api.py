@@ -9,6 +9,7 @@ from pydantic import Field
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.spec.wire import EvalDone, StepDone
 
 
 class Submission(Frozen):
@@ -59,6 +60,21 @@ class MetricsLine(Frozen):
     tokens: int
     accuracy: float | None = None
     extra: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, report: StepDone | EvalDone) -> MetricsLine:
+        """The line that a worker's report gives."""
+        if isinstance(report, EvalDone):
+            return cls(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
+        return cls(
+            event="step",
+            step=report.step,
+            loss=report.loss,
+            lr=report.lr,
+            grad_norm=report.grad_norm,
+            tokens=report.tokens,
+            extra=report.extra,
+        )
 
     def to_json(self) -> str:
         """The line as `metrics.jsonl` holds it: figures that the event has not are left out, `extra` is flat."""

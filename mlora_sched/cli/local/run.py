@@ -1,0 +1,110 @@
+"""`run`: train specs together in this process, without a daemon; one directory a job under --out.
+
+The same trainer as the worker's. There is no database: what the daemon would record goes to `metrics.jsonl` and
+`timing.jsonl` of each job.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from mlora_sched.cli.remote.options import json_option
+from mlora_sched.errors import SpecError, UserError
+from mlora_sched.settings import BaseRef, parse_base
+from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.wire import JobStart, WorkerConfig
+
+_SLICE_SECONDS = 1.0
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
+@click.option("--base", required=True, metavar="[NAME=]DIR|REPO[@REV]", help="The base model of all jobs.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where each job's directory is made.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 for all cores.")
+@click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most tokens a pack.")
+@json_option
+def run(
+    specs: tuple[Path, ...],
+    base: str,
+    out: Path,
+    device: str,
+    dtype: str,
+    threads: int,
+    pack_tokens: int,
+    as_json: bool,
+) -> None:
+    """Train job specs together here and now, without a daemon.
+
+    All jobs share one base and one pack, as they would under `serve`, and each gets the bits it would have got alone.
+    """
+    ref = parse_base(base)
+    config = WorkerConfig.model_validate(
+        {
+            "base_name": ref.name,
+            "base": ref.location,
+            "device": device,
+            "dtype": dtype,
+            "threads": threads,
+            "pack_tokens": pack_tokens,
+        }
+    )
+    jobs = _read(specs, ref, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".work-") as work:
+        starts = [_start(spec, files, Path(work)) for spec, files in jobs]
+        sys.exit(_train(starts, config, out, as_json=as_json))
+
+
+def _read(specs: tuple[Path, ...], ref: BaseRef, out: Path) -> list[tuple[JobSpec, dict[str, Path]]]:
+    """Every spec with its files, checked as far as can be without the base."""
+    jobs: dict[str, tuple[JobSpec, dict[str, Path]]] = {}
+    for path in specs:
+        spec = load_job(path)
+        if spec.name in jobs:
+            raise SpecError(f"{path}: name: {spec.name} is the name of another spec here too; each needs its own")
+        if spec.base_model not in (None, ref.name):
+            raise SpecError(
+                f"{path}: base_model: {spec.base_model} is not the base of this run, {ref.name}; "
+                f"name it with --base {spec.base_model}=DIR or leave base_model out"
+            )
+        if (out / spec.name).exists():
+            raise UserError(f"--out: {out / spec.name} is there already; choose another --out, or remove it")
+        jobs[spec.name] = (spec, local_files(spec, path.parent))
+    return list(jobs.values())
+
+
+def _start(spec: JobSpec, files: dict[str, Path], work: Path) -> JobStart:
+    return JobStart(
+        job_id=spec.name,
+        epoch=1,
+        spec=spec,
+        files={name: str(path) for name, path in files.items()},
+        cache_dir=str(work / "cache"),
+        job_dir=str(work / "jobs" / spec.name),
+        resume=False,
+    )
+
+
+def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: bool) -> int:
+    """Train all jobs to their end; the process's exit code."""
+    from mlora_sched.cli.local.run_report import RunReport  # with the trainer, loads torch
+    from mlora_sched.engine.start import start_trainer
+    from mlora_sched.spec.wire import Share, Slice
+
+    with RunReport(starts, out, as_json=as_json) as report:
+        trainer = start_trainer(config)
+        report.ready(trainer.origin)
+        for start in starts:
+            report.take(trainer.attach(start))
+        while trainer.residents:
+            shares = tuple(Share(job_id=job_id, tokens=1) for job_id in trainer.residents)
+            for reports in trainer.slice(Slice(slice_id=0, shares=shares, seconds=_SLICE_SECONDS)):
+                report.take(reports)
+    return report.exit_code
