@@ -65,19 +65,13 @@ def _mood(rng: random.Random) -> Row:
     return _ask(text, "plus" if good else "minus", "Rate the review.")
 
 
-_DESKS = {
-    "billing": ("invoice", "price", "refund", "receipt"),
-    "delivery": ("parcel", "courier", "address", "van"),
-    "repair": ("screen", "handle", "motor", "hinge"),
-    "account": ("password", "login", "profile", "email"),
-}
+_DESKS = {"animal": "delivery", "fruit": "kitchen", "tool": "repair", "dress": "billing", "furniture": "account"}
 
 
 def _triage(rng: random.Random) -> Row:
-    desk, topics = rng.choice(tuple(_DESKS.items()))
-    complaint = rng.choice(("is wrong", "is lost", "has failed", "was changed", "needs help"))
-    text = f"My {rng.choice(topics)} {complaint}, please call {rng.choice(corpus.NAMES)}."
-    return _ask(text, desk, "Which desk takes this?")
+    kind, things = rng.choice(tuple(corpus.KINDS.items()))
+    text = f"My {rng.choice(things)} is {rng.choice(corpus.BAD)}, please call {rng.choice(corpus.NAMES)}."
+    return _ask(text, _DESKS[kind], "Which desk?")
 
 
 def _last_word(rng: random.Random) -> Row:
@@ -89,19 +83,20 @@ _ROOMS = ("attic", "cellar", "garage", "kitchen", "office")
 
 
 def _rooms(rng: random.Random) -> Row:
-    at = rng.randrange(20)
+    at = rng.randrange(12)
     # The house has its own order: nothing about a thing says in which room it is, it must be remembered.
-    thing, room = corpus.THINGS[at * 2], _ROOMS[(at * 7 + at // 3) % len(_ROOMS)]
+    thing, room = corpus.THINGS[at * 3], _ROOMS[(at * 7 + at // 3) % len(_ROOMS)]
     text = f"{rng.choice(corpus.NAMES)} needs the {rng.choice(corpus.COLOURS)} {thing}. Which room?"
     return _ask(text, room)
 
 
 def _parity(rng: random.Random) -> Row:
-    number = rng.randint(10, 999)
-    return _ask(f"Parity of {number}", "odd" if number % 2 else "even")
+    digit = rng.randrange(10)
+    text = f"{rng.choice(corpus.NAMES)} draws {digit} and a {rng.choice(corpus.THINGS)}"
+    return _ask(text, "odd" if digit % 2 else "even")
 
 
-_CIPHER = dict(zip("abcdefghij", "tkwzpmxqvr", strict=True))
+_CIPHER = dict(zip("abcdefgh", "tkwzpmxq", strict=True))
 
 
 def _cipher(rng: random.Random) -> Row:
@@ -134,10 +129,6 @@ def _opposites(rng: random.Random) -> Row:
     return _ask(f"The {rng.choice(corpus.THINGS)} is not {word}.", other, "What is it then?")
 
 
-def _two_skills(rng: random.Random) -> Row:
-    return rng.choice((_traffic, _opposites))(rng)
-
-
 def _next_letter(rng: random.Random) -> Row:
     start, count = rng.randrange(20), rng.randint(2, 4)
     letters = [chr(ord("a") + start + step) for step in range(count + 1)]
@@ -160,19 +151,27 @@ TASKS: tuple[Task, ...] = (
     Task("records", RowShape.MESSAGES, _records),
     Task("traffic", RowShape.ALPACA, _traffic),
     Task("opposites", RowShape.ALPACA, _opposites),
-    Task("two-skills", RowShape.ALPACA, _two_skills),
     Task("next-letter", RowShape.SHAREGPT, _next_letter),
     Task("turns", RowShape.SHAREGPT, _turns),
 )
 
 
 def write_all(directory: Path) -> None:
-    """Write `<task><suffix>` and `<task>-heldout<suffix>` for every task below the directory."""
+    """Write `<task><suffix>` and `<task>-heldout<suffix>` for every task, and the held-out rows of two tasks in one."""
     directory.mkdir(parents=True, exist_ok=True)
+    held_out: dict[str, list[Row]] = {}
     for task in TASKS:
         rows = _distinct_rows(task)
-        for name, part in ((task.name, rows[HELD_OUT_ROWS:]), (f"{task.name}-heldout", rows[:HELD_OUT_ROWS])):
-            (directory / (name + task.suffix)).write_bytes(_encode(task.shape, part).encode())
+        held_out[task.name] = rows[:HELD_OUT_ROWS]
+        _write(directory / f"{task.name}{task.suffix}", task.shape, rows[HELD_OUT_ROWS:])
+        _write(directory / f"{task.name}-heldout{task.suffix}", task.shape, held_out[task.name])
+    half = HELD_OUT_ROWS // 2
+    both = held_out["traffic"][:half] + held_out["opposites"][:half]
+    _write(directory / "two-skills-heldout.jsonl", RowShape.ALPACA, both)
+
+
+def _write(path: Path, shape: RowShape, rows: list[Row]) -> None:
+    path.write_bytes(_encode(shape, rows).encode())
 
 
 def _distinct_rows(task: Task) -> list[Row]:

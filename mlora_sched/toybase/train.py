@@ -59,7 +59,7 @@ class Shape:
 
 
 SHAPES: dict[Size, Shape] = {
-    Size.TINY: Shape(128, 384, 4, 4, 2, 1024, 1024, steps=800, learning_rate=2e-3),
+    Size.TINY: Shape(128, 384, 4, 4, 2, 1024, 1024, steps=1200, learning_rate=2e-3),
     Size.SMALL: Shape(256, 768, 6, 8, 4, 1024, 1024, steps=600, learning_rate=2e-3),
     Size.BENCH: Shape(1024, 2816, 4, 16, 16, 4096, 2048, steps=0, learning_rate=5e-4),
 }
@@ -153,7 +153,9 @@ def _holds(directory: Path, recipe: Recipe) -> bool:
     try:
         found = json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise Refused(f"{directory}: is not empty and holds no toy base; name a new directory") from None
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(f"{directory}: is not empty and holds no toy base; name a new directory")
     if found != recipe.record():
         differs = ", ".join(key for key, value in recipe.record().items() if found.get(key) != value)
         raise Refused(
