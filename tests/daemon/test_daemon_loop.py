@@ -9,7 +9,7 @@ import pytest
 from mlora_sched.daemon import supervisor
 from mlora_sched.errors import BaseError, MloraError
 from mlora_sched.spec.state import ErrorCode, JobState, Request
-from mlora_sched.spec.wire import Detach, Fatal, Init, Slice
+from mlora_sched.spec.wire import Detach, Fatal, Init, JobFailed, Slice
 from mlora_sched.worker.fake import fake_loss
 
 from .rig import RecordingWorker, Rig
@@ -275,6 +275,18 @@ def test_a_failing_job_disturbs_nobody(rig: Rig) -> None:
     assert rig.losses(nan) == EXPECTED[:3]
     assert (rig.store.get(bad).error_code, rig.store.get(bad).error) == (ErrorCode.BAD_DATA, "no rows")
     assert "j-bad" not in rig.workers[0].attached, "its data was refused before any pack"
+
+
+def test_a_stale_report_neither_fails_nor_frees_a_job(rig: Rig) -> None:
+    job = rig.submit("job", steps=20)
+    rig.until(lambda: rig.store.get(job).step >= 3)
+    stale = JobFailed(job_id=job, epoch=0, code=ErrorCode.INTERNAL, message="of an earlier attachment")
+    rig.workers[0]._outbox.append(stale)
+    rig.tick()
+    assert job in rig.loop._held
+    rig.finish()
+    assert rig.losses(job) == EXPECTED[:20]
+    assert rig.workers[0].attached == [job]
 
 
 def test_a_worker_that_dies_goes_on_from_the_checkpoints(rig: Rig) -> None:
