@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mlora_sched.adapters.lora import LoraAdapter, LoraOp
-from mlora_sched.adapters.params import Param, ParamSpec
+from mlora_sched.adapters.params import Param, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.model.site import Site, SiteOp
 
@@ -41,7 +41,7 @@ class DoraOp:
     def begin_step(self) -> None:
         """Take the row norms of W + s B A anew."""
         a_RD, b_OR, s = self.pair.a.value, self.pair.b.value, self.pair.scale
-        cross_OR = self.site.weight.float() @ a_RD.T
+        cross_OR = wide(self.site.weight) @ a_RD.T
         gram_RR = a_RD @ a_RD.T
         norm_sq_O = self.weight_norm_sq_O + 2 * s * (b_OR * cross_OR).sum(1) + s * s * ((b_OR @ gram_RR) * b_OR).sum(1)
         self.norm_O = norm_sq_O.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
@@ -58,7 +58,7 @@ class DoraOp:
         return saved
 
     def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:
-        self.magnitude.grad.add_((dy_NO.float() * saved.direction_NO.float()).sum(0).div_(self.norm_O))
+        self.magnitude.grad.add_((wide(dy_NO) * wide(saved.direction_NO)).sum(0).div_(self.norm_O))
         dy_NO.mul_(self.ratio_O)
         return self.pair.backward(dy_NO, x_ND, saved.s_NR, part)
 
@@ -91,4 +91,4 @@ class DoraAdapter(LoraAdapter):
 
 def row_norm_sq(weight_OD: Tensor) -> Tensor:
     """‖w_i‖² of every row, float32, (O,)."""
-    return weight_OD.float().square().sum(dim=1)
+    return wide(weight_OD).square().sum(dim=1)

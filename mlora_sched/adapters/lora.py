@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
-from mlora_sched.adapters.params import Param, Params, ParamSpec
+from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
@@ -47,8 +47,8 @@ class LoraOp:
         s_NR = saved
         ds_NR = (dy_NO @ self.b.compute).mul_(self.scale)
         x_ND = part.drop(self.group, x_ND, self.dropout)
-        self.b.grad.addmm_(dy_NO.float().T, s_NR.float(), alpha=self.scale)
-        self.a.grad.addmm_(ds_NR.float().T, x_ND.float())
+        self.b.grad.addmm_(wide(dy_NO).T, wide(s_NR), alpha=self.scale)
+        self.a.grad.addmm_(wide(ds_NR).T, wide(x_ND))
         return ds_NR
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
 from mlora_sched.adapters.lora import LoraOp, check_config, lora_pair, matching
-from mlora_sched.adapters.params import Param, Params, ParamSpec
+from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
@@ -62,7 +62,7 @@ class Routing:
 
 def route(x_ND: Tensor, router_ED: Tensor, top_k: int) -> Routing:
     """Top-k routing; equal probabilities go to the lower expert."""
-    p_NE = torch.softmax(x_ND.float() @ router_ED.T, dim=-1)
+    p_NE = torch.softmax(wide(x_ND) @ router_ED.T, dim=-1)
     sorted_p, sorted_e = torch.sort(p_NE, dim=-1, descending=True, stable=True)
     choice_NK = sorted_e[:, :top_k]
     w_NK = sorted_p[:, :top_k] / sorted_p[:, :top_k].sum(dim=-1, keepdim=True)
@@ -102,8 +102,8 @@ class ExpertPairs:
         dxs = []
         for e, (dy, x, s) in enumerate(zip(dy_M.split(sizes), x_M.split(sizes), s_MR.split(sizes), strict=True)):
             ds = (dy @ self.b.compute[e]).mul_(self.scale)
-            self.b.grad[e].addmm_(dy.float().T, s.float(), alpha=self.scale)
-            self.a.grad[e].addmm_(ds.float().T, x.float())
+            self.b.grad[e].addmm_(wide(dy).T, wide(s), alpha=self.scale)
+            self.a.grad[e].addmm_(wide(ds).T, wide(x))
             dxs.append(ds @ self.a.compute[e])
         return torch.cat(dxs)
 
@@ -164,10 +164,10 @@ class MixLoraOp:
         token_M = r.token_M
         w_M1 = r.w_NK.reshape(-1)[r.order_M][:, None]
         dmixed_MF, ddelta_MD = dmixed_NF[token_M], ddelta_ND[token_M]
-        dw_M = (dmixed_MF.float() * saved.product_MF.float()).sum(dim=1)
+        dw_M = (wide(dmixed_MF) * wide(saved.product_MF)).sum(dim=1)
         dproduct_MF = dmixed_MF * w_M1.to(dmixed_MF.dtype)
         if saved.delta_MD is not None and saved.s_down_MR is not None:
-            dw_M += (ddelta_MD.float() * saved.delta_MD.float()).sum(dim=1)
+            dw_M += (wide(ddelta_MD) * wide(saved.delta_MD)).sum(dim=1)
             dy_MD = ddelta_MD * w_M1.to(ddelta_MD.dtype)
             through = self.pairs["down_proj"].backward(dy_MD, saved.dropped_MF, saved.s_down_MR, r.counts)
             dproduct_MF += through if saved.down_mask_MF is None else through * saved.down_mask_MF
@@ -223,13 +223,13 @@ class MixLoraOp:
         f_E = torch.stack([share.chosen_E for share in shares]).sum(dim=0) / seen
         dp_NE += f_E * (part.aux_weight * self.spec.router_aux_loss_coef * self.spec.num_experts / seen)
         dlogits_NE = r.p_NE * (dp_NE - (dp_NE * r.p_NE).sum(dim=1, keepdim=True))
-        self.router.grad.addmm_(dlogits_NE.T, saved.x_ND.float())
+        self.router.grad.addmm_(dlogits_NE.T, wide(saved.x_ND))
         return dlogits_NE @ self.router.value
 
 
 def _chosen(routing: Routing) -> Tensor:
-    """How many choices fell on each expert, float32, (E,)."""
-    return torch.tensor(routing.counts, dtype=torch.float32, device=routing.p_NE.device)
+    """How many choices fell on each expert, (E,)."""
+    return torch.tensor(routing.counts, dtype=routing.p_NE.dtype, device=routing.p_NE.device)
 
 
 def _combine(rows_M: Tensor, r: Routing) -> Tensor:

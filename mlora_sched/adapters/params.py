@@ -1,7 +1,7 @@
 """The trainable parameters of one job: flat float32 buffers by optimiser group, and named views into them.
 
 One flat buffer a group means one optimiser call a group and one norm a group. With a bfloat16 base a compute copy is
-kept beside, refreshed once a step. No optimiser state here.
+kept beside, refreshed once a step. On a float64 base, which tests use, everything is float64. No optimiser state here.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Params:
         for group in dict.fromkeys(spec.group for spec in self._specs):
             members = [spec for spec in self._specs if spec.group == group]
             size = sum(_aligned(spec.start.numel()) for spec in members)
-            value = torch.zeros(size, dtype=torch.float32, device=device)
-            compute = value if compute_dtype == torch.float32 else value.to(compute_dtype)
+            value = wide(torch.zeros(size, dtype=compute_dtype, device=device))
+            compute = value if value.dtype == compute_dtype else value.to(compute_dtype)
             flat = self.groups[group] = FlatGroup(value, torch.zeros_like(value), compute)
             at = 0
             for spec in members:
@@ -100,6 +100,11 @@ class Params:
         """Forget the gradients of an unfinished or finished step."""
         for flat in self.groups.values():
             flat.grad.zero_()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor itself, or in float32 where its dtype is narrower: the precision of parameters and accumulators."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _aligned(n: int) -> int:

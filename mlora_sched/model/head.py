@@ -56,7 +56,7 @@ class TokenLosses:
     """What the head found, row by row.
 
     Attributes:
-        loss_S: float32 cross-entropy of each loss row, unweighted.
+        loss_S: cross-entropy of each loss row, unweighted; float32 (float64 on a float64 base, which tests use).
         correct_S: True where the greedy token is the target.
     """
 
@@ -96,7 +96,8 @@ class _TokenLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0]
         dh_TD = torch.zeros_like(hidden_TD) if needs_grad else None
-        loss_S = torch.empty(len(rows_S), dtype=torch.float32, device=hidden_TD.device)
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        loss_S = torch.empty(len(rows_S), dtype=wide, device=hidden_TD.device)
         correct_S = torch.empty(len(rows_S), dtype=torch.bool, device=hidden_TD.device)
         step = min(head.rows_per_piece, buckets[-1])
         for start in range(0, len(rows_S), step):
@@ -127,17 +128,17 @@ def _piece(
     n, padded = len(targets), len(h_SD)
     targets_S = nn.functional.pad(targets, (0, padded - n))
     z_SV = head.logits(h_SD)
-    log_p_SV = torch.log_softmax(z_SV, dim=-1, dtype=torch.float32)
+    log_p_SV = torch.log_softmax(z_SV, dim=-1, dtype=torch.promote_types(z_SV.dtype, torch.float32))
     loss_S = -log_p_SV.gather(1, targets_S[:, None])[:, 0]
     correct_S = z_SV.argmax(dim=-1) == targets_S
     if not needs_grad:
         return loss_S[:n], correct_S[:n], None
-    weights_S1 = nn.functional.pad(weights, (0, padded - n))[:, None]
     dz_SV = log_p_SV.exp_()
+    weights_S1 = nn.functional.pad(weights, (0, padded - n)).to(dz_SV.dtype)[:, None]
     dz_SV.scatter_add_(1, targets_S[:, None], torch.full_like(weights_S1, -1.0))
     dz_SV.mul_(weights_S1)
     if head.softcap is not None:
-        dz_SV.mul_(1.0 - (z_SV.float() / head.softcap).square_())
+        dz_SV.mul_(1.0 - (z_SV.to(dz_SV.dtype) / head.softcap).square_())
     if head.scale != 1.0:
         dz_SV.mul_(head.scale)
     return loss_S[:n], correct_S[:n], dz_SV.to(h_SD.dtype) @ head.weight_VD

@@ -1,0 +1,88 @@
+"""A method is one file, one spec class, one registry line and one test row: none may be forgotten."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from engine.bases import base_of, llama_config, prepared
+from oracle import ours
+
+from adapters.methods import METHOD_CASES, MethodCase
+from mlora_sched.adapters.base import AdapterFiles
+from mlora_sched.adapters.params import Params
+from mlora_sched.adapters.registry import METHODS, build_adapter
+from mlora_sched.errors import SpecError
+from mlora_sched.spec.adapter import AdapterCommon, AdapterSpec, LoraSpec
+from mlora_sched.spec.job import parse_job
+
+
+def spec_of(adapter: dict[str, Any]) -> AdapterSpec:
+    return parse_job({"name": "job", "adapter": adapter, "data": {"train": "x.jsonl"}}).adapter
+
+
+def test_every_method_has_a_spec_and_a_test_row() -> None:
+    union, _ = get_args(AdapterSpec)
+    specs: tuple[type[AdapterCommon], ...] = get_args(union)
+    named = {get_args(spec.model_fields["method"].annotation)[0] for spec in specs}
+    assert named == set(METHODS)
+    assert sorted(case.method for case in METHOD_CASES) == sorted(METHODS)
+
+
+def values(params: Params) -> dict[str, torch.Tensor]:
+    return {name: params[name].value.clone() for name in params}
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+def test_start_depends_on_the_seed_alone(case: MethodCase) -> None:
+    base, spec = base_of(llama_config()), spec_of(case.adapter())
+    first, again, other = (values(build_adapter(spec, base, seed).params) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+def test_a_fresh_adapter_leaves_the_base_as_it_is(case: MethodCase) -> None:
+    """B = 0; DoRA's magnitudes are the row norms; MixLoRA's experts are all the base's own FFN."""
+    base = base_of(llama_config(mlp_bias=True), scale=4.0)
+    rows = [prepared((17, 9), seed=1).train.row(i).input_ids for i in range(2)]
+    adapter = build_adapter(spec_of(case.adapter()), base, seed=0)
+    bare = build_adapter(LoraSpec(target_modules=("q_proj",), alpha=1e-30), base, seed=0)
+    fresh, untouched = (torch.cat(ours.logits(base, which, rows)) for which in (adapter, bare))
+    torch.testing.assert_close(fresh, untouched, rtol=0, atol=1e-6 * float(untouched.abs().max()))
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+def test_files_bring_back_every_weight(case: MethodCase) -> None:
+    base, spec = base_of(llama_config()), spec_of(case.adapter())
+    trained = build_adapter(spec, base, seed=1)
+    for name in trained.params:
+        trained.params[name].value.normal_()
+    other = build_adapter(spec, base, seed=2)
+    other.read(trained.files())
+    kept = values(other.params)
+    assert all(torch.equal(value, kept[name]) for name, value in values(trained.params).items())
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+def test_files_that_do_not_fit_are_refused(case: MethodCase) -> None:
+    base = base_of(llama_config())
+    files = build_adapter(spec_of(case.adapter()), base, seed=1).files()
+    wider = build_adapter(spec_of(case.adapter(r=8)), base, seed=1)
+    with pytest.raises(SpecError, match=r"adapter.init_from: .* r = 4, the job needs 8"):
+        wider.read(files)
+    same = build_adapter(spec_of(case.adapter()), base, seed=1)
+    first, *others = files.tensors
+    with pytest.raises(SpecError, match=r"adapter\.init_from: lacks"):
+        same.read(AdapterFiles(files.config, {name: files.tensors[name] for name in others}))
+    with pytest.raises(SpecError, match="which the job does not train"):
+        same.read(AdapterFiles(files.config, {**files.tensors, "stray": torch.zeros(1)}))
+    cut = {**files.tensors, first: files.tensors[first][..., :-1]}
+    with pytest.raises(SpecError, match="has shape"):
+        same.read(AdapterFiles(files.config, cut))
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match=r"'query' is no linear of base tiny; it has down_proj, .*q_proj"):
+        build_adapter(LoraSpec(target_modules=("query",)), base_of(llama_config()), seed=0)
