@@ -59,6 +59,7 @@ class Channel(Generic[In, Out]):
         self._socket = sock
         self._incoming = incoming
         self._unread = bytearray()
+        self._parsed: list[In] = []
         self._unsent = bytearray()
         self._closed = False
 
@@ -88,8 +89,24 @@ class Channel(Generic[In, Out]):
         Raises:
             ProtocolError: a line is too long or is no message.
         """
+        messages = self._wait_for_messages(timeout)
+        self._parsed = []
+        return messages
+
+    def read_one(self, timeout: float) -> In | None:
+        """The next message alone; those behind it stay for the next read. None when there is none in time.
+
+        Raises:
+            ProtocolError: a line is too long or is no message.
+        """
+        messages = self._wait_for_messages(timeout)
+        self._parsed = messages[1:]
+        return messages[0] if messages else None
+
+    def _wait_for_messages(self, timeout: float) -> list[In]:
+        """Every message that is there, those left by `read_one` first."""
         deadline = time.monotonic() + timeout
-        messages = self._messages()
+        messages = self._parsed + self._messages()
         while not messages and not self._closed:
             left = deadline - time.monotonic()
             self._wait(max(0.0, left))

@@ -84,6 +84,18 @@ def test_messages_survive_any_cut_of_the_stream(cuts: list[int]) -> None:
     worker.close()
 
 
+def test_one_message_can_be_read_and_the_rest_stays() -> None:
+    daemon, worker, _ = a_pair()
+    sent = [Detach(job_id=f"j-{number}", save=False) for number in range(4)]
+    for command in sent:
+        daemon.send(command)
+    assert [worker.read_one(1.0), worker.read_one(0.0)] == sent[:2]
+    assert worker.read(0.0) == sent[2:]
+    assert worker.read_one(0.0) is None
+    daemon.close()
+    worker.close()
+
+
 def test_an_idle_read_returns_nothing() -> None:
     daemon, worker, _ = a_pair()
     assert daemon.read(0.0) == []
