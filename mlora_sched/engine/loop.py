@@ -49,11 +49,18 @@ from mlora_sched.spec.wire import (
 
 @dataclass
 class Resident:
-    """A job on the device. `served` counts the tokens it has had in the running slice."""
+    """A job on the device.
+
+    Attributes:
+        served: tokens it has had in the running slice.
+        named: a slice has named it. One that was attached after the running slice was planned takes part all the
+            same, with an average share, so that it joins at the next pack.
+    """
 
     start: JobStart
     state: TrainState
     served: int = 0
+    named: bool = False
 
     @property
     def job_dir(self) -> Path:
@@ -106,7 +113,10 @@ class Trainer:
         reports: list[Report] = []
         if keep and resident.state.step > 0:
             resident.state.restart_phase()
-            reports += self._save(resident)
+            try:
+                reports += self._save(resident)
+            except OSError as error:
+                return [_failed(resident.start, ErrorCode.STORAGE, f"its state cannot be saved: {error}")]
         detached = Detached(job_id=job_id, epoch=resident.start.epoch, step=resident.state.step)
         return [*reports, detached]
 
@@ -142,7 +152,8 @@ class Trainer:
         packs = tokens = rows = 0
         for share in wanted.shares:
             if share.job_id in self.residents:
-                self.residents[share.job_id].served = 0
+                resident = self.residents[share.job_id]
+                resident.served, resident.named = 0, True
         while time.monotonic() - began < wanted.seconds:
             chunks, phase = self._choose(wanted)
             if not chunks:
@@ -155,11 +166,7 @@ class Trainer:
 
     def _choose(self, wanted: Slice) -> tuple[list[Chunk], Phase]:
         """The chunks of the next pack, and the phase they are all of: the one whose job has had least."""
-        present = [
-            (self.residents[share.job_id], max(1, share.tokens))
-            for share in wanted.shares
-            if share.job_id in self.residents and self.residents[share.job_id].state.phase is not Phase.DONE
-        ]
+        present = self._present(wanted)
         if not present:
             return [], Phase.DONE
         first, _ = min(present, key=lambda pair: pair[0].served / pair[1])
@@ -178,6 +185,16 @@ class Trainer:
         return [
             chunk for choice in chosen for chunk in self.residents[choice.job_id].state.waiting_chunks[: choice.chunks]
         ], phase
+
+    def _present(self, wanted: Slice) -> list[tuple[Resident, int]]:
+        """Who takes part in the slice, with their shares: the named, then those that came since."""
+        named = [
+            (self.residents[share.job_id], max(1, share.tokens))
+            for share in wanted.shares
+            if share.job_id in self.residents
+        ]
+        average = max(1, sum(share for _, share in named) // max(1, len(named)))
+        return named + [(resident, average) for resident in self.residents.values() if not resident.named]
 
     def _run(self, chunks: Sequence[Chunk], phase: Phase) -> tuple[list[Report], int]:
         """Run one pack; reports, and its length in rows."""

@@ -12,6 +12,7 @@ from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
 from mlora_sched.model.device import resolve_device
+from mlora_sched.model.verify import verify_base
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,6 +28,7 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
+    verify_base(base)
     tokenizer = load_tokenizer(config.base)
     verdict = probe(base, bucket_ladder(config.pack_tokens))
     numerics = NumericsKey(

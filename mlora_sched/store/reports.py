@@ -93,16 +93,7 @@ def _step(connection: Connection, row: Row[Any], report: StepDone) -> None:
     before = connection.scalar(
         select(table.c.tokens).where(table.c.job_id == row.id, table.c.event == "step", table.c.step == report.step)
     )
-    line = MetricsLine(
-        event="step",
-        step=report.step,
-        loss=report.loss,
-        lr=report.lr,
-        grad_norm=report.grad_norm,
-        tokens=report.tokens,
-        extra=report.extra,
-    )
-    _upsert_metric(connection, row.id, line)
+    _upsert_metric(connection, row.id, MetricsLine.of(report))
     tokens = schema.jobs.c.tokens + report.tokens - (before or 0)
     _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens)
     count = sqlite.insert(schema.counters).values(owner=row.owner, tokens=report.tokens)
@@ -111,8 +102,7 @@ def _step(connection: Connection, row: Row[Any], report: StepDone) -> None:
 
 
 def _eval(connection: Connection, report: EvalDone) -> None:
-    line = MetricsLine(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
-    _upsert_metric(connection, report.job_id, line)
+    _upsert_metric(connection, report.job_id, MetricsLine.of(report))
     _set(connection, report.job_id, eval_loss=report.loss)
 
 

@@ -12,7 +12,8 @@ IDLE_SECONDS = 1.0
 def first_command(channel: Channel[Command, Report]) -> Init | None:
     """The `Init` that every worker is told first; None when the daemon went away before."""
     while not channel.closed:
-        for command in channel.read(IDLE_SECONDS):
+        command = channel.read_one(IDLE_SECONDS)  # what follows is for the worker itself
+        if command is not None:
             assert isinstance(command, Init), f"a worker is told to start first, not {command.kind}"
             return command
     return None

@@ -1,0 +1,143 @@
+"""The promise: what a tenant gets is bit for bit what it would have got alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from adapters.methods import METHOD_CASES, MethodCase
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from promise.world import Got, Neighbour, Tenant, World, alone, in_company
+
+WORLDS = tuple(
+    World(ff, dtype, threads) for ff in (96, 344) for dtype in (torch.float32, torch.bfloat16) for threads in (1, 2)
+)
+
+
+def tenant_of(case: MethodCase, name: str, seed: int, dropout: float = 0.0, **training: Any) -> Tenant:
+    """A tenant of a method whose batch makes several chunks."""
+    more = {"seed": seed, "max_steps": 2, "batch_size": 4, "chunk_tokens": 64, "learning_rate": 1e-2, **training}
+    lengths = tuple(10 + (7 * seed + 13 * row) % 50 for row in range(10))
+    return Tenant(name, case.adapter(dropout=dropout), more, lengths, validation=(20, 31))
+
+
+def assert_same(world: World, tenant: Tenant, company: Got) -> None:
+    """The tenant was trained to its end, and got what it gets alone."""
+    solo = alone(world, tenant)
+    assert solo.finished
+    assert company.failed is None
+    assert company.figures == solo.figures
+    assert company.files == solo.files
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
+    """All methods in one pack, dropout on and off, each compared with itself alone."""
+    everyone = [
+        tenant_of(case, f"{case}-{at}", seed=at, dropout=0.2 * ((at + world.threads) % 2))
+        for at, case in enumerate(METHOD_CASES)
+    ]
+    for at, tenant in enumerate(everyone):
+        others = [Neighbour(other, joins=index % 2) for index, other in enumerate(everyone) if index != at]
+        assert_same(world, tenant, in_company(world, tenant, others, joins=at % 3))
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+def test_neighbours_that_are_cancelled_break_or_run_out_of_memory_leave_no_trace(case: MethodCase) -> None:
+    """A pack that fails takes its gradients with it, also those it had added to the tenant."""
+    world = World(ff=344)
+    tenant = tenant_of(case, "tenant", seed=3, dropout=0.1)
+    plain = METHOD_CASES[0]
+    company = (
+        Neighbour(tenant_of(plain, "cancelled", seed=4), joins=0, leaves=2),
+        Neighbour(tenant_of(plain, "broken", seed=5), joins=0, breaks=2),
+        Neighbour(tenant_of(plain, "hopeless", seed=6, learning_rate=1e30), joins=1),
+    )
+    assert_same(world, tenant, in_company(world, tenant, company, joins=1, out_of_memory=(1, 4)))
+
+
+def test_chunks_decide_the_bits_and_company_does_not() -> None:
+    """The comparison above can fail: another chunk length gives other bits, hence is part of the job."""
+    world = World()
+    tenant = tenant_of(METHOD_CASES[0], "tenant", seed=1)
+    recut = Tenant(tenant.name, tenant.adapter, {**tenant.training, "chunk_tokens": 200}, tenant.lengths, (20, 31))
+    assert alone(world, tenant).figures != alone(world, recut).figures
+
+
+def tenants(name: str) -> st.SearchStrategy[Tenant]:
+    """Any job small enough to train in a moment."""
+    adapters = st.builds(
+        lambda case, r, alpha, dropout, targets: case.adapter(
+            r=r, alpha=alpha, dropout=dropout, target_modules=_targets(case, targets)
+        ),
+        st.sampled_from(METHOD_CASES),
+        st.sampled_from([1, 3, 4, 8, 16]),
+        st.sampled_from([1.0, 8.0, 32.0]),
+        st.sampled_from([0.0, 0.05, 0.5]),
+        st.sampled_from(["all-linear", ["q_proj", "v_proj"], ["down_proj"], ["o_proj", "gate_proj"]]),
+    )
+    training = st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 10_000),
+            "max_steps": st.integers(1, 3),
+            "batch_size": st.integers(1, 6),
+            "chunk_tokens": st.sampled_from([16, 40, 64, 130, 300]),
+            "learning_rate": st.sampled_from([1e-4, 1e-2]),
+            "lr_scheduler": st.sampled_from(["cosine", "linear", "constant"]),
+            "weight_decay": st.sampled_from([0.0, 0.1]),
+            "max_grad_norm": st.sampled_from([0.0, 1.0]),
+        }
+    )
+    lengths = st.lists(st.integers(2, 120), min_size=1, max_size=12).map(tuple)
+    held_out = st.lists(st.integers(2, 60), max_size=3).map(tuple)
+    return st.builds(Tenant, st.just(name), adapters, training, lengths, held_out)
+
+
+def _targets(case: MethodCase, targets: Any) -> Any:
+    """MixLoRA needs a part of the FFN among its targets."""
+    routed = case.method == "mixlora" and isinstance(targets, list)
+    return [*targets, "up_proj"] if routed else targets
+
+
+@st.composite
+def companies(draw: st.DrawFn) -> tuple[Neighbour, ...]:
+    """One to three neighbours that come when they like and may be cancelled or break."""
+    return tuple(
+        Neighbour(
+            draw(tenants(f"neighbour-{at}")),
+            joins=draw(st.integers(0, 4)),
+            leaves=draw(st.none() | st.integers(1, 6)),
+        )
+        for at in range(draw(st.integers(1, 3)))
+    )
+
+
+RANDOM = {
+    "world": st.sampled_from(WORLDS),
+    "tenant": tenants("tenant"),
+    "company": companies(),
+    "joins": st.integers(0, 3),
+    "out_of_memory": st.lists(st.integers(0, 6), max_size=2),
+}
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(**RANDOM)
+def test_any_tenant_in_any_company_is_as_alone(
+    world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
+) -> None:
+    assert_same(world, tenant, in_company(world, tenant, company, joins, out_of_memory))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@settings(max_examples=500, deadline=None, suppress_health_check=QUIET)
+@given(**RANDOM)
+def test_any_tenant_in_any_company_is_as_alone_at_length(
+    world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
+) -> None:
+    assert_same(world, tenant, in_company(world, tenant, company, joins, out_of_memory))

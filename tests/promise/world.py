@@ -1,0 +1,260 @@
+"""Tenants and their company: a real trainer on a tiny base, real files, a real tokenizer, and a script of what happens.
+
+What is compared is what a tenant gets: the bytes of its exported adapter and every figure it is told.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from engine.bases import base_of, llama_config
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mlora_sched.artifacts.provenance import Origin
+from mlora_sched.data.pack import PackedBatch
+from mlora_sched.engine import loop
+from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.model.base import FrozenBase
+from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.wire import (
+    EvalDone,
+    Exactness,
+    JobFailed,
+    JobFinished,
+    JobStart,
+    NumericsKey,
+    Report,
+    Share,
+    Slice,
+    StepDone,
+)
+
+PACK_TOKENS = 320
+
+
+@dataclass(frozen=True)
+class World:
+    """What all runs of a comparison have in common."""
+
+    ff: int = 96
+    dtype: torch.dtype = torch.float32
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A job: its adapter and training sections, and the lengths (characters) of its rows."""
+
+    name: str
+    adapter: dict[str, Any]
+    training: dict[str, Any]
+    lengths: tuple[int, ...]
+    validation: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A tenant in the company of another.
+
+    Attributes:
+        joins: packs that have run when it is attached. leaves: packs after which it is cancelled, None for never.
+        breaks: its adapter raises in the forward of this pack of its own, None for never.
+    """
+
+    tenant: Tenant
+    joins: int = 0
+    leaves: int | None = None
+    breaks: int | None = None
+
+
+@dataclass
+class Got:
+    """What a tenant got: the adapter's files and its figures, or why it failed."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    figures: list[str] = field(default_factory=list)
+    failed: str | None = None
+    finished: bool = False
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens; a tokenizer that needs no training."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: at for at, symbol in enumerate(["<eos>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
+
+
+@functools.cache
+def base_in(world: World) -> FrozenBase:
+    """The tiny base of a world; its matrices are large enough for attention and routing to matter."""
+    config = llama_config(ff=world.ff)
+    config.vocab_size = 260
+    return base_of(config, world.dtype, scale=3.0)
+
+
+@functools.cache
+def origin_in(world: World) -> Origin:
+    """The probe's verdict on that base, which must be exact on a CPU."""
+    torch.set_num_threads(world.threads)
+    verdict = probe(base_in(world), bucket_ladder(PACK_TOKENS))
+    assert verdict.exactness is Exactness.EXACT, verdict
+    numerics = NumericsKey(
+        device="cpu",
+        torch=torch.__version__,
+        transformers="-",
+        dtype=str(world.dtype),
+        threads=world.threads,
+        attention="-",
+        buckets=verdict.buckets,
+    )
+    return Origin("tiny", "tiny", "-", numerics, verdict)
+
+
+def write_rows(path: Path, lengths: Sequence[int], seed: int) -> str:
+    """Prompt/completion rows of about these lengths; returns the path."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij "))
+    with path.open("w", encoding="utf-8") as file:
+        for length in lengths:
+            text = "".join(rng.choice(letters, max(2, length)))
+            half = len(text) // 2
+            file.write(json.dumps({"prompt": text[:half], "completion": text[half:]}) + "\n")
+    return str(path)
+
+
+class Run:
+    """One trainer over some tenants; `step` runs one pack."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        torch.set_num_threads(world.threads)
+        self.folder = folder
+        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), PACK_TOKENS)
+        self.got: dict[str, Got] = {}
+
+    def attach(self, tenant: Tenant) -> None:
+        folder = self.folder / tenant.name
+        folder.mkdir(parents=True)
+        seed = tenant.training["seed"]
+        files = {"train.jsonl": write_rows(folder / "train.jsonl", tenant.lengths, seed)}
+        data: dict[str, Any] = {"train": "train.jsonl", "template": "none"}
+        if tenant.validation:
+            files["held.jsonl"] = write_rows(folder / "held.jsonl", tenant.validation, seed + 1)
+            data["validation"] = "held.jsonl"
+        raw = {"name": tenant.name, "adapter": tenant.adapter, "training": tenant.training, "data": data}
+        start = JobStart(
+            job_id=tenant.name,
+            epoch=1,
+            spec=parse_job(raw),
+            files=files,
+            cache_dir=str(self.folder / "cache"),
+            job_dir=str(folder),
+        )
+        self.got[tenant.name] = Got()
+        self.take(self.trainer.attach(start))
+
+    def break_adapter(self, name: str, at: int) -> None:
+        """Make the `at`-th call of one of the adapter's ops raise."""
+        op = next(iter(self.trainer.residents[name].state.adapter.site_ops.values()))
+        forward, calls = op.forward, [0]
+
+        def broken(*args: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > at:
+                raise RuntimeError("a bug of this tenant's own")
+            return forward(*args)
+
+        op.forward = broken  # type: ignore[method-assign]
+
+    def step(self) -> bool:
+        """Run one pack with everyone in it; False when there is no work."""
+        shares = tuple(Share(job_id=name, tokens=1) for name in self.trainer.residents)
+        if not shares:
+            return False
+        packs = self.trainer.slice(Slice(slice_id=0, shares=shares, seconds=1000.0))
+        self.take(next(packs))
+        return True
+
+    def take(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            match report:
+                case StepDone() | EvalDone():
+                    self.got[report.job_id].figures.append(report.model_dump_json())
+                case JobFailed():
+                    self.got[report.job_id].failed = f"{report.code.value}: {report.message}"
+                case JobFinished():
+                    got, adapter = self.got[report.job_id], self.folder / report.job_id / "adapter"
+                    got.finished = True
+                    got.files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+                case _:
+                    pass
+
+
+def alone(world: World, tenant: Tenant) -> Got:
+    """What the tenant gets when nobody else is there."""
+    return in_company(world, tenant, ())
+
+
+def in_company(
+    world: World, tenant: Tenant, company: Sequence[Neighbour], joins: int = 0, out_of_memory: Sequence[int] = ()
+) -> Got:
+    """What the tenant gets among neighbours that come, go and break.
+
+    Args:
+        joins: packs that have run when the tenant itself is attached.
+        out_of_memory: packs (counted from 0) in whose course the device runs out of memory.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run = Run(world, folder)
+        packs, idle = 0, 0
+        latest = max([joins, *(neighbour.joins for neighbour in company)])
+        while not (tenant.name in run.got and (run.got[tenant.name].finished or run.got[tenant.name].failed)):
+            for neighbour in company:
+                if neighbour.joins == packs and neighbour.tenant.name not in run.got:
+                    run.attach(neighbour.tenant)
+                    if neighbour.breaks is not None:
+                        run.break_adapter(neighbour.tenant.name, neighbour.breaks)
+                if neighbour.leaves is not None and neighbour.leaves <= packs:
+                    run.trainer.detach(neighbour.tenant.name, keep=False)
+            if joins == packs and tenant.name not in run.got:
+                run.attach(tenant)
+            worked = _step(run, fails=packs in out_of_memory)
+            packs += 1
+            idle = 0 if worked else idle + 1
+            assert idle <= latest + 1, "nobody works and the tenant is not done"
+        return run.got[tenant.name]
+
+
+def _step(run: Run, *, fails: bool) -> bool:
+    """One pack; with `fails`, memory runs out at the end of its backward, when gradients have been added."""
+    if not fails:
+        return run.step()
+    real = loop.run_pack
+
+    def failing(base: Any, pack: PackedBatch, *args: Any, **kwargs: Any) -> Any:
+        results = real(base, pack, *args, **kwargs)
+        if len(pack.segments) == 1:  # a chunk that does not fit by itself would rightly fail its own job
+            return results
+        raise torch.OutOfMemoryError("injected")
+
+    with mock.patch.object(loop, "run_pack", failing):
+        return run.step()
