@@ -10,7 +10,7 @@ from adapters.methods import METHOD_CASES, MethodCase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promise.world import Got, Neighbour, Tenant, World, alone, in_company
+from promise.world import Got, Neighbour, Tenant, World, alone, together
 
 WORLDS = tuple(
     World(ff, dtype, threads) for ff in (96, 344) for dtype in (torch.float32, torch.bfloat16) for threads in (1, 2)
@@ -36,13 +36,13 @@ def assert_same(world: World, tenant: Tenant, company: Got) -> None:
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
     """All methods in one pack, dropout on and off, each compared with itself alone."""
-    everyone = [
+    tenants = [
         tenant_of(case, f"{case}-{at}", seed=at, dropout=0.2 * ((at + world.threads) % 2))
         for at, case in enumerate(METHOD_CASES)
     ]
-    for at, tenant in enumerate(everyone):
-        others = [Neighbour(other, joins=index % 2) for index, other in enumerate(everyone) if index != at]
-        assert_same(world, tenant, in_company(world, tenant, others, joins=at % 3))
+    company = together(world, [Neighbour(tenant, joins=at % 3) for at, tenant in enumerate(tenants)])
+    for tenant in tenants:
+        assert_same(world, tenant, company[tenant.name])
 
 
 @pytest.mark.parametrize("case", METHOD_CASES, ids=str)
@@ -51,12 +51,17 @@ def test_neighbours_that_are_cancelled_break_or_run_out_of_memory_leave_no_trace
     world = World(ff=344)
     tenant = tenant_of(case, "tenant", seed=3, dropout=0.1)
     plain = METHOD_CASES[0]
-    company = (
+    members = (
+        Neighbour(tenant, joins=1),
         Neighbour(tenant_of(plain, "cancelled", seed=4), joins=0, leaves=2),
         Neighbour(tenant_of(plain, "broken", seed=5), joins=0, breaks=2),
         Neighbour(tenant_of(plain, "hopeless", seed=6, learning_rate=1e30), joins=1),
     )
-    assert_same(world, tenant, in_company(world, tenant, company, joins=1, out_of_memory=(1, 4)))
+    got = together(world, members, out_of_memory=(1, 4))
+    assert_same(world, tenant, got["tenant"])
+    assert (got["broken"].failed or "").startswith("adapter_error")
+    assert (got["hopeless"].failed or "").startswith("non_finite_loss")
+    assert not got["cancelled"].ended
 
 
 def test_chunks_decide_the_bits_and_company_does_not() -> None:
@@ -130,7 +135,8 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 def test_any_tenant_in_any_company_is_as_alone(
     world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
 ) -> None:
-    assert_same(world, tenant, in_company(world, tenant, company, joins, out_of_memory))
+    members = [Neighbour(tenant, joins), *company]
+    assert_same(world, tenant, together(world, members, out_of_memory, until=tenant.name)[tenant.name])
 
 
 @pytest.mark.slow
@@ -140,4 +146,5 @@ def test_any_tenant_in_any_company_is_as_alone(
 def test_any_tenant_in_any_company_is_as_alone_at_length(
     world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
 ) -> None:
-    assert_same(world, tenant, in_company(world, tenant, company, joins, out_of_memory))
+    members = [Neighbour(tenant, joins), *company]
+    assert_same(world, tenant, together(world, members, out_of_memory, until=tenant.name)[tenant.name])

@@ -9,7 +9,6 @@ import functools
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,10 @@ class Got:
     figures: list[str] = field(default_factory=list)
     failed: str | None = None
     finished: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.finished or self.failed is not None
 
 
 @functools.cache
@@ -210,38 +213,38 @@ class Run:
 
 def alone(world: World, tenant: Tenant) -> Got:
     """What the tenant gets when nobody else is there."""
-    return in_company(world, tenant, ())
+    return together(world, [Neighbour(tenant)])[tenant.name]
 
 
-def in_company(
-    world: World, tenant: Tenant, company: Sequence[Neighbour], joins: int = 0, out_of_memory: Sequence[int] = ()
-) -> Got:
-    """What the tenant gets among neighbours that come, go and break.
+def together(
+    world: World, members: Sequence[Neighbour], out_of_memory: Sequence[int] = (), until: str | None = None
+) -> dict[str, Got]:
+    """What everybody gets when they come, go and break as they do.
 
     Args:
-        joins: packs that have run when the tenant itself is attached.
         out_of_memory: packs (counted from 0) in whose course the device runs out of memory.
+        until: stop when this tenant has ended; by default when all have.
     """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        run = Run(world, folder)
-        packs, idle = 0, 0
-        latest = max([joins, *(neighbour.joins for neighbour in company)])
-        while not (tenant.name in run.got and (run.got[tenant.name].finished or run.got[tenant.name].failed)):
-            for neighbour in company:
-                if neighbour.joins == packs and neighbour.tenant.name not in run.got:
-                    run.attach(neighbour.tenant)
-                    if neighbour.breaks is not None:
-                        run.break_adapter(neighbour.tenant.name, neighbour.breaks)
-                if neighbour.leaves is not None and neighbour.leaves <= packs:
-                    run.trainer.detach(neighbour.tenant.name, keep=False)
-            if joins == packs and tenant.name not in run.got:
-                run.attach(tenant)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(world, Path(folder))
+        packs, last = 0, max(member.joins for member in members)
+        worked = True
+        while (worked or packs <= last) and not (until in run.got and run.got[until].ended):
+            for member in members:
+                _come_and_go(run, member, packs)
             worked = _step(run, fails=packs in out_of_memory)
             packs += 1
-            idle = 0 if worked else idle + 1
-            assert idle <= latest + 1, "nobody works and the tenant is not done"
-        return run.got[tenant.name]
+        return run.got
+
+
+def _come_and_go(run: Run, member: Neighbour, packs: int) -> None:
+    name = member.tenant.name
+    if member.joins == packs:
+        run.attach(member.tenant)
+        if member.breaks is not None:
+            run.break_adapter(name, member.breaks)
+    if member.leaves is not None and member.leaves <= packs:
+        run.trainer.detach(name, keep=False)
 
 
 def _step(run: Run, *, fails: bool) -> bool:
