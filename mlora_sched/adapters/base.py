@@ -76,22 +76,32 @@ class Adapter(ABC):
         return {}
 
 
+_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""On a mixture base PEFT takes these names for the experts' projections of older transformers releases, wherever they
+stand (a shared expert, a dense first layer), and then looks for weights that no adapter of ours has."""
+
+
 def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
     """The sites a job's `target_modules` name: all, or those whose path ends with one of them (as PEFT matches).
+
+    On a mixture base only sites that PEFT can name there.
 
     Raises:
         SpecError: a name that no site of the base has.
     """
+    sites = {name: site for name, site in base.sites.items() if not (base.is_mixture and _is_expert_name(name))}
     if spec.target_modules == ALL_LINEAR:
-        return tuple(base.sites.values())
-    wanted = spec.target_modules
-    for name in wanted:
-        if not any(_ends_with(site, name) for site in base.sites):
-            known = sorted({site.rpartition(".")[2] for site in base.sites})
-            raise SpecError(
-                f"adapter.target_modules: {name!r} is no linear of base {base.name}; it has {', '.join(known)}"
+        return tuple(sites.values())
+    for name in spec.target_modules:
+        if not any(_ends_with(site, name) for site in sites):
+            known = sorted({site.rpartition(".")[2] for site in sites})
+            why = (
+                "cannot be adapted on a mixture of experts: PEFT would take it for the experts' own"
+                if any(_ends_with(site, name) for site in base.sites)
+                else f"is no linear of base {base.name}"
             )
-    return tuple(site for name, site in base.sites.items() if any(_ends_with(name, want) for want in wanted))
+            raise SpecError(f"adapter.target_modules: {name!r} {why}; choose from {', '.join(known)}")
+    return tuple(site for name, site in sites.items() if any(_ends_with(name, want) for want in spec.target_modules))
 
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
@@ -99,6 +109,10 @@ def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
     if spec.target_modules == ALL_LINEAR:
         return sorted({site.name.rpartition(".")[2] for site in sites})
     return sorted(spec.target_modules)
+
+
+def _is_expert_name(site: str) -> bool:
+    return site.rpartition(".")[2] in _EXPERT_NAMES
 
 
 def _ends_with(site: str, name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from engine.bases import base_of, llama_config, prepared
+from model.architectures import config_of
 from oracle import ours
 
 from adapters.methods import METHOD_CASES, MethodCase
@@ -84,5 +85,15 @@ def test_files_that_do_not_fit_are_refused(case: MethodCase) -> None:
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SpecError, match=r"'query' is no linear of base tiny; it has down_proj, .*q_proj"):
+    with pytest.raises(SpecError, match=r"'query' is no linear of base tiny; choose from down_proj, .*q_proj"):
         build_adapter(LoraSpec(target_modules=("query",)), base_of(llama_config()), seed=0)
+
+
+def test_names_that_peft_takes_for_experts_are_refused_on_a_mixture() -> None:
+    """DeepSeek's shared expert and dense first layer have them."""
+    base = base_of(config_of("deepseek_v3"))
+    with pytest.raises(SpecError, match="'up_proj' cannot be adapted on a mixture of experts"):
+        build_adapter(LoraSpec(target_modules=("up_proj",)), base, seed=0)
+    everything = build_adapter(LoraSpec(), base, seed=0)
+    assert everything.site_ops
+    assert all(".self_attn." in site for site in everything.site_ops)
