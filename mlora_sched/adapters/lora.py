@@ -97,7 +97,7 @@ class LoraAdapter(Adapter):
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base.location,
+            "base_model_name_or_path": self.base.portable_name,
             "r": self.spec.r,
             "lora_alpha": self.spec.alpha,
             "lora_dropout": self.spec.dropout,

@@ -320,7 +320,7 @@ class MixLoraAdapter(Adapter):
             "peft_type": "MIXLORA",
             "routing_strategy": "mixlora",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base.location,
+            "base_model_name_or_path": self.base.portable_name,
             "r": self.spec.r,
             "lora_alpha": self.spec.alpha,
             # the package asserts a dropout above zero

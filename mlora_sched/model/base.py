@@ -60,6 +60,17 @@ class FrozenBase:
         return hidden
 
     @property
+    def portable_name(self) -> str:
+        """What an adapter names as its base: the hub repository where it is known, else the served name.
+
+        A directory of this machine means nothing elsewhere, and is nobody's business.
+        """
+        if not Path(self.location).expanduser().is_dir():
+            return self.location.partition("@")[0] or self.name
+        cached = next((part for part in Path(self.location).parts if part.startswith("models--")), None)
+        return self.name if cached is None else cached.removeprefix("models--").replace("--", "/")
+
+    @property
     def parameters(self) -> int:
         """Number of frozen parameters, a tied head counted once."""
         return sum(p.numel() for p in self.model.parameters())
