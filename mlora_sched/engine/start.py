@@ -40,5 +40,5 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         attention=PACKED_ATTENTION,
         buckets=verdict.buckets,
     )
-    origin = Origin(config.base_name, config.base, hash_base(base), numerics, verdict)
+    origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     return Trainer(base, tokenizer, origin, config.pack_tokens)

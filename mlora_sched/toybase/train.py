@@ -59,7 +59,7 @@ class Shape:
 
 
 SHAPES: dict[Size, Shape] = {
-    Size.TINY: Shape(128, 384, 4, 4, 2, 1024, 1024, steps=1200, learning_rate=2e-3),
+    Size.TINY: Shape(128, 384, 4, 4, 2, 1024, 1024, steps=1000, learning_rate=2e-3),
     Size.SMALL: Shape(256, 768, 6, 8, 4, 1024, 1024, steps=600, learning_rate=2e-3),
     Size.BENCH: Shape(1024, 2816, 4, 16, 16, 4096, 2048, steps=0, learning_rate=5e-4),
 }
