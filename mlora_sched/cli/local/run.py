@@ -6,6 +6,7 @@ The same trainer as the worker's. There is no database: what the daemon would re
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -94,7 +95,10 @@ def _start(spec: JobSpec, files: dict[str, Path], work: Path) -> JobStart:
 
 def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: bool) -> int:
     """Train all jobs to their end; the process's exit code."""
-    from mlora_sched.cli.local.run_report import RunReport  # with the trainer, loads torch
+    from mlora_sched.worker.local import WAIT_POLICY
+
+    os.environ.update(WAIT_POLICY | dict(os.environ))  # read when torch is loaded, by the imports below
+    from mlora_sched.cli.local.run_report import RunReport
     from mlora_sched.engine.start import start_trainer
     from mlora_sched.spec.wire import Share, Slice
 
