@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlora_sched.data.pack import IGNORE, Chunk, PackedBatch, bucket_for, build_pack, cut_chunks
@@ -40,7 +41,7 @@ def test_a_chunk_is_within_the_limit_or_one_row(lengths: list[int], limit: int) 
 @given(LENGTHS, LIMITS)
 def test_a_chunk_ends_only_where_the_next_row_does_not_fit(lengths: list[int], limit: int) -> None:
     chunks = cut(lengths, limit)
-    for chunk, following in zip(chunks, chunks[1:], strict=False):
+    for chunk, following in itertools.pairwise(chunks):
         assert chunk.tokens + lengths[following.rows[0]] > limit
 
 
@@ -76,6 +77,7 @@ def packed(contents: Sequence[Sequence[Content]]) -> PackedBatch:
     return build_pack(pieces, range(32, 1025, 32))
 
 
+@settings(max_examples=40)
 @given(CHUNKS)
 def test_a_pack_is_its_rows_one_after_another(contents: list[list[Content]]) -> None:
     pack = packed(contents)
@@ -89,6 +91,7 @@ def test_a_pack_is_its_rows_one_after_another(contents: list[list[Content]]) -> 
     assert spans == [(start, len(ids)) for start, ids in zip(starts, rows, strict=True)]
 
 
+@settings(max_examples=40)
 @given(CHUNKS)
 def test_the_last_row_is_padding_and_padding_is_nothing(contents: list[list[Content]]) -> None:
     pack = packed(contents)
@@ -99,6 +102,7 @@ def test_the_last_row_is_padding_and_padding_is_nothing(contents: list[list[Cont
     assert (pack.targets_T[pack.tokens :] == IGNORE).all()
 
 
+@settings(max_examples=40)
 @given(CHUNKS)
 def test_targets_are_the_next_token_of_the_same_sequence(contents: list[list[Content]]) -> None:
     pack = packed(contents)
@@ -110,6 +114,7 @@ def test_targets_are_the_next_token_of_the_same_sequence(contents: list[list[Con
     assert pack.targets_T[: pack.tokens].tolist() == expected
 
 
+@settings(max_examples=40)
 @given(CHUNKS)
 def test_segments_tile_the_pack_and_own_their_loss_rows(contents: list[list[Content]]) -> None:
     pack = packed(contents)
