@@ -24,7 +24,7 @@ from mlora_sched.model.site import Site, SiteOp
 
 @dataclass(frozen=True)
 class _Saved:
-    s_NR: Tensor
+    s_RN: Tensor
     direction_NO: Tensor
 
 
@@ -50,8 +50,8 @@ class DoraOp:
     def forward(self, x_ND: Tensor, y_NO: Tensor, part: SegmentPart) -> _Saved:
         if self.site.bias is not None:
             y_NO.sub_(self.site.bias)
-        s_NR = self.pair.forward(x_ND, y_NO, part)
-        saved = _Saved(s_NR, y_NO.clone())
+        s_RN = self.pair.forward(x_ND, y_NO, part)
+        saved = _Saved(s_RN, y_NO.clone())
         y_NO.mul_(self.ratio_O)
         if self.site.bias is not None:
             y_NO.add_(self.site.bias)
@@ -60,7 +60,7 @@ class DoraOp:
     def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:
         self.magnitude.grad.add_((wide(dy_NO) * wide(saved.direction_NO)).sum(0).div_(self.norm_O))
         dy_NO.mul_(self.ratio_O)
-        return self.pair.backward(dy_NO, x_ND, saved.s_NR, part)
+        return self.pair.backward(dy_NO, x_ND, saved.s_RN, part)
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
         self.pair.add_dx(carry, dx_ND, part)

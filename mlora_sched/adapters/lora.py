@@ -33,31 +33,31 @@ class LoraOp:
     rescales = False
 
     def __init__(self, a: Param, b: Param, scale: float, dropout: float, group: str) -> None:
-        self.a, self.b = a, b  # (R, D), (O, R)
+        self.a, self.b = a, b  # (R, D), (O, R); B lies in memory as (R, O), so that its transpose is contiguous
         self.scale, self.dropout, self.group = scale, dropout, group
 
     def forward(self, x_ND: Tensor, y_NO: Tensor, part: SegmentPart) -> Tensor:
-        """y += s · drop(x) Aᵀ Bᵀ; keeps drop(x) Aᵀ, which is small."""
-        s_NR = part.drop(self.group, x_ND, self.dropout) @ self.a.compute.T
-        y_NO.addmm_(s_NR, self.b.compute.T, alpha=self.scale)
-        return s_NR
+        """y += s · drop(x) Aᵀ Bᵀ; keeps A drop(x)ᵀ, which is small."""
+        s_RN = self.a.compute @ part.drop(self.group, x_ND, self.dropout).T
+        y_NO.addmm_(s_RN.T, self.b.compute.T, alpha=self.scale)
+        return s_RN
 
     def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
         """Accumulate dA and dB in float32; return ds."""
-        s_NR = saved
-        ds_NR = (dy_NO @ self.b.compute).mul_(self.scale)
+        s_RN = saved
+        ds_RN = (self.b.compute.T @ dy_NO.T).mul_(self.scale)
         x_ND = part.drop(self.group, x_ND, self.dropout)
-        self.b.grad.addmm_(wide(dy_NO).T, wide(s_NR), alpha=self.scale)
-        self.a.grad.addmm_(wide(ds_NR).T, wide(x_ND))
-        return ds_NR
+        self.b.grad.T.addmm_(wide(s_RN), wide(dy_NO), alpha=self.scale)
+        self.a.grad.addmm_(wide(ds_RN), wide(x_ND))
+        return ds_RN
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
         """dx += (ds A), through the mask."""
         if self.dropout == 0.0 or not part.training:
-            dx_ND.addmm_(carry, self.a.compute)
+            dx_ND.addmm_(carry.T, self.a.compute)
         else:
             mask = part.mask(self.group, dx_ND, self.dropout)
-            dx_ND.addcmul_(carry @ self.a.compute, mask)
+            dx_ND.addcmul_(carry.T @ self.a.compute, mask)
 
 
 class LoraAdapter(Adapter):
@@ -129,7 +129,7 @@ def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, 
     bound = 1.0 / math.sqrt(site.in_features)
     a_RD = torch.empty(rank, site.in_features).uniform_(-bound, bound, generator=generator)
     yield ParamSpec(f"{prefix}.lora_A.weight", a_RD, groups[0])
-    yield ParamSpec(f"{prefix}.lora_B.weight", torch.zeros(site.out_features, rank), groups[1])
+    yield ParamSpec(f"{prefix}.lora_B.weight", torch.zeros(site.out_features, rank), groups[1], transposed=True)
 
 
 def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:

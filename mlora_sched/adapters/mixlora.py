@@ -101,10 +101,10 @@ class ExpertPairs:
         sizes = list(counts)
         dxs = []
         for e, (dy, x, s) in enumerate(zip(dy_M.split(sizes), x_M.split(sizes), s_MR.split(sizes), strict=True)):
-            ds = (dy @ self.b.compute[e]).mul_(self.scale)
-            self.b.grad[e].addmm_(wide(dy).T, wide(s), alpha=self.scale)
-            self.a.grad[e].addmm_(wide(ds).T, wide(x))
-            dxs.append(ds @ self.a.compute[e])
+            ds_RM = (self.b.compute[e].T @ dy.T).mul_(self.scale)
+            self.b.grad[e].T.addmm_(wide(s).T, wide(dy), alpha=self.scale)
+            self.a.grad[e].addmm_(wide(ds_RM), wide(x))
+            dxs.append(ds_RM.T @ self.a.compute[e])
         return torch.cat(dxs)
 
 
@@ -279,7 +279,7 @@ class MixLoraAdapter(Adapter):
                 for e in range(self.spec.num_experts)
             ]
             yield ParamSpec(f"{site.name}.lora_A.weight", torch.stack([a.start for a, _ in experts]))
-            yield ParamSpec(f"{site.name}.lora_B.weight", torch.stack([b.start for _, b in experts]))
+            yield ParamSpec(f"{site.name}.lora_B.weight", torch.stack([b.start for _, b in experts]), transposed=True)
 
     def _pair(self, site: str) -> tuple[Param, Param]:
         return self.params[f"{site}.lora_A.weight"], self.params[f"{site}.lora_B.weight"]

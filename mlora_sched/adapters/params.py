@@ -24,11 +24,20 @@ class ParamSpec:
         name: its key in files, e.g. "model.layers.0.self_attn.q_proj.lora_A.weight".
         start: its first value, float32; its shape is the parameter's.
         group: optimiser group.
+        transposed: keep it in memory with its last two dimensions swapped; its views still have its own shape. The
+            skinny GEMMs of a pair run two to eight times faster when B lies as (R, O).
     """
 
     name: str
     start: Tensor
     group: str = "all"
+    transposed: bool = False
+
+    def view(self, flat: Tensor) -> Tensor:
+        """This parameter's piece of a flat buffer, in its own shape."""
+        if not self.transposed:
+            return flat.view(self.start.shape)
+        return flat.view(self.start.mT.shape).mT
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class Params:
             flat = self.groups[group] = FlatGroup(value, torch.zeros_like(value), compute)
             at = 0
             for spec in members:
-                shape, n = spec.start.shape, spec.start.numel()
-                views = (buffer[at : at + n].view(shape) for buffer in (flat.value, flat.grad, flat.compute))
+                n = spec.start.numel()
+                views = (spec.view(buffer[at : at + n]) for buffer in (flat.value, flat.grad, flat.compute))
                 self._views[spec.name] = Param(*views)
                 at += _aligned(n)
         self.load({spec.name: spec.start for spec in self._specs})
