@@ -41,7 +41,9 @@ def read_adapter(config: Path, model: Path) -> AdapterFiles:
         SpecError: the files are no PEFT adapter in safetensors.
     """
     try:
-        settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"{CONFIG} holds no object")
         return AdapterFiles(settings, load_file(model))
     except (OSError, ValueError, SafetensorError) as error:
         raise SpecError(f"adapter.init_from: cannot be read as a PEFT adapter in safetensors: {error}") from None

@@ -14,13 +14,16 @@ from pathlib import Path
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a fresh directory; when the block ends it is synced to disk and takes the place of `target`.
 
-    When the block raises, nothing of it is left and `target` is as before.
+    When the block raises, nothing of it is left and `target` is as before. What a writer that was killed has left
+    beside `target` is removed first; there is one writer a target.
 
     Raises:
         OSError: the disk refuses.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
+        shutil.rmtree(leftover)
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
     draft.chmod(0o755)
     try:
         yield draft
@@ -29,7 +32,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
                 _sync(path)
         _sync(draft)
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
             target.rename(old / target.name)
             draft.rename(target)
             shutil.rmtree(old)

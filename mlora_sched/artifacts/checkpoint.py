@@ -3,7 +3,7 @@
 checkpoints/step-000120/
     adapter_config.json  adapter_model.safetensors  provenance.json      what `pull --checkpoint 120` gives
     train_state.safetensors                                              flat parameters and moments, float32
-    state.json                                                           counters, spec, numerics key, checksum
+    state.json                                                     counters, spec, base, numerics key, checksum
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write_checkpoint(
     with atomic_directory(checkpoint_dir(job_dir, step)) as draft:
         write_adapter(draft, adapter, provenance)
         save_file({name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()}, draft / _TENSORS)
-        write_json(draft / _STATE, checkpoint.state | {"sha256": _sha256(draft / _TENSORS)})
+        write_json(draft / _STATE, checkpoint.state | {"sha256": _checksum(draft / _TENSORS, checkpoint.state)})
 
 
 def list_checkpoints(job_dir: Path) -> list[int]:
@@ -69,15 +69,22 @@ def read_newest(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     for step in reversed(list_checkpoints(job_dir)):
         try:
             return _read(checkpoint_dir(job_dir, step)), notes
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             notes.append(f"checkpoint of step {step} is damaged and was passed over: {error}")
     return None, notes
 
 
-def prune(job_dir: Path, keep_newest: int, keep: Collection[int]) -> list[int]:
-    """Remove all but the newest `keep_newest` checkpoints and those in `keep`; return the removed steps."""
+def prune(job_dir: Path, now: int, keep_newest: int, keep: Collection[int]) -> list[int]:
+    """Remove all but the newest `keep_newest` checkpoints and those in `keep`; return the removed steps.
+
+    Args:
+        now: finished steps of the job. Checkpoints beyond were damaged when it was resumed from an earlier one: they
+            go, lest they count as the newest.
+    """
     steps = list_checkpoints(job_dir)
-    removed = [step for step in steps[: max(0, len(steps) - keep_newest)] if step not in keep]
+    past = [step for step in steps if step <= now]
+    kept = set(past[-keep_newest:]) | {step for step in past if step in keep}
+    removed = [step for step in steps if step not in kept]
     for step in removed:
         shutil.rmtree(checkpoint_dir(job_dir, step))
     return removed
@@ -85,11 +92,14 @@ def prune(job_dir: Path, keep_newest: int, keep: Collection[int]) -> list[int]:
 
 def _read(directory: Path) -> Checkpoint:
     state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-    if state.pop("sha256") != _sha256(directory / _TENSORS):
-        raise ValueError("its tensors do not have the checksum that was written with them")
+    if not isinstance(state, dict) or state.pop("sha256", None) != _checksum(directory / _TENSORS, state):
+        raise ValueError("it does not have the checksum that was written with it")
     return Checkpoint(load_file(directory / _TENSORS), state)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksum(tensors: Path, state: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the file of tensors and the state beside it."""
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ that nothing of the failure is left. No process, pipe or database is known here.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from mlora_sched.data.tokens import prepare
 from mlora_sched.engine.saving import resume, save
 from mlora_sched.engine.step import PartError, SegmentResult, run_pack
 from mlora_sched.engine.train_state import EvalFigures, Phase, StepFigures, TrainState
-from mlora_sched.errors import DataError, JobFault, SpecError
+from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.sched.packing import Candidate, next_pack
 from mlora_sched.spec.job import ADAPTER_FILES
@@ -85,25 +86,30 @@ class Trainer:
 
     def attach(self, start: JobStart) -> list[Report]:
         """Make a job resident, from its newest checkpoint where there is one; or report why it cannot be."""
+        reports: list[Report] = []
         try:
-            resident = Resident(start, self._state(start))
-            notes = resume(resident.state, resident.job_dir, self.origin) if start.resume else []
-        except DataError as error:
-            return [_failed(start, ErrorCode.BAD_DATA, error.message)]
-        except SpecError as error:
-            return [_failed(start, ErrorCode.BAD_SPEC, error.message)]
-        except torch.OutOfMemoryError as error:
-            return [_failed(start, ErrorCode.OUT_OF_MEMORY, f"its adapter does not fit on the device: {error}")]
-        self.residents[start.job_id] = resident
+            with _own_code(start):
+                reports.extend(self._attach(start))
+        except _FAULTS as error:
+            self.residents.pop(start.job_id, None)
+            reports.append(_failed(start, error))
+        return reports
+
+    def _attach(self, start: JobStart) -> Iterator[Report]:
+        resident = Resident(start, self._state(start))
         state = resident.state
-        attached = Attached(
+        notes = resume(state, resident.job_dir, self.origin) if start.resume else []
+        self.residents[start.job_id] = resident
+        yield Attached(
             job_id=start.job_id,
             epoch=start.epoch,
             step=state.step,
             total_steps=state.total_steps,
             trainable_parameters=state.adapter.params.count,
         )
-        return [attached, *(Note(message=note, job_id=start.job_id) for note in notes)]
+        yield from (Note(message=note, job_id=start.job_id) for note in notes)
+        if state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
+            yield self._close(resident)
 
     def detach(self, job_id: str, *, keep: bool) -> list[Report]:
         """Let a job go; with `keep`, its last finished step is saved first. Unknown jobs give no report."""
@@ -112,11 +118,11 @@ class Trainer:
             return []
         reports: list[Report] = []
         if keep and resident.state.step > 0:
-            resident.state.restart_phase()
             try:
-                reports += self._save(resident)
-            except OSError as error:
-                return [_failed(resident.start, ErrorCode.STORAGE, f"its state cannot be saved: {error}")]
+                with _own_code(resident.start):
+                    reports.append(self._save(resident))
+            except _FAULTS as error:
+                return [_failed(resident.start, error)]
         detached = Detached(job_id=job_id, epoch=resident.start.epoch, step=resident.state.step)
         return [*reports, detached]
 
@@ -212,26 +218,25 @@ class Trainer:
 
     def _drop_culprit(self, error: PartError, states: dict[str, TrainState]) -> list[Report]:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
-        for state in states.values():
-            state.restart_phase()
         culprit = self.residents.pop(error.job_id)
-        cause = error.__cause__
-        message = f"its {culprit.state.spec.adapter.method} adapter raised {type(cause).__name__}: {cause}"
-        return [_failed(culprit.start, ErrorCode.ADAPTER_ERROR, message)]
+        for job_id, state in states.items():
+            if job_id != error.job_id:
+                state.restart_phase()
+        return [_failed(culprit.start, _adapter_fault(culprit.start, error.__cause__))]
 
     def _shrink(
         self, chunks: Sequence[Chunk], states: dict[str, TrainState], error: torch.OutOfMemoryError
     ) -> list[Report]:
         """Smaller packs from now on; a chunk that does not fit by itself fails its own job."""
-        for state in states.values():
-            state.restart_phase()
         if len(chunks) == 1:
             culprit = self.residents.pop(chunks[0].job_id)
             message = (
                 f"a chunk of {chunks[0].tokens} tokens does not fit on the device by itself: {error}; lower "
                 f"data.max_length, training.chunk_tokens or adapter.r"
             )
-            return [_failed(culprit.start, ErrorCode.OUT_OF_MEMORY, message)]
+            return [_failed(culprit.start, JobFault(ErrorCode.OUT_OF_MEMORY, message))]
+        for state in states.values():
+            state.restart_phase()
         self.room = max(1, min(self.room, sum(chunk.tokens for chunk in chunks)) // 2)
         return [Note(message=f"out of memory: the pack runs again in packs of at most {self.room} tokens")]
 
@@ -244,44 +249,41 @@ class Trainer:
             if resident is None:  # failed on an earlier chunk of this pack
                 continue
             try:
-                if not resident.state.take(result):
-                    continue
-                reports += self._finish(resident, phase)
-            except JobFault as fault:
+                with _own_code(resident.start):
+                    if resident.state.take(result):
+                        reports.extend(self._finish(resident, phase))
+            except _FAULTS as error:
                 del self.residents[result.job_id]
-                reports.append(_failed(resident.start, ErrorCode(fault.code), fault.message))
-            except OSError as error:
-                del self.residents[result.job_id]
-                reports.append(_failed(resident.start, ErrorCode.STORAGE, f"its files cannot be written: {error}"))
+                reports.append(_failed(resident.start, error))
         return reports
 
-    def _finish(self, resident: Resident, phase: Phase) -> list[Report]:
+    def _finish(self, resident: Resident, phase: Phase) -> Iterator[Report]:
         """Close a complete phase: report it, save where due, export after the last."""
-        state, reports = resident.state, list[Report]()
-        best = False
+        state, best = resident.state, False
         if phase is Phase.TRAIN:
-            reports.append(_step_report(resident.start, state.finish_step()))
+            yield _step_report(resident.start, state.finish_step())
         else:
             figures = state.finish_evaluation()
             best = figures.best and state.save_steps is not None and state.step > 0
-            reports.append(_eval_report(resident.start, figures))
+            yield _eval_report(resident.start, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due):
-            reports += self._save(resident)
+            yield self._save(resident)
         if state.phase is Phase.DONE:
-            self._export(resident)
-            del self.residents[state.job_id]
-            reports.append(JobFinished(job_id=state.job_id, epoch=resident.start.epoch, step=state.step))
-        return reports
+            yield self._close(resident)
 
-    def _save(self, resident: Resident) -> list[Report]:
+    def _save(self, resident: Resident) -> CheckpointSaved:
         state = resident.state
         save(state, resident.job_dir, self._provenance(state), self.origin)
         best = state.progress.best_step == state.step
-        return [CheckpointSaved(job_id=state.job_id, epoch=resident.start.epoch, step=state.step, best=best)]
+        return CheckpointSaved(job_id=state.job_id, epoch=resident.start.epoch, step=state.step, best=best)
 
-    def _export(self, resident: Resident) -> None:
+    def _close(self, resident: Resident) -> JobFinished:
+        """Export the adapter of a job that is done, and let the job go."""
+        state = resident.state
         with atomic_directory(resident.job_dir / "adapter") as draft:
-            write_adapter(draft, resident.state.adapter.files(), self._provenance(resident.state))
+            write_adapter(draft, state.adapter.files(), self._provenance(state))
+        del self.residents[state.job_id]
+        return JobFinished(job_id=state.job_id, epoch=resident.start.epoch, step=state.step)
 
     def _provenance(self, state: TrainState) -> dict[str, Any]:
         hashes = {"train": state.data.train.content_hash}
@@ -290,7 +292,39 @@ class Trainer:
         return provenance(state.spec, self.origin, hashes, state.step, state.progress.resumes)
 
 
-def _failed(start: JobStart, code: ErrorCode, message: str) -> JobFailed:
+_FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)
+"""What ends one job and nobody else."""
+
+
+@contextlib.contextmanager
+def _own_code(start: JobStart) -> Iterator[None]:
+    """Here one job's own code runs: what it raises is that job's fault, unless the error says itself what it is."""
+    try:
+        yield
+    except (MloraError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _adapter_fault(start, error) from error
+
+
+def _adapter_fault(start: JobStart, cause: BaseException | None) -> JobFault:
+    message = f"its {start.spec.adapter.method} adapter raised {type(cause).__name__}: {cause}"
+    return JobFault(ErrorCode.ADAPTER_ERROR, message)
+
+
+def _failed(start: JobStart, error: BaseException) -> JobFailed:
+    """The report of one of `_FAULTS`."""
+    match error:
+        case JobFault():
+            code, message = ErrorCode(error.code), error.message
+        case DataError() | NotFound():
+            code, message = ErrorCode.BAD_DATA, error.message
+        case SpecError():
+            code, message = ErrorCode.BAD_SPEC, error.message
+        case OSError():
+            code, message = ErrorCode.STORAGE, f"its files cannot be read or written: {error}"
+        case _:
+            code, message = ErrorCode.OUT_OF_MEMORY, f"its adapter does not fit on the device: {error}"
     return JobFailed(job_id=start.job_id, epoch=start.epoch, code=code, message=message)
 
 

@@ -25,24 +25,30 @@ def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: O
         state={
             "progress": dataclasses.asdict(state.progress) | {"best_loss": _finite(state.progress.best_loss)},
             "spec": state.spec.model_dump(mode="json"),
+            "base": origin.base_hash,
             "numerics": origin.numerics.model_dump(mode="json"),
         },
     )
     write_checkpoint(job_dir, state.step, checkpoint, state.adapter.files(), provenance)
-    prune(job_dir, state.spec.training.save_total_limit, {state.progress.best_step})
+    prune(job_dir, state.step, state.spec.training.save_total_limit, {state.progress.best_step})
 
 
 def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
     """Go on from the newest intact checkpoint, if there is one; return what its owner should know.
 
     Raises:
-        SpecError: the checkpoint is of another spec.
+        SpecError: the checkpoint is of another spec or base.
     """
     checkpoint, notes = read_newest(job_dir)
     if checkpoint is None:
         return notes
     if checkpoint.state["spec"] != state.spec.model_dump(mode="json"):
         raise SpecError(f"name: {state.spec.name} has checkpoints of another spec; submit it under another name")
+    if checkpoint.state["base"] != origin.base_hash:
+        raise SpecError(
+            f"base_model: the weights of {origin.base_name} have changed since the job's last checkpoint; serve the "
+            f"base it began with, or submit it anew"
+        )
     found, now = checkpoint.state["numerics"], origin.numerics.model_dump(mode="json")
     if found != now:
         changed = ", ".join(f"{key} {found.get(key)} → {now[key]}" for key in now if found.get(key) != now[key])

@@ -157,10 +157,13 @@ class TrainState:
         """
         assert result.chunk == len(self._open.results), "chunks come back in order"
         if not math.isfinite(result.loss_sum):
+            where = (
+                f"held-out loss is {result.loss_sum} after step {self.step}"
+                if self.phase is Phase.EVALUATE
+                else f"loss is {result.loss_sum} at step {self.step + 1}"
+            )
             raise JobFault(
-                ErrorCode.NON_FINITE_LOSS,
-                f"loss is {result.loss_sum} at step {self.step + 1}; lower training.learning_rate, or look at the rows "
-                f"of that step",
+                ErrorCode.NON_FINITE_LOSS, f"{where}; lower training.learning_rate, or look at the rows it is of"
             )
         self._open.results.append(result)
         return len(self._open.results) == len(self._open.chunks)

@@ -13,7 +13,7 @@ import click
 
 from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.tokens import load_tokenizer, prepare
-from mlora_sched.errors import DataError, MloraError, SpecError
+from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Command, Fatal, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
 from mlora_sched.worker.handshake import IDLE_SECONDS, first_command
@@ -25,8 +25,8 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
     files = {name: Path(path) for name, path in start.files.items()}
     try:
         data = prepare(start.spec, files, tokenizer, Path(start.cache_dir))
-    except (DataError, SpecError) as error:
-        code = ErrorCode.BAD_DATA if isinstance(error, DataError) else ErrorCode.BAD_SPEC
+    except (DataError, NotFound, SpecError) as error:
+        code = ErrorCode.BAD_SPEC if isinstance(error, SpecError) else ErrorCode.BAD_DATA
         return JobFailed(job_id=start.job_id, epoch=start.epoch, code=code, message=error.message)
     except OSError as error:
         message = f"its data cannot be kept: {error}"
