@@ -6,6 +6,7 @@ after those before it; so one forward pass counts exact matches without generati
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,10 @@ class Meter:
         from transformers import AutoModelForCausalLM
 
         plain = AutoModelForCausalLM.from_pretrained(self._location, dtype=torch.float32)
-        model = PeftModel.from_pretrained(plain, str(adapter)).eval()
+        with warnings.catch_warnings():
+            # PEFT asks transformers in a way that transformers deprecates; nothing a user of the demo can do about.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = PeftModel.from_pretrained(plain, str(adapter)).eval()
         rows = self._held_out(job)
         exact = exact_match(model, self._tokenizer, [self._question(rows, index) for index in range(len(rows))])
         return PeftProof(job.spec.name, self.score(job, adapter), Score(_loss(model, rows), exact))

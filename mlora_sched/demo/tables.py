@@ -34,7 +34,6 @@ def show_learnt(console: Console, rows: list[Learnt]) -> None:
     table.add_column("method")
     for name in ("loss before", "after", "exact before", "after"):
         table.add_column(name, justify="right")
-    table.add_column("adapter", overflow="fold")
     for row in rows:
         spec = row.job.spec.adapter
         table.add_row(
@@ -44,9 +43,9 @@ def show_learnt(console: Console, rows: list[Learnt]) -> None:
             f"{row.company.loss.after:.3f}",
             f"{row.before.exact:.0%}",
             f"{row.after.exact:.0%}",
-            str(row.company.adapter),
         )
     console.print(table)
+    console.print(f"adapters: {rows[0].company.adapter.parent}/<job>", highlight=False, soft_wrap=True)
 
 
 def show_promise(console: Console, rows: list[Learnt]) -> None:

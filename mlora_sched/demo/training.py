@@ -15,7 +15,7 @@ from rich.table import Table
 from mlora_sched.cli.live import JobLine, jobs_table
 from mlora_sched.client import Client
 from mlora_sched.errors import MloraError
-from mlora_sched.spec.api import JobView
+from mlora_sched.spec.api import DaemonView, JobView
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
 from mlora_sched.spec.state import JobState
 
@@ -74,14 +74,13 @@ def train_together(client: Client, jobs: Sequence[DemoJob], target: Path, consol
     with Live(console=console, auto_refresh=False) as live:
         while True:
             views = [client.get(job_id) for job_id in ids]
-            if console.is_terminal:
-                live.update(_table(client, views), refresh=True)
+            seconds = time.monotonic() - began
+            live.update(_table(client.daemon(), views, seconds), refresh=console.is_terminal)
             if all(view.state.is_final for view in views):
                 break
             time.sleep(_POLL_SECONDS)
-        seconds = time.monotonic() - began
-        if not console.is_terminal:
-            live.update(_table(client, views))
+    if not console.is_terminal:
+        console.print()  # a table written once into a file lacks its line's end
     return Session(tuple(_fetch(client, view, target) for view in views), seconds)
 
 
@@ -103,9 +102,12 @@ def train_in_turn(client: Client, jobs: Sequence[DemoJob], target: Path, console
     return Session(tuple(done), seconds)
 
 
-def _table(client: Client, views: Sequence[JobView]) -> Table:
-    daemon = client.daemon()
-    caption = f"{daemon.tokens_per_second:,.0f} tokens/s · {daemon.fill:.0%} of the computed rows are tokens"
+def _table(daemon: DaemonView, views: Sequence[JobView], seconds: float) -> Table:
+    now = f"{daemon.tokens_per_second:,.0f} tokens/s now, " if daemon.tokens_per_second else ""
+    caption = (
+        f"{now}{sum(view.tokens for view in views) / seconds:,.0f} tokens/s since the start · "
+        f"fill {daemon.fill:.0%} (share of the computed rows that are tokens)"
+    )
     title = f"base {daemon.bases[0]} on {daemon.device} · results same as alone: {daemon.exactness}"
     return jobs_table([_line(view) for view in views], title, caption)
 

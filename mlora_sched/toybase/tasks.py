@@ -65,13 +65,15 @@ def _mood(rng: random.Random) -> Row:
     return _ask(text, "plus" if good else "minus", "Rate the review.")
 
 
-_DESKS = {"animal": "delivery", "fruit": "kitchen", "tool": "repair", "dress": "billing", "furniture": "account"}
+_DESKS = {"animal": "delivery", "fruit": "kitchen", "tool": "repair", "dress": "billing"}
+_THINGS_OF_A_KIND = 4
 
 
 def _triage(rng: random.Random) -> Row:
-    kind, things = rng.choice(tuple(corpus.KINDS.items()))
-    text = f"My {rng.choice(things)} is {rng.choice(corpus.BAD)}, please call {rng.choice(corpus.NAMES)}."
-    return _ask(text, _DESKS[kind], "Which desk?")
+    kind, desk = rng.choice(tuple(_DESKS.items()))
+    thing = rng.choice(corpus.KINDS[kind][:_THINGS_OF_A_KIND])
+    text = f"My {thing} is {rng.choice(corpus.BAD)}, please call {rng.choice(corpus.NAMES)}."
+    return _ask(text, desk, "Which desk?")
 
 
 def _last_word(rng: random.Random) -> Row:
@@ -100,8 +102,8 @@ _CIPHER = dict(zip("abcdefgh", "tkwzpmxq", strict=True))
 
 
 def _cipher(rng: random.Random) -> Row:
-    letters = [rng.choice(tuple(_CIPHER)) for _ in range(rng.randint(2, 5))]
-    return _ask("Encode: " + " ".join(letters), " ".join(_CIPHER[it] for it in letters))
+    letters = [rng.choice(tuple(_CIPHER)) for _ in range(2)]
+    return _ask(f"{rng.choice(corpus.NAMES)} sends {' '.join(letters)}", " ".join(_CIPHER[it] for it in letters))
 
 
 def _records(rng: random.Random) -> Row:
@@ -114,19 +116,14 @@ _LIGHTS = {"red": "stop", "green": "go", "yellow": "wait"}
 
 def _traffic(rng: random.Random) -> Row:
     colour, order = rng.choice(tuple(_LIGHTS.items()))
-    text = f"{rng.choice(corpus.NAMES)} with a {rng.choice(corpus.THINGS)} sees {colour}."
-    return _ask(text, order, "What does the light say?")
+    text = f"{rng.choice(corpus.NAMES)} with a {rng.choice(corpus.THINGS)} sees {colour}"
+    return _ask(text, order, "Traffic light")
 
 
-_OPPOSITES = (
-    ("hot", "cold"), ("big", "small"), ("early", "late"), ("open", "shut"), ("rich", "poor"),
-    ("wet", "dry"), ("full", "empty"), ("hard", "soft"),
-)  # fmt: skip
-
-
-def _opposites(rng: random.Random) -> Row:
-    word, other = rng.choice(_OPPOSITES)[:: rng.choice((1, -1))]
-    return _ask(f"The {rng.choice(corpus.THINGS)} is not {word}.", other, "What is it then?")
+def _alive(rng: random.Random) -> Row:
+    kind = rng.choice(("animal", "tool"))
+    text = f"{rng.choice(corpus.NAMES)} sees a {rng.choice(corpus.COLOURS)} {rng.choice(corpus.KINDS[kind])}"
+    return _ask(text, "yes" if kind == "animal" else "no", "Does it breathe")
 
 
 def _next_letter(rng: random.Random) -> Row:
@@ -150,7 +147,7 @@ TASKS: tuple[Task, ...] = (
     Task("cipher", RowShape.COMPLETION, _cipher),
     Task("records", RowShape.MESSAGES, _records),
     Task("traffic", RowShape.ALPACA, _traffic),
-    Task("opposites", RowShape.ALPACA, _opposites),
+    Task("alive", RowShape.ALPACA, _alive),
     Task("next-letter", RowShape.SHAREGPT, _next_letter),
     Task("turns", RowShape.SHAREGPT, _turns),
 )
@@ -166,7 +163,7 @@ def write_all(directory: Path) -> None:
         _write(directory / f"{task.name}{task.suffix}", task.shape, rows[HELD_OUT_ROWS:])
         _write(directory / f"{task.name}-heldout{task.suffix}", task.shape, held_out[task.name])
     half = HELD_OUT_ROWS // 2
-    both = held_out["traffic"][:half] + held_out["opposites"][:half]
+    both = held_out["traffic"][:half] + held_out["alive"][:half]
     _write(directory / "two-skills-heldout.jsonl", RowShape.ALPACA, both)
 
 
