@@ -84,7 +84,7 @@ def test_choices_are_written_out() -> None:
     missing = []
     for field, cells in documented().items():
         for value in choices(field):
-            if value not in quoted(" ".join(cells)) and field != "adapter.method":
+            if value not in quoted(cells[-3]) and field != "adapter.method":
                 missing.append((field, value))
     assert missing == []
     described = {quoted(cells[0])[0] for cells in rows(PAGE) if len(cells) == 2 and quoted(cells[0])}
