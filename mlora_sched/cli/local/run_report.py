@@ -146,18 +146,20 @@ class RunReport:
         job.timing.append(json.dumps({"event": line.event, "step": line.step, "seconds": seconds}))
 
     def _end(self, job: _Job, state: JobState) -> None:
-        """Move the job's files into place; a job that failed leaves its metrics and the reason."""
-        job.line.state = state
+        """Complete the job's files, then move them into place at once; a job that failed leaves its metrics and why."""
         work, target = Path(job.start.job_dir), self._out / job.line.name
+        made = work / "adapter"
         if state is JobState.SUCCEEDED:
-            (work / "adapter").rename(target)
             if (work / "checkpoints").is_dir():
-                (work / "checkpoints").rename(target / "checkpoints")
+                (work / "checkpoints").rename(made / "checkpoints")
         else:
-            target.mkdir()
-            (target / "error.txt").write_text(f"{job.error}\n", encoding="utf-8")
-        (target / "metrics.jsonl").write_text("".join(line + "\n" for line in job.metrics), encoding="utf-8")
-        (target / "timing.jsonl").write_text("".join(line + "\n" for line in job.timing), encoding="utf-8")
+            made = work / "failed"
+            made.mkdir(parents=True)
+            (made / "error.txt").write_text(f"{job.error}\n", encoding="utf-8")
+        (made / "metrics.jsonl").write_text("".join(line + "\n" for line in job.metrics), encoding="utf-8")
+        (made / "timing.jsonl").write_text("".join(line + "\n" for line in job.timing), encoding="utf-8")
+        made.rename(target)
+        job.line.state = state
         self._say(
             f"{job.line.name}: {state.value} → {target}" if job.error is None else f"{job.line.name}: {job.error}"
         )
