@@ -33,9 +33,9 @@ def running_daemon(base: Path, state: Path, threads: int) -> Iterator[Client]:
     # A socket's path may not be long, and the state directory's may be.
     with tempfile.TemporaryDirectory(prefix="mlora-") as short, log.open("wb") as output:
         socket = Path(short) / "d.sock"
-        arguments = ["--base", f"{BASE_NAME}={base}", "--state", str(state), "--socket", str(socket)]
+        where = ["--base", f"{BASE_NAME}={base.absolute()}", "--state", str(state.absolute()), "--socket", str(socket)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlora_sched", "serve", *arguments, "--device", "cpu", "--threads", str(threads)],
+            [sys.executable, "-m", "mlora_sched", "serve", *where, "--device", "cpu", "--threads", str(threads)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -60,10 +60,12 @@ def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Pat
 
 
 def _view(client: Client) -> DaemonView | None:
+    if not client.socket.exists():
+        return None
     try:
         return client.daemon()
     except Unreachable:
-        return None  # not listening yet
+        return None  # bound and not listening yet
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -30,27 +30,27 @@ def exact_match(model: Any, tokenizer: Any, questions: Sequence[Question], batch
     """
     if not questions:
         raise ValueError("exact match of no questions is undefined; pass at least one")
-    model.eval()
     right = 0
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        answers = _answers(model, tokenizer, batch)
+        # A wrong answer may be as long as it likes: one token more than the longest right one is enough to tell.
+        longest = max(len(tokenizer(it.answer, add_special_tokens=False)["input_ids"]) for it in batch)
+        answers = greedy_answers(model, tokenizer, [it.prompt for it in batch], longest + 1)
         right += sum(answer.strip() == it.answer.strip() for answer, it in zip(answers, batch, strict=True))
     return right / len(questions)
 
 
-def _answers(model: Any, tokenizer: Any, batch: Sequence[Question]) -> list[str]:
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """What the model writes after each prompt, up to its end token, without special tokens; one batch."""
     import torch
 
-    # A wrong answer may be as long as it likes: one token more than the longest right one is enough to tell.
-    longest = max(len(tokenizer(it.answer, add_special_tokens=False)["input_ids"]) for it in batch)
-    prompts = tokenizer(
-        [it.prompt for it in batch], add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    model.eval()
+    inputs = tokenizer(
+        list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     ).to(model.device)
     with torch.inference_mode():
         ids_BT = model.generate(
-            **prompts, max_new_tokens=longest + 1, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-    new_BT = ids_BT[:, prompts["input_ids"].shape[1] :]
-    texts: list[str] = tokenizer.batch_decode(new_BT, skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(ids_BT[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
