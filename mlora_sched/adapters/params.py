@@ -93,6 +93,11 @@ class Params:
         """Trainable numbers, without alignment."""
         return sum(param.value.numel() for param in self._views.values())
 
+    @property
+    def finite(self) -> bool:
+        """No value has overflowed: one reduction a group, since an infinity or a NaN survives a sum."""
+        return all(bool(flat.value.sum().isfinite()) for flat in self.groups.values())
+
     def load(self, values: dict[str, Tensor]) -> None:
         """Overwrite the named parameters."""
         for name, value in values.items():

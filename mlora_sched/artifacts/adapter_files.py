@@ -6,13 +6,16 @@ read a `.bin`.
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.errors import SpecError
@@ -29,9 +32,23 @@ def write_adapter(directory: Path, files: AdapterFiles, provenance: dict[str, An
     """
     write_json(directory / CONFIG, files.config)
     write_json(directory / PROVENANCE, provenance)
-    save_file(files.tensors, directory / MODEL, metadata={"format": "pt"})
+    write_tensors(directory / MODEL, files.tensors)
     if files.config["peft_type"] == "MIXLORA":
-        torch.save(files.tensors, directory / PICKLED)
+        buffer = io.BytesIO()
+        torch.save(files.tensors, buffer)
+        (directory / PICKLED).write_bytes(buffer.getbuffer())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file.
+
+    Raises:
+        OSError: the disk refuses (safetensors has an error of its own for that).
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def read_adapter(config: Path, model: Path) -> AdapterFiles:

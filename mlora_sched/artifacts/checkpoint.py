@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mlora_sched.adapters.base import AdapterFiles
-from mlora_sched.artifacts.adapter_files import write_adapter, write_json
+from mlora_sched.artifacts.adapter_files import write_adapter, write_json, write_tensors
 from mlora_sched.artifacts.atomic import atomic_directory
 
 _NAME = re.compile(r"^step-(\d{6,})$")
@@ -52,7 +52,7 @@ def write_checkpoint(
     """
     with atomic_directory(checkpoint_dir(job_dir, step)) as draft:
         write_adapter(draft, adapter, provenance)
-        save_file({name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()}, draft / _TENSORS)
+        write_tensors(draft / _TENSORS, {name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()})
         write_json(draft / _STATE, checkpoint.state | {"sha256": _checksum(draft / _TENSORS, checkpoint.state)})
 
 

@@ -28,12 +28,15 @@ class Origin:
     verdict: ProbeVerdict
 
 
-def provenance(spec: JobSpec, origin: Origin, data_hashes: dict[str, str], steps: int, resumes: int) -> dict[str, Any]:
+def provenance(
+    spec: JobSpec, origin: Origin, data_hashes: dict[str, str], *, steps: int, resumes: int, other_numerics: bool = False
+) -> dict[str, Any]:
     """The record beside an adapter.
 
     Args:
         data_hashes: content hash of the tokenised rows, by "train" and "validation".
         steps: finished optimiser steps. resumes: how often the job went on from a checkpoint.
+        other_numerics: it went on under another numerics key, so nothing exact is claimed.
     """
     return {
         "spec": spec.model_dump(mode="json"),
@@ -44,6 +47,6 @@ def provenance(spec: JobSpec, origin: Origin, data_hashes: dict[str, str], steps
         "resumes": resumes,
         "versions": {name: version(name) for name in _PACKAGES},
         "numerics": origin.numerics.model_dump(mode="json"),
-        "same_as_alone": str(origin.verdict),
+        "same_as_alone": "within rounding (resumed under other numerics)" if other_numerics else str(origin.verdict),
         "probe": origin.verdict.model_dump(mode="json"),
     }

@@ -1,8 +1,8 @@
 """From rows to packs: the chunk rule, and the one padded row of tokens that a pack is.
 
 A *chunk* is a run of whole rows of one job's batch; what falls into it depends on that job alone. A *segment* is a
-chunk's place in a pack. A *pack* is one row of tokens: segments one after another, then padding up to a bucket, at
-least one row of it. No torch here: the engine turns the arrays into tensors. Which chunks share a pack is decided in
+chunk's place in a pack. A *pack* is one row of tokens: segments one after another, then padding up to a bucket. No
+torch here: the engine turns the arrays into tensors. Which chunks share a pack is decided in
 `mlora_sched.sched.packing`.
 
 Legend: T rows (tokens) of the pack, padding included.
@@ -119,8 +119,8 @@ def cut_chunks(job_id: str, rows: Sequence[int], lengths: IntArray, chunk_tokens
 
 
 def bucket_for(tokens: int, buckets: Sequence[int]) -> int | None:
-    """The smallest bucket that holds `tokens` and one row of padding, None when there is none."""
-    return next((bucket for bucket in buckets if bucket > tokens), None)
+    """The smallest bucket that holds `tokens`, None when there is none."""
+    return next((bucket for bucket in buckets if bucket >= tokens), None)
 
 
 def build_pack(pieces: Iterable[tuple[Chunk, Sequence[RowLike]]], buckets: Sequence[int]) -> PackedBatch:

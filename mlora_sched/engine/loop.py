@@ -73,13 +73,13 @@ class Trainer:
 
     Args:
         tokenizer: of the base. origin: what goes into every provenance; its buckets are the pack lengths used.
-        pack_tokens: most tokens of a pack; a single larger chunk runs alone.
+        pack_tokens: most tokens of a pack; a larger chunk runs alone, as long as a bucket holds it.
     """
 
     def __init__(self, base: FrozenBase, tokenizer: Any, origin: Origin, pack_tokens: int) -> None:
         self.base, self.tokenizer, self.origin = base, tokenizer, origin
         self.buckets = origin.verdict.buckets
-        self.room = min(pack_tokens, self.buckets[-1] - 1)
+        self.room = min(pack_tokens, self.buckets[-1])
         self.residents: dict[str, Resident] = {}
 
     # ------------------------------------------------------------------ who is resident
@@ -136,10 +136,10 @@ class Trainer:
                 f"set data.max_length to {self.base.longest} or less"
             )
         largest = max(longest, min(start.spec.training.chunk_tokens, int(data.train.lengths.sum())))
-        if largest >= self.buckets[-1]:
+        if largest > self.buckets[-1]:
             raise SpecError(
                 f"training.chunk_tokens: a chunk of this job may have {largest} tokens, a pack of this daemon holds "
-                f"{self.buckets[-1] - 1}; lower chunk_tokens and data.max_length, or serve with a larger --pack-tokens"
+                f"{self.buckets[-1]}; lower chunk_tokens and data.max_length, or serve with a larger --pack-tokens"
             )
         adapter = build_adapter(start.spec.adapter, self.base, start.spec.training.seed)
         if start.spec.adapter.init_from is not None:
@@ -289,7 +289,10 @@ class Trainer:
         hashes = {"train": state.data.train.content_hash}
         if state.data.validation is not None:
             hashes["validation"] = state.data.validation.content_hash
-        return provenance(state.spec, self.origin, hashes, state.step, state.progress.resumes)
+        at = state.progress
+        return provenance(
+            state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
+        )
 
 
 _FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)

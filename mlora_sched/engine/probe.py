@@ -29,16 +29,17 @@ from mlora_sched.spec.wire import Exactness, ProbeVerdict
 
 _PROBED = (7, 13, 3)
 """Row lengths of the chunk that is compared: 23 tokens, so that it fits the smallest bucket."""
-_JOB, _COMPANY = "probed", "company"
+_COPIES, _COMPANY = ("first", "middle", "last"), "company"
+"""Three jobs with the same rows and the same adapter stand at three places of a pack, with random company between."""
 
 
 def bucket_ladder(pack_tokens: int) -> tuple[int, ...]:
-    """Candidate pack lengths: steps of 32 to 512, then an eighth of the power of two below, past `pack_tokens`.
+    """Candidate pack lengths up to `pack_tokens`: steps of 32 to 512, then an eighth of the power of two below.
 
-    Multiples of 32, so that no vectorised elementwise kernel ends in a tail, up to the first one above `pack_tokens`.
+    Multiples of 32, so that no vectorised elementwise kernel ends in a tail; the last holds `pack_tokens`.
     """
     ladder = [32]
-    while ladder[-1] <= pack_tokens:
+    while ladder[-1] < pack_tokens:
         step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 8)
         ladder.append(ladder[-1] + step)
     return tuple(ladder)
@@ -80,12 +81,16 @@ def probe(base: FrozenBase, candidates: Sequence[int], seed: int = 0) -> ProbeVe
         it), else `within rounding` with every candidate and the largest difference seen.
     """
     with _first_layers(base) as names:
-        members = {name: _member(base, names, seed + at) for at, name in enumerate((_JOB, _COMPANY))}
+        members = {name: _member(base, names, seed) for name in _COPIES} | {_COMPANY: _member(base, names, seed + 1)}
         rng = np.random.default_rng(seed)
         vocabulary = base.head.weight_VD.shape[0]
         rows = [_row(rng, length, vocabulary) for length in _PROBED]
         runs = {
-            bucket: [_run(base, pack, members, candidates) for pack in _layouts(rows, bucket, rng, vocabulary)]
+            bucket: [
+                bits
+                for pack in _layouts(rows, bucket, rng, vocabulary)
+                for bits in _run(base, pack, members, candidates)
+            ]
             for bucket in candidates
         }
     reference = runs[candidates[-1]][0]
@@ -114,25 +119,30 @@ def _row(rng: np.random.Generator, length: int, vocabulary: int) -> Row:
 
 
 def _layouts(rows: Sequence[Row], bucket: int, rng: np.random.Generator, vocabulary: int) -> Iterator[PackedBatch]:
-    """The probed rows before, and between, company, as far as the bucket has room for any."""
-    probed = (Chunk(_JOB, 0, tuple(range(len(rows))), sum(_PROBED)), rows)
-    spare = bucket - 1 - sum(_PROBED)
-    places = [(0, spare), (spare - spare // 3, spare // 3)]
-    for before, after in dict.fromkeys(places):
-        pieces = [_company(before, rng, vocabulary), probed, _company(after, rng, vocabulary)]
+    """The probed rows at the first, a middle and the very last rows of a pack, in one pack where there is room."""
+    size = sum(_PROBED)
+    probed = {name: (Chunk(name, 0, tuple(range(len(rows))), size), rows) for name in _COPIES}
+    spare = bucket - len(_COPIES) * size
+    if spare >= 0:
+        before = spare // 3
+        gaps = [_company(before, rng, vocabulary), _company(spare - before, rng, vocabulary)]
+        layouts = [[probed["first"], gaps[0], probed["middle"], gaps[1], probed["last"]]]
+    else:
+        company = _company(bucket - size, rng, vocabulary)
+        layouts = [[probed["first"], company], [company, probed["last"]]]
+    for pieces in layouts:
         yield build_pack([piece for piece in pieces if piece[0].tokens], [bucket])
 
 
 def _company(tokens: int, rng: np.random.Generator, vocabulary: int) -> tuple[Chunk, Sequence[Row]]:
-    """Random rows of random lengths, `tokens` tokens of them in all (none where there is no room for a row of 2)."""
+    """Random rows of random lengths, `tokens` tokens of them in all; a last row of one token carries no loss."""
     rows: list[Row] = []
     left = tokens
-    while left >= 2:
+    while left:
         length = min(left, int(rng.integers(2, 100)))
-        length = left if left - length < 2 else length
         rows.append(_row(rng, length, vocabulary))
         left -= length
-    return Chunk(_COMPANY, 0, tuple(range(len(rows))), tokens - left), rows
+    return Chunk(_COMPANY, 0, tuple(range(len(rows))), tokens), rows
 
 
 def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
@@ -146,12 +156,12 @@ def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
     return _Member(adapter)
 
 
-def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], buckets: Sequence[int]) -> _Bits:
+def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], buckets: Sequence[int]) -> Iterator[_Bits]:
     for member in members.values():
         member.adapter.params.zero_grad()
-    results = run_pack(base, pack, members, training=True, buckets=buckets)
-    loss = next(result.loss_sum for result in results if result.job_id == _JOB)
-    return _Bits(loss, members[_JOB].adapter.params.groups["all"].grad.clone())
+    for result in run_pack(base, pack, members, training=True, buckets=buckets):
+        if result.job_id in _COPIES:
+            yield _Bits(result.loss_sum, members[result.job_id].adapter.params.groups["all"].grad.clone())
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from mlora_sched.artifacts.checkpoint import Checkpoint, prune, read_newest, wri
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.engine.train_state import Progress, TrainState
 from mlora_sched.errors import SpecError
+from mlora_sched.spec.job import JobSpec
 
 
 def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: Origin) -> None:
@@ -42,22 +43,26 @@ def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
     checkpoint, notes = read_newest(job_dir)
     if checkpoint is None:
         return notes
-    if checkpoint.state["spec"] != state.spec.model_dump(mode="json"):
+    # compared as specs: a field that a later release adds has its default in both
+    if JobSpec.model_validate(checkpoint.state["spec"]) != state.spec:
         raise SpecError(f"name: {state.spec.name} has checkpoints of another spec; submit it under another name")
     if checkpoint.state["base"] != origin.base_hash:
         raise SpecError(
             f"base_model: the weights of {origin.base_name} have changed since the job's last checkpoint; serve the "
             f"base it began with, or submit it anew"
         )
+    other_numerics = False
     found, now = checkpoint.state["numerics"], origin.numerics.model_dump(mode="json")
     if found != now:
         changed = ", ".join(f"{key} {found.get(key)} → {now[key]}" for key in now if found.get(key) != now[key])
+        other_numerics = True
         notes.append(f"resumed under other numerics ({changed}): from here on within rounding of an undisturbed run")
     for name, flat in state.adapter.params.groups.items():
         flat.value.copy_(checkpoint.tensors[f"value/{name}"])
     saved = checkpoint.state["progress"]
     progress = Progress(**saved | {"best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"]})
     progress.resumes += 1
+    progress.other_numerics |= other_numerics
     state.optimizer.load_state(checkpoint.tensors, progress.step)
     state.adapter.params.refresh()
     state.restore(progress)

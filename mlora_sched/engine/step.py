@@ -24,6 +24,7 @@ from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import TokenLosses, token_losses
 from mlora_sched.model.site import Placed
+from mlora_sched.objectives.sft import row_weight
 
 
 class PackMember(Protocol):
@@ -140,7 +141,7 @@ def _run(
     targets_S = torch.from_numpy(pack.targets_T).to(device)[rows_S]
     weights_S = torch.cat(
         [
-            torch.full((len(segment.loss_rows),), 1.0 / members[segment.chunk.job_id].batch_targets)
+            torch.full((len(segment.loss_rows),), row_weight(members[segment.chunk.job_id].batch_targets))
             for segment in pack.segments
         ]
     ).to(device)

@@ -64,6 +64,7 @@ class Progress:
         step: finished optimiser steps. evaluated: the last step an evaluation was made after, -1 for none.
         tokens: trained tokens so far. best_loss, best_step: of the best evaluation.
         resumes: how often the job went on from a checkpoint.
+        other_numerics: at least once it went on under another numerics key, so its bits are no longer those of one run.
     """
 
     step: int = 0
@@ -72,6 +73,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = -1
     resumes: int = 0
+    other_numerics: bool = False
 
 
 @dataclass
@@ -182,6 +184,11 @@ class TrainState:
             )
         lr = learning_rate(self.spec.training, self.step, self.total_steps)
         self.optimizer.step(lr, grad_norm)
+        if not self.adapter.params.finite:
+            raise JobFault(
+                ErrorCode.NON_FINITE_LOSS,
+                f"step {self.step + 1} made weights that are not finite; lower training.learning_rate",
+            )
         done = self._open
         self.progress.step += 1
         self.progress.tokens += done.tokens
