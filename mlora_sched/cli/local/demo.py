@@ -42,13 +42,11 @@ def demo(specs: Path, out: Path, cache: Path, threads: int) -> None:
 
     Then each is trained again alone, and must give the same bytes. Takes a few minutes on two cores.
     """
-    from rich.console import Console
-
     from mlora_sched.demo.host import running_daemon
     from mlora_sched.demo.training import train_in_turn, train_together
 
     began = time.monotonic()
-    console = Console()
+    console = _console()
     jobs = _read_jobs(specs)
     target = _fresh(out)
     base = _base(cache, console)
@@ -61,6 +59,15 @@ def demo(specs: Path, out: Path, cache: Path, threads: int) -> None:
     console.rule("results")
     _conclude(console, jobs, base, target, together, in_turn)
     console.print(f"the demo took {time.monotonic() - began:.0f} s", highlight=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 110)  # a file is as wide as the tables need
+    return console
 
 
 def _read_jobs(folder: Path) -> list[DemoJob]:
