@@ -1,0 +1,111 @@
+"""A daemon in a process of its own, with its real worker and preparer, and people at its socket."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from e2e.program import call, command, environment
+from mlora_sched.client import Client
+from mlora_sched.errors import NotFound
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.state import JobState
+
+PATIENCE = 90.0
+"""Seconds after which a test gives up; all else here is by condition."""
+
+
+class Daemon:
+    """A running daemon; verbs go to it as command lines, questions through the client."""
+
+    def __init__(self, process: subprocess.Popen[str], socket: Path) -> None:
+        self.process, self.socket = process, socket
+
+    def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        """A remote verb, which finds the daemon by the environment."""
+        return call(*args, MLORA_SCHED_SOCKET=str(self.socket))
+
+    def answer(self, *args: str | Path) -> Any:
+        """What a verb that succeeds says in JSON."""
+        done = self.call(*args, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def job(self, name: str) -> JobView:
+        with Client(self.socket) as client:
+            return client.get(name)
+
+    def until(self, name: str, holds: Callable[[JobView], bool]) -> JobView:
+        """Wait until a job is as wanted."""
+        deadline = time.monotonic() + PATIENCE
+        with Client(self.socket) as client:
+            while not holds(job := client.get(name)):
+                assert time.monotonic() < deadline, job
+                assert not job.state.is_final, job
+                time.sleep(0.05)
+        return job
+
+    def until_ended(self, names: list[str]) -> dict[str, JobView]:
+        with Client(self.socket) as client:
+            return dict(zip(names, client.wait(names, timeout=PATIENCE, poll=0.1), strict=True))
+
+    def pull(self, name: str, folder: Path) -> Path:
+        with Client(self.socket) as client:
+            client.pull(name, folder)
+        return folder
+
+    def worker(self) -> psutil.Process:
+        """The process that trains."""
+        children = psutil.Process(self.process.pid).children()
+        (worker,) = [child for child in children if "mlora_sched.worker.main" in child.cmdline()]
+        return worker
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def knows(self, name: str) -> bool:
+        with Client(self.socket) as client:
+            try:
+                client.get(name)
+            except NotFound:
+                return False
+        return True
+
+
+def stepped(least: int) -> Callable[[JobView], bool]:
+    """The job trains, and has finished so many steps."""
+    return lambda job: job.state is JobState.RUNNING and job.step >= least
+
+
+@contextmanager
+def serving(base: Path, state: Path, socket: Path) -> Iterator[Daemon]:
+    """A daemon whose worker is ready; ended when the block ends, if it still runs."""
+    where = ["--base", f"tiny={base}", "--state", state, "--socket", socket]
+    args = command("serve", *where, "--device", "cpu", "--threads", "1", "--pack-tokens", "320")
+    with subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("serving tiny"):
+                    assert "results: exact" in line
+                    yield Daemon(process, socket)
+                    break
+            else:
+                raise AssertionError("the daemon ended: " + "".join(said))
+        finally:
+            if process.poll() is None:
+                process.terminate()

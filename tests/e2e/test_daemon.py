@@ -1,0 +1,161 @@
+"""The whole program: daemon, worker, preparer, store and command line on a tiny base.
+
+Every job's files are compared byte for byte with those of `run` with that job alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.daemon import Daemon, serving, stepped
+from e2e.program import MODEL, listing, run_args, spoil_row, write_spec
+from mlora_sched.cli import main
+from mlora_sched.spec.state import ErrorCode, JobState
+
+STEPS = {"lora": 60, "loraplus": 50, "dora": 40, "mixlora": 30}
+SAVED = ("dora", "mixlora")
+"""Jobs that save checkpoints on their way; the others begin anew after a crash."""
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("specs")
+    return {
+        name: write_spec(folder, name, max_steps=steps, eval_every=20, save_every=7 if name in SAVED else None)
+        for name, steps in STEPS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, specs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory that `run` writes for a job alone."""
+    out = tmp_path_factory.mktemp("alone")
+
+    def made(name: str) -> Path:
+        if not (out / name).exists():
+            with pytest.raises(SystemExit) as ended:
+                main.run([str(arg) for arg in run_args(base, out, [specs[name]])])
+            assert ended.value.code == 0
+        return out / name
+
+    return made
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's."""
+    folder = Path(tempfile.mkdtemp(prefix="mlora-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def assert_as_alone(daemon: Daemon, name: str, alone: Path, folder: Path) -> None:
+    daemon.pull(name, folder)
+    assert (folder / MODEL).read_bytes() == (alone / MODEL).read_bytes()
+    assert (folder / "metrics.jsonl").read_text() == (alone / "metrics.jsonl").read_text()
+    assert (folder / "adapter_config.json").read_text() == (alone / "adapter_config.json").read_text()
+
+
+def test_a_day_at_the_daemon(
+    base: Path, specs: dict[str, Path], alone: Callable[[str], Path], short: Path, tmp_path: Path
+) -> None:
+    """Jobs join, pause, are cancelled and fail; everybody else gets what it would have got alone."""
+    with serving(base, short / "state", short / "socket") as daemon:
+        endless = write_spec(tmp_path, "endless", {"method": "lora"}, max_steps=1_000_000)
+        bad_row = write_spec(tmp_path, "bad-row", {"method": "lora"})
+        spoil_row(bad_row)
+        explodes = write_spec(tmp_path, "explodes", {"method": "dora"}, learning_rate=1e30)
+        sent = daemon.answer("submit", specs["lora"], specs["dora"], endless, bad_row, explodes)
+        assert [job["name"] for job in sent] == ["lora", "dora", "endless", "bad-row", "explodes"]
+
+        daemon.until("dora", stepped(3))
+        daemon.call("pause", "dora")
+        daemon.call("submit", specs["mixlora"], specs["loraplus"])  # they join late
+        paused = daemon.until("dora", lambda job: job.state is JobState.PAUSED)
+        assert 3 <= paused.step < STEPS["dora"]
+        daemon.until("mixlora", stepped(1))
+        assert daemon.job("dora").step == paused.step
+        daemon.call("resume", "dora")
+        daemon.call("cancel", "endless")
+
+        names = [*STEPS, "endless", "bad-row", "explodes"]
+        done = daemon.call("wait", *names, "--timeout", "90")
+        assert done.returncode == 1, done.stderr
+        ended = daemon.until_ended(names)
+        assert {name: job.state for name, job in ended.items()} == dict.fromkeys(STEPS, JobState.SUCCEEDED) | {
+            "endless": JobState.CANCELLED,
+            "bad-row": JobState.FAILED,
+            "explodes": JobState.FAILED,
+        }
+        assert ended["bad-row"].error_code is ErrorCode.BAD_DATA
+        assert (ended["bad-row"].error or "").startswith("bad-row.jsonl, line 3: ")
+        assert ended["explodes"].error_code is ErrorCode.NON_FINITE_LOSS
+        for name, steps in STEPS.items():
+            assert ended[name].step == steps
+            assert_as_alone(daemon, name, alone(name), tmp_path / "pulled" / name)
+
+        _logs_tell_the_story(daemon, alone("dora"))
+        _checkpoints_can_be_pulled(daemon, alone("dora"), tmp_path)
+        _what_is_not_served_is_refused(daemon, tmp_path)
+        assert daemon.stop() == 0
+
+
+def _logs_tell_the_story(daemon: Daemon, alone: Path) -> None:
+    """Metrics as `metrics.jsonl` has them, and what happened."""
+    lines = [json.loads(line) for line in daemon.call("logs", "dora", "--json").stdout.splitlines()]
+    metrics = [line for line in lines if line["event"] != "note"]
+    assert metrics == [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
+    notes = "\n".join(line["message"] for line in lines if line["event"] == "note")
+    assert "PAUSED" in notes
+    assert "SUCCEEDED" in notes
+
+
+def _checkpoints_can_be_pulled(daemon: Daemon, alone: Path, tmp_path: Path) -> None:
+    """The newest two are kept: of step 35, and of step 40, the best; they are what `run` keeps."""
+    assert listing(alone / "checkpoints") == ["step-000035", "step-000040"]
+    pulled = daemon.call("pull", "dora", tmp_path / "at-35", "--checkpoint", "35")
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "at-35" / MODEL).read_bytes() == (alone / "checkpoints" / "step-000035" / MODEL).read_bytes()
+
+
+def _what_is_not_served_is_refused(daemon: Daemon, tmp_path: Path) -> None:
+    other = write_spec(tmp_path, "other", {"method": "lora"})
+    other.write_text("base_model: llama\n" + other.read_text())
+    done = daemon.call("submit", other)
+    assert done.returncode == 3
+    assert "base_model: llama: is not served here; this daemon serves tiny" in done.stderr
+    assert not daemon.knows("other")
+
+
+def test_crash_and_restart_leave_no_trace(
+    base: Path, specs: dict[str, Path], alone: Callable[[str], Path], short: Path, tmp_path: Path
+) -> None:
+    """The worker is killed amid training, then the daemon is stopped and started again: the same bytes in the end."""
+    with serving(base, short / "state", short / "socket") as daemon:
+        daemon.answer("submit", *specs.values())
+        for name in STEPS:
+            daemon.until(name, stepped(2))
+        killed = daemon.worker()
+        killed.send_signal(signal.SIGKILL)
+        daemon.until("lora", lambda job: job.state is JobState.QUEUED)
+        daemon.until("lora", stepped(2))
+        assert daemon.worker().pid != killed.pid
+        open_jobs = [name for name in STEPS if not daemon.job(name).state.is_final]
+        assert "lora" in open_jobs
+        assert daemon.stop() == 0
+
+    with serving(base, short / "state", short / "socket") as daemon:
+        ended = daemon.until_ended(list(STEPS))
+        assert {job.state for job in ended.values()} == {JobState.SUCCEEDED}, ended
+        for name in STEPS:
+            assert_as_alone(daemon, name, alone(name), tmp_path / name)
+        provenance = json.loads((tmp_path / "lora" / "provenance.json").read_text())
+        assert provenance["resumes"] >= 1, "it went on from what it saved when the daemon stopped"
+        assert daemon.stop() == 0
