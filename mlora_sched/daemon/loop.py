@@ -122,7 +122,7 @@ class DaemonLoop:
             self._drain()
         finally:
             self._worker.close()
-            self._preparer.close()
+            self._preparing.close()
 
     def tick(self) -> None:
         """One round: hear, obey, prepare, schedule. Waits at most about `poll_seconds`."""
@@ -134,7 +134,7 @@ class DaemonLoop:
         if self._obey(live, now):
             live = self._store.live()
         served = [job for job in live if job.base == self._base]
-        self._preparing.next(served)
+        self._preparing.next(served, now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
         reasons |= self._schedule(served) if self._ready else self._not_ready(served)
         self._explain(live, reasons)

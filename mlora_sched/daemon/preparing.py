@@ -1,8 +1,12 @@
-"""Have the data of new jobs tokenised, one job at a time, by the preparer process. It trains nothing."""
+"""Have the data of new jobs tokenised, one job at a time, by the preparer process. It trains nothing.
+
+A template of a user's runs in that process and may never end, so the process is ended with the job it works on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mlora_sched.daemon.supervisor import Heard, Supervisor
 from mlora_sched.spec.state import ErrorCode, JobState
@@ -14,6 +18,17 @@ from mlora_sched.store.rows import failed
 MAX_ATTEMPTS = 2
 """How often a job's data may end the preparer."""
 
+PREPARE_SECONDS = 600.0
+"""How long reading and tokenising one job's data may take: the new jobs of everybody else wait meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The job that the preparer works on, and since when (seconds since the Unix epoch)."""
+
+    job_id: str
+    began: float
+
 
 class Preparing:
     """Which job the preparer works on, and how often each has ended it."""
@@ -22,7 +37,7 @@ class Preparing:
         self._store = store
         self._preparer = preparer
         self._job_start = job_start
-        self._current: str | None = None
+        self._task: _Task | None = None
         self._deaths: dict[str, int] = {}
 
     def hear(self, heard: Heard, now: float) -> list[JobReport]:
@@ -31,19 +46,35 @@ class Preparing:
         for answer in answers:
             self._preparer.progressed()
             self._deaths.pop(answer.job_id, None)
-            if answer.job_id == self._current:
-                self._current = None
-        if heard.died and self._current is not None:
-            self._count_death(self._current, now)
-            self._current = None
+            if self._task is not None and answer.job_id == self._task.job_id:
+                self._task = None
+        if heard.died and self._task is not None:
+            self._count_death(self._task.job_id, now)
+            self._task = None
         return answers
 
-    def next(self, jobs: Sequence[LiveJob]) -> None:
-        """Give the preparer its next job when it is idle."""
-        job = next((job for job in jobs if job.state is JobState.PREPARING), None)
-        if job is not None and self._current is None and self._preparer.running:
-            self._current = job.id
-            self._preparer.send(Prepare(start=self._job_start(job, job.epoch)))
+    def next(self, jobs: Sequence[LiveJob], now: float) -> None:
+        """Give the preparer its next job when it is idle; end it when its work is wanted no more or takes too long."""
+        waiting = [job for job in jobs if job.state is JobState.PREPARING]
+        if self._task is not None and all(job.id != self._task.job_id for job in waiting):
+            self._abandon()
+        elif self._task is not None and now - self._task.began > PREPARE_SECONDS:
+            message = f"reading its data took longer than {PREPARE_SECONDS:.0f} s"
+            self._fail(self._task.job_id, f"{message}; look for a template that never ends, or give fewer rows", now)
+            self._abandon()
+        elif self._task is None and waiting and self._preparer.running:
+            self._task = _Task(waiting[0].id, now)
+            self._preparer.send(Prepare(start=self._job_start(waiting[0], waiting[0].epoch)))
+
+    def close(self) -> None:
+        """End the preparer; it is not waited for when it is busy, since the next daemon does its work anew."""
+        if self._task is not None:
+            self._abandon()
+        self._preparer.close()
+
+    def _abandon(self) -> None:
+        self._preparer.kill()
+        self._task = None
 
     def _count_death(self, job_id: str, now: float) -> None:
         self._deaths[job_id] = self._deaths.get(job_id, 0) + 1
@@ -52,5 +83,7 @@ class Preparing:
         del self._deaths[job_id]
         self._preparer.progressed()
         message = f"reading its data ended the preparer process {MAX_ATTEMPTS} times; look for a broken or huge file"
-        reason = failed(ErrorCode.BAD_DATA, message)
-        self._store.transition(job_id, JobState.PREPARING, JobState.FAILED, now, **reason)
+        self._fail(job_id, message, now)
+
+    def _fail(self, job_id: str, message: str, now: float) -> None:
+        self._store.transition(job_id, JobState.PREPARING, JobState.FAILED, now, **failed(ErrorCode.BAD_DATA, message))

@@ -92,6 +92,12 @@ class Supervisor:
             self._worker.close()
             self._worker = None
 
+    def kill(self) -> None:
+        """End the worker at once, whatever it is doing. That is no death: `ensure` starts another without a pause."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
     def _bury(self, now: float) -> None:
         self.close()
         pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._deaths)

@@ -57,6 +57,7 @@ class FakeScript(Frozen):
         crash_times: how often it dies there, None for every time.
         step_tokens: tokens of a step.
         step_seconds: how long a step takes.
+        prepare_hangs: its preparation never ends.
     """
 
     steps: int = Field(default=4, ge=1)
@@ -66,6 +67,7 @@ class FakeScript(Frozen):
     crash_times: int | None = None
     step_tokens: int = 100
     step_seconds: float = 0.0
+    prepare_hangs: bool = False
 
 
 @dataclass
@@ -95,6 +97,7 @@ class FakeWorker:
         self._inbox: deque[Command] = deque()
         self._outbox: list[Report] = []
         self._residents: dict[str, _Resident] = {}
+        self._hangs = False
 
     @property
     def alive(self) -> bool:
@@ -113,7 +116,7 @@ class FakeWorker:
 
     def poll(self, timeout: float) -> list[Report]:
         """Carry out what is queued, up to the end of the first slice, and report."""
-        while self._alive and self._inbox:
+        while self._alive and self._inbox and not self._hangs:
             command = self._inbox.popleft()
             self._handle(command)
             if isinstance(command, Slice):
@@ -130,6 +133,10 @@ class FakeWorker:
         self._residents.clear()
 
     def close(self) -> None:
+        """End."""
+        self.crash()
+
+    def kill(self) -> None:
         """End."""
         self.crash()
 
@@ -152,6 +159,9 @@ class FakeWorker:
 
     def _prepare(self, start: JobStart) -> None:
         script = _script(start.spec)
+        if script.prepare_hangs:
+            self._hangs = True
+            return
         if script.crash_at == 0 and self._crashes(start, script):
             return
         if script.fail_at == 0:

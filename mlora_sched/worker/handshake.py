@@ -1,4 +1,4 @@
-"""How a worker's program begins: it waits for `Init`. Light, since the preparer loads no torch."""
+"""How a worker's program begins: it waits for `Init`. Light, since the preparer loads no engine."""
 
 from __future__ import annotations
 

@@ -96,8 +96,13 @@ class LocalWorker:
         if not self._wait(SHUTDOWN_SECONDS if self.alive else 0.0):
             self._process.terminate()
             if not self._wait(TERMINATE_SECONDS):
-                self._process.kill()
-                self._process.wait()
+                self.kill()
+        self._channel.close()
+
+    def kill(self) -> None:
+        """SIGKILL; a second call does nothing."""
+        self._process.kill()
+        self._process.wait()
         self._channel.close()
 
     def _wait(self, seconds: float) -> bool:

@@ -1,15 +1,18 @@
 """The preparer's program: reads, checks and tokenises jobs' data into the cache, apart from training.
 
-It loads the base's tokenizer only. A tokenizer that dies on somebody's row takes this process down, not the trainer.
+It loads the base's tokenizer only. A tokenizer that dies on somebody's row takes this process down, not the trainer;
+so does a template that asks for more and more memory. One that never ends is the daemon's to end.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.tokens import load_tokenizer, prepare
@@ -18,6 +21,21 @@ from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Command, Fatal, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
 from mlora_sched.worker.handshake import IDLE_SECONDS, first_command
 from mlora_sched.worker.protocol import Channel, worker_end
+
+MEMORY_SHARE = 0.5
+"""The part of the machine's memory that reading and tokenising one job's data may take."""
+
+
+def yield_memory(limit: int) -> None:
+    """Bound this process's own memory, and let the kernel end it before all others when the machine has none left.
+
+    Args:
+        limit: bytes of private writable memory, beyond which an allocation fails. Mapped files do not count.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
@@ -28,6 +46,9 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
     except (DataError, NotFound, SpecError) as error:
         code = ErrorCode.BAD_SPEC if isinstance(error, SpecError) else ErrorCode.BAD_DATA
         return JobFailed(job_id=start.job_id, epoch=start.epoch, code=code, message=error.message)
+    except MemoryError:
+        message = "reading its data takes too much memory; look for a template that never ends, or give fewer rows"
+        return JobFailed(job_id=start.job_id, epoch=start.epoch, code=ErrorCode.BAD_DATA, message=message)
     except OSError as error:
         message = f"its data cannot be kept: {error}"
         return JobFailed(job_id=start.job_id, epoch=start.epoch, code=ErrorCode.STORAGE, message=message)
@@ -67,6 +88,7 @@ def serve(channel: Channel[Command, Report]) -> int:
 @click.option("--fd", type=int, required=True, help="File descriptor of the pipe to the daemon.")
 def main(fd: int) -> None:
     """Prepare data for the daemon at the other end of a pipe."""
+    yield_memory(int(psutil.virtual_memory().total * MEMORY_SHARE))
     sys.exit(serve(worker_end(fd)))
 
 

@@ -46,6 +46,10 @@ class Worker(Protocol):
         """End the worker within a bounded time, gently first."""
         ...
 
+    def kill(self) -> None:
+        """End the worker at once; what it has not reported is lost."""
+        ...
+
 
 class Channel(Generic[In, Out]):
     """One end of the pipe: reads records of one kind, writes records of the other.

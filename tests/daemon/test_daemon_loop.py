@@ -1,8 +1,7 @@
 """The daemon's loop with a fake worker: the happy way, requests in every state, failures, crashes, restarts."""
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -15,24 +14,6 @@ from mlora_sched.worker.fake import fake_loss
 from .rig import RecordingWorker, Rig
 
 EXPECTED = [(step, fake_loss(step)) for step in range(1, 101)]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
-    rigs: list[Rig] = []
-
-    def make(**options: object) -> Rig:
-        rigs.append(Rig(tmp_path, **options))  # type: ignore[arg-type]
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.engine.dispose()
-
-
-@pytest.fixture
-def rig(start: Callable[..., Rig]) -> Rig:
-    return start()
 
 
 # ---------------------------------------------------------------- the happy way
@@ -358,23 +339,6 @@ def test_requests_hold_over_a_crash(rig: Rig, request_: Request) -> None:
     rig.workers[0].crash()
     rig.until_state(job, JobState.PAUSED if request_ is Request.PAUSE else JobState.CANCELLED)
     rig.until_state("j-other", JobState.SUCCEEDED)
-
-
-def test_data_that_ends_the_preparer_fails_its_job_only(rig: Rig) -> None:
-    bomb = rig.submit("bomb", crash_at=0)
-    good = rig.submit("good", steps=3)
-    rig.finish()
-    view = rig.store.get(bomb)
-    assert (view.state, view.error_code) == (JobState.FAILED, ErrorCode.BAD_DATA)
-    assert "ended the preparer process 2 times" in (view.error or "")
-    assert rig.state(good) is JobState.SUCCEEDED
-    assert len(rig.preparers) == 3
-
-
-def test_data_that_ends_the_preparer_once_is_tried_again(rig: Rig) -> None:
-    job = rig.submit("job", steps=3, crash_at=0, crash_times=1)
-    rig.finish()
-    assert rig.state(job) is JobState.SUCCEEDED
 
 
 # ---------------------------------------------------------------- a worker that cannot work
