@@ -58,6 +58,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _local("run", "Train jobs together without a daemon."),
         _local("base", "Make a small base model to try things on."),
         _local("demo", "See the whole system at work."),
+        _local("bench", "Measure training together beside PEFT and the frozen base."),
     ),
 }
 """Every verb, in the order in which help shows it."""

@@ -1,0 +1,84 @@
+"""The measured system: the trainer itself, with the jobs of a scenario in it. Attaching them is not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mlora_sched.adapters.registry import build_adapter
+from mlora_sched.bench.jobs import BenchJob
+from mlora_sched.data.pack import PackedBatch, build_pack
+from mlora_sched.engine.loop import Resident, Trainer
+from mlora_sched.engine.step import SegmentResult, run_pack
+from mlora_sched.engine.train_state import TrainState
+from mlora_sched.errors import UserError
+from mlora_sched.spec.wire import JobFailed, JobStart, Report, Share, Slice
+
+_LONG = 1e6  # seconds: a slice ends when its jobs have had their steps
+
+
+class OurJobs:
+    """Jobs that train together.
+
+    Args:
+        started: a trainer that holds the base; its own residents stay out of this.
+        pack_tokens: most tokens of a pack.
+    """
+
+    def __init__(self, started: Trainer, jobs: Sequence[BenchJob], pack_tokens: int) -> None:
+        self.trainer = Trainer(started.base, started.tokenizer, started.origin, pack_tokens)
+        self.jobs = tuple(jobs)
+        for job in jobs:
+            adapter = build_adapter(job.spec.adapter, started.base, job.spec.training.seed)
+            state = TrainState(job.name, job.spec, job.data, adapter)
+            self.trainer.residents[job.name] = Resident(_start(job), state)
+
+    @property
+    def states(self) -> Mapping[str, TrainState]:
+        """The jobs' training states, by name."""
+        return {name: resident.state for name, resident in self.trainer.residents.items()}
+
+    def advance(self, steps: int = 1) -> int:
+        """Let every job take `steps` optimiser steps through the trainer's own loop; real tokens of them."""
+        goals = {name: state.step + steps for name, state in self.states.items()}
+        before = sum(state.progress.tokens for state in self.states.values())
+        while waiting := [name for name, state in self.states.items() if state.step < goals[name]]:
+            _until_one_is_done(self._slice(waiting), self.states, goals)
+        return sum(state.progress.tokens for state in self.states.values()) - before
+
+    def _slice(self, names: Sequence[str]) -> Iterator[list[Report]]:
+        shares = tuple(Share(job_id=name, tokens=1) for name in names)
+        return self.trainer.slice(Slice(slice_id=0, shares=shares, seconds=_LONG))
+
+    def pack(self) -> PackedBatch:
+        """One pack with the waiting chunks of all jobs.
+
+        Raises:
+            UserError: they do not fit one pack.
+        """
+        pieces = [(chunk, state.rows(chunk)) for state in self.states.values() for chunk in state.waiting_chunks]
+        tokens = sum(chunk.tokens for chunk, _ in pieces)
+        if tokens > self.trainer.room:
+            raise UserError(f"bench: {tokens} tokens fit no pack of {self.trainer.room}; serve a larger one")
+        return build_pack(pieces, self.trainer.buckets)
+
+    def run(self, pack: PackedBatch) -> list[SegmentResult]:
+        """Forward and backward of a pack, as the trainer does it; gradients are added up and never used."""
+        return run_pack(self.trainer.base, pack, self.states, training=True, buckets=self.trainer.buckets)
+
+
+def _until_one_is_done(
+    reports: Iterator[list[Report]], states: Mapping[str, TrainState], goals: Mapping[str, int]
+) -> None:
+    """Run packs until a job reaches its goal: from then on it must not be given work."""
+    reached = {name for name, state in states.items() if state.step >= goals[name]}
+    for batch in reports:
+        for report in batch:
+            if isinstance(report, JobFailed):
+                raise UserError(f"bench: job {report.job_id} failed: {report.message}")
+        if any(state.step >= goals[name] and name not in reached for name, state in states.items()):
+            return
+
+
+def _start(job: BenchJob) -> JobStart:
+    """Names of files that are never read: the job's rows are there, and it never ends."""
+    return JobStart(job_id=job.name, epoch=1, spec=job.spec, files={}, cache_dir="unused", job_dir="unused")

@@ -1,0 +1,131 @@
+"""Every scenario runs, small, and its record can be computed again from its samples. No time is asserted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlora_sched.bench.record import Outcome, Result, Unit
+from mlora_sched.bench.run import write
+from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, small
+from mlora_sched.bench.setting import Setting, machine
+from mlora_sched.cli.local.bench import NAMES
+
+_MIX = mix.Plan(ranks=(4, 8, 8), batch_size=2)
+SMALL: dict[str, Callable[[Setting], Outcome]] = {
+    "mix": lambda setting: mix.run(setting, _MIX),
+    "ceiling": lambda setting: ceiling.run(setting, ceiling.Plan(jobs=2, tokens=64)),
+    "flat": lambda setting: flat.run(setting, flat.Plan(jobs=(1, 2, 4), tokens=64)),
+    "small": lambda setting: small.run(setting, small.Plan(tokens=(16, 32), jobs=2, longest_row=16)),
+    "moe": lambda setting: moe.run(setting, moe.Plan(jobs=2, tokens=64, row=16)),
+    "memory": lambda setting: memory.run(setting, memory.Plan(mix=mix.Plan(ranks=(4, 8), batch_size=2), steps=1)),
+}
+SYSTEMS = {
+    "mix": {"ours", "peft_padded", "peft_packed", "peft_processes", "outside"},
+    "ceiling": {"ours", "ceiling", "transformers"},
+    "flat": {"ours", "outside"},
+    "small": {"ours", "peft"},
+    "moe": {"mixlora", "lora", "mixlora_one_job", "experts_one_by_one"},
+    "memory": {"together, pss", "together, tensors", "processes, pss", "processes, tensors"},
+}
+
+
+@pytest.fixture(scope="module")
+def outcome_of(setting: Setting) -> Callable[[str], Outcome]:
+    """Each scenario runs once; starting the processes of `memory` takes longest, so it runs one round."""
+
+    @functools.cache
+    def run(name: str) -> Outcome:
+        return SMALL[name](dataclasses.replace(setting, pairs=1) if name == "memory" else setting)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def recompute() -> ModuleType:
+    """The script outside the package."""
+    path = Path(__file__).parents[2] / "docs" / "benchmarks" / "recompute.py"
+    spec = importlib.util.spec_from_file_location("recompute", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result_of(name: str, setting: Setting, outcome: Outcome) -> Result:
+    return Result(
+        **dict(outcome),
+        scenario=name,
+        question=SCENARIOS[name].question,
+        ratio=outcome.ratios[0].value,
+        machine=machine(setting, 0.0),
+    )
+
+
+def test_the_command_names_every_scenario() -> None:
+    assert tuple(SCENARIOS) == NAMES == tuple(SMALL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scenario_gives_a_record_that_recomputes(
+    name: str,
+    setting: Setting,
+    outcome_of: Callable[[str], Outcome],
+    recompute: ModuleType,
+    tmp_path: Path,
+) -> None:
+    write(result_of(name, setting, outcome_of(name)), tmp_path)
+
+    record = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert recompute.main([str(tmp_path / f"{name}.json")]) == 0
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert record["scenario"] == name
+    assert record["ratio"] == record["ratios"][0]["value"] > 0
+    assert record["ratios"][0]["bar"] is not None
+    assert {series["system"] for series in record["series"]} == SYSTEMS[name]
+    assert {len(series["samples"]) for series in record["series"]} == {1 if name == "memory" else setting.pairs}
+    assert {"cpu", "cores", "threads", "versions", "commit"} <= record["machine"].keys()
+
+
+@pytest.mark.parametrize("name", ["mix", "small"])
+def test_all_systems_of_a_round_do_the_same_real_tokens(name: str, outcome_of: Callable[[str], Outcome]) -> None:
+    series = [one for one in outcome_of(name).series if one.tokens and one.unit is Unit.SECONDS]
+    for place in {one.at for one in series}:
+        assert len({one.tokens for one in series if one.at == place}) == 1
+
+
+def test_flat_divides_the_same_rows_among_more_jobs(outcome_of: Callable[[str], Outcome]) -> None:
+    assert {tokens for one in outcome_of("flat").series for tokens in one.tokens} == {64}
+
+
+def test_moe_compares_equal_numbers_of_parameters(outcome_of: Callable[[str], Outcome]) -> None:
+    counts: Any = outcome_of("moe").counts
+    assert counts["parameters_lora"] == pytest.approx(counts["parameters_mixlora"], rel=0.02)
+
+
+@pytest.mark.parametrize("change", ["ratio", "value", "low", "sample"])
+def test_recompute_finds_a_figure_that_does_not_follow(
+    change: str, setting: Setting, outcome_of: Callable[[str], Outcome], recompute: ModuleType, tmp_path: Path
+) -> None:
+    result = result_of("flat", setting, outcome_of("flat"))
+    record = json.loads(result.model_dump_json())
+    assert list(recompute.differences(record)) == []
+    if change == "ratio":
+        record["ratio"] *= 1.01
+    elif change == "sample":
+        record["series"][0]["samples"] = [2 * sample for sample in record["series"][0]["samples"]]
+    else:
+        record["ratios"][0][change] *= 1.001
+    assert list(recompute.differences(record)) != []
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps({"scenarios": {"flat": record}}), encoding="utf-8")
+    assert recompute.main([str(path)]) == 1
