@@ -105,7 +105,10 @@ class EventsPage(Frozen):
 
 
 class JobDetail(Frozen):
-    """`show`: the job, its resolved spec, its checkpoints and its newest events."""
+    """`show`: the job, its resolved spec, its checkpoints and its newest events.
+
+    `exactness` says in words whether its results are those it would have got alone; empty before it first trains.
+    """
 
     job: JobView
     spec: JobSpec

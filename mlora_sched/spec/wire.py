@@ -24,6 +24,10 @@ class Exactness(StrEnum):
     WITHIN_ROUNDING = "within rounding"
 
 
+OTHER_NUMERICS = f"{Exactness.WITHIN_ROUNDING.value} (resumed under other numerics)"
+"""What is said of a job that went on under another `NumericsKey`: its bits are no longer those of one worker."""
+
+
 class ProbeVerdict(Frozen):
     """Whether a job's results are independent of its company, bit for bit, on this device.
 
@@ -189,7 +193,10 @@ class Prepared(Frozen):
 
 
 class Attached(Frozen):
-    """A job is resident; it goes on after `step` finished steps (0 at first)."""
+    """A job is resident; it goes on after `step` finished steps (0 at first).
+
+    `other_numerics` when it has gone on under another `NumericsKey` at least once.
+    """
 
     kind: Literal["attached"] = "attached"
     job_id: str
@@ -197,6 +204,7 @@ class Attached(Frozen):
     step: int
     total_steps: int
     trainable_parameters: int
+    other_numerics: bool = False
 
 
 class StepDone(Frozen):

@@ -122,13 +122,15 @@ class JobStore(DaemonSide):
         Raises:
             NotFound: there is no such job.
         """
+        with reading(self._engine) as connection:
+            row = _job_row(connection, job_id)
         return JobDetail(
-            job=self.get(job_id),
+            job=rows.job_view(row),
             spec=self.spec(job_id),
             checkpoints=self.checkpoints(job_id),
             best_checkpoint=self.best_checkpoint(job_id),
             events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
-            exactness=self.worker_status().exactness,
+            exactness=row.exactness,
         )
 
     def spec(self, job_id: str) -> JobSpec:
@@ -217,6 +219,7 @@ def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> d
         "step": 0,
         "tokens": 0,
         "crashes": 0,
+        "exactness": "",
         "created": now,
     }
 

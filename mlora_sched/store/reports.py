@@ -11,10 +11,12 @@ from mlora_sched.spec.api import MetricsLine
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import TRANSITIONS, JobState, Request
 from mlora_sched.spec.wire import (
+    OTHER_NUMERICS,
     Attached,
     CheckpointSaved,
     Detached,
     EvalDone,
+    Exactness,
     JobFailed,
     JobFinished,
     JobReport,
@@ -22,6 +24,7 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store import moves, rows, schema
+from mlora_sched.store.records import WorkerStatus
 
 _AFTER_DETACH = {
     Request.NONE: JobState.QUEUED,
@@ -83,8 +86,23 @@ def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: floa
 
 
 def _attached(connection: Connection, row: Row[Any], report: Attached, now: float) -> None:
-    started = now if row.started is None else row.started
-    _move(connection, row, JobState.RUNNING, now, step=report.step, total_steps=report.total_steps, started=started)
+    values: dict[str, Any] = {
+        "step": report.step,
+        "total_steps": report.total_steps,
+        "started": now if row.started is None else row.started,
+        "exactness": _exactness(connection, row, report),
+    }
+    _move(connection, row, JobState.RUNNING, now, **values)
+
+
+def _exactness(connection: Connection, row: Row[Any], report: Attached) -> str:
+    """What the job's results are worth: the verdict of the worker it joins, or a weaker one that it brings along."""
+    if report.other_numerics:
+        return OTHER_NUMERICS
+    if report.step > 0 and row.exactness not in ("", Exactness.EXACT.value):
+        return str(row.exactness)
+    status = connection.scalar(select(schema.worker_status.c.status))
+    return "" if status is None else WorkerStatus.model_validate_json(status).exactness
 
 
 def _step(connection: Connection, row: Row[Any], report: StepDone) -> None:

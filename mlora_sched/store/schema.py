@@ -66,6 +66,7 @@ jobs = Table(
     Column("total_steps", Integer),
     Column("tokens", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
+    Column("exactness", Text, nullable=False),
     Column("loss", Float),
     Column("eval_loss", Float),
     Column("error_code", Text),

@@ -97,6 +97,15 @@ def test_files_directories_and_config_reach_the_worker(rig: Rig) -> None:
     assert attach.start.epoch == 1
 
 
+def test_a_job_keeps_the_verdict_of_the_worker_it_trained_on(rig: Rig) -> None:
+    job = rig.submit("job", steps=2)
+    rig.finish()
+    assert rig.store.detail(job).exactness == "exact"
+    rig.boot()
+    assert rig.store.worker_status().exactness == ""
+    assert rig.store.detail(job).exactness == "exact"
+
+
 def test_jobs_of_another_base_wait_with_the_reason(rig: Rig) -> None:
     other = rig.submit("other", base="big")
     mine = rig.submit("mine")

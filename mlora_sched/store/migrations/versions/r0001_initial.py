@@ -41,6 +41,7 @@ def _jobs() -> None:
         sa.Column("total_steps", sa.Integer(), nullable=True),
         sa.Column("tokens", sa.Integer(), nullable=False),
         sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("exactness", sa.Text(), nullable=False),
         sa.Column("loss", sa.Float(), nullable=True),
         sa.Column("eval_loss", sa.Float(), nullable=True),
         sa.Column("error_code", sa.Text(), nullable=True),
