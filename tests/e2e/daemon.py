@@ -6,8 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,48 @@ from e2e.program import call, command, environment
 from mlora_sched.client import Client
 from mlora_sched.errors import NotFound
 from mlora_sched.spec.api import JobView
-from mlora_sched.spec.state import JobState
+from mlora_sched.spec.state import JobState, Request
 
 PATIENCE = 90.0
 """Seconds after which a test gives up; all else here is by condition."""
 
 
 class Daemon:
-    """A running daemon; verbs go to it as command lines, questions through the client."""
+    """A daemon; verbs go to it as command lines, questions through the client.
 
-    def __init__(self, process: subprocess.Popen[str], socket: Path) -> None:
-        self.process, self.socket = process, socket
+    Args:
+        state: its state directory, from which a later start goes on. socket: a short path.
+    """
+
+    def __init__(self, base: Path, state: Path, socket: Path) -> None:
+        self.base, self.state, self.socket = base, state, socket
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the process and wait until its worker is ready."""
+        where = ["--base", f"tiny={self.base}", "--state", self.state, "--socket", self.socket]
+        args = command("serve", *where, "--device", "cpu", "--threads", "1", "--pack-tokens", "320")
+        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+        assert process.stdout is not None
+        said: list[str] = []
+        while not said or not said[-1].startswith("serving tiny"):
+            said.append(process.stdout.readline())
+            assert said[-1], f"the daemon ended: {said}"
+        assert "results: exact" in said[-1]
+        return process
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        assert out.endswith("stopped\n"), out
+        assert "Traceback" not in out
+        return self.process.returncode
+
+    def restart(self) -> None:
+        """Stop it and start another on the same state."""
+        assert self.stop() == 0
+        self.process = self.start()
 
     def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
         """A remote verb, which finds the daemon by the environment."""
@@ -57,6 +87,10 @@ class Daemon:
         with Client(self.socket) as client:
             return dict(zip(names, client.wait(names, timeout=PATIENCE, poll=0.1), strict=True))
 
+    def ask(self, name: str, request: Request) -> None:
+        with Client(self.socket) as client:
+            client.request(name, request)
+
     def pull(self, name: str, folder: Path) -> Path:
         with Client(self.socket) as client:
             client.pull(name, folder)
@@ -67,11 +101,6 @@ class Daemon:
         children = psutil.Process(self.process.pid).children()
         (worker,) = [child for child in children if "mlora_sched.worker.main" in child.cmdline()]
         return worker
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
 
     def knows(self, name: str) -> bool:
         with Client(self.socket) as client:
@@ -85,27 +114,3 @@ class Daemon:
 def stepped(least: int) -> Callable[[JobView], bool]:
     """The job trains, and has finished so many steps."""
     return lambda job: job.state is JobState.RUNNING and job.step >= least
-
-
-@contextmanager
-def serving(base: Path, state: Path, socket: Path) -> Iterator[Daemon]:
-    """A daemon whose worker is ready; ended when the block ends, if it still runs."""
-    where = ["--base", f"tiny={base}", "--state", state, "--socket", socket]
-    args = command("serve", *where, "--device", "cpu", "--threads", "1", "--pack-tokens", "320")
-    with subprocess.Popen(
-        args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as process:
-        assert process.stdout is not None
-        said: list[str] = []
-        try:
-            for line in process.stdout:
-                said.append(line)
-                if line.startswith("serving tiny"):
-                    assert "results: exact" in line
-                    yield Daemon(process, socket)
-                    break
-            else:
-                raise AssertionError("the daemon ended: " + "".join(said))
-        finally:
-            if process.poll() is None:
-                process.terminate()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from e2e.daemon import Daemon, serving, stepped
+from e2e.daemon import Daemon, stepped
 from e2e.program import MODEL, listing, run_args, spoil_row, write_spec
 from mlora_sched.cli import main
-from mlora_sched.spec.state import ErrorCode, JobState
+from mlora_sched.spec.state import ErrorCode, JobState, Request
 
 STEPS = {"lora": 60, "loraplus": 50, "dora": 40, "mixlora": 30}
 SAVED = ("dora", "mixlora")
@@ -48,11 +48,13 @@ def alone(base: Path, specs: dict[str, Path], tmp_path_factory: pytest.TempPathF
     return made
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder whose name leaves room for a socket's."""
+@pytest.fixture(scope="module")
+def daemon(base: Path) -> Iterator[Daemon]:
+    """In a folder whose name leaves room for a socket's."""
     folder = Path(tempfile.mkdtemp(prefix="mlora-"))
-    yield folder
+    running = Daemon(base, folder / "state", folder / "socket")
+    yield running
+    assert running.stop() == 0
     shutil.rmtree(folder)
 
 
@@ -64,47 +66,45 @@ def assert_as_alone(daemon: Daemon, name: str, alone: Path, folder: Path) -> Non
 
 
 def test_a_day_at_the_daemon(
-    base: Path, specs: dict[str, Path], alone: Callable[[str], Path], short: Path, tmp_path: Path
+    daemon: Daemon, specs: dict[str, Path], alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Jobs join, pause, are cancelled and fail; everybody else gets what it would have got alone."""
-    with serving(base, short / "state", short / "socket") as daemon:
-        endless = write_spec(tmp_path, "endless", {"method": "lora"}, max_steps=1_000_000)
-        bad_row = write_spec(tmp_path, "bad-row", {"method": "lora"})
-        spoil_row(bad_row)
-        explodes = write_spec(tmp_path, "explodes", {"method": "dora"}, learning_rate=1e30)
-        sent = daemon.answer("submit", specs["lora"], specs["dora"], endless, bad_row, explodes)
-        assert [job["name"] for job in sent] == ["lora", "dora", "endless", "bad-row", "explodes"]
+    endless = write_spec(tmp_path, "endless", {"method": "lora"}, max_steps=1_000_000)
+    bad_row = write_spec(tmp_path, "bad-row", {"method": "lora"})
+    spoil_row(bad_row)
+    explodes = write_spec(tmp_path, "explodes", {"method": "dora"}, learning_rate=1e30)
+    sent = daemon.answer("submit", specs["lora"], specs["dora"], endless, bad_row, explodes)
+    assert [job["name"] for job in sent] == ["lora", "dora", "endless", "bad-row", "explodes"]
 
-        daemon.until("dora", stepped(3))
-        daemon.call("pause", "dora")
-        daemon.call("submit", specs["mixlora"], specs["loraplus"])  # they join late
-        paused = daemon.until("dora", lambda job: job.state is JobState.PAUSED)
-        assert 3 <= paused.step < STEPS["dora"]
-        daemon.until("mixlora", stepped(1))
-        assert daemon.job("dora").step == paused.step
-        daemon.call("resume", "dora")
-        daemon.call("cancel", "endless")
+    daemon.until("dora", stepped(3))
+    daemon.ask("dora", Request.PAUSE)
+    daemon.answer("submit", specs["mixlora"], specs["loraplus"])  # they join late
+    paused = daemon.until("dora", lambda job: job.state is JobState.PAUSED)
+    assert 3 <= paused.step < STEPS["dora"]
+    daemon.until("mixlora", stepped(1))
+    assert daemon.job("dora").step == paused.step
+    daemon.ask("dora", Request.RESUME)
+    daemon.ask("endless", Request.CANCEL)
 
-        names = [*STEPS, "endless", "bad-row", "explodes"]
-        done = daemon.call("wait", *names, "--timeout", "90")
-        assert done.returncode == 1, done.stderr
-        ended = daemon.until_ended(names)
-        assert {name: job.state for name, job in ended.items()} == dict.fromkeys(STEPS, JobState.SUCCEEDED) | {
-            "endless": JobState.CANCELLED,
-            "bad-row": JobState.FAILED,
-            "explodes": JobState.FAILED,
-        }
-        assert ended["bad-row"].error_code is ErrorCode.BAD_DATA
-        assert (ended["bad-row"].error or "").startswith("bad-row.jsonl, line 3: ")
-        assert ended["explodes"].error_code is ErrorCode.NON_FINITE_LOSS
-        for name, steps in STEPS.items():
-            assert ended[name].step == steps
-            assert_as_alone(daemon, name, alone(name), tmp_path / "pulled" / name)
+    names = [*STEPS, "endless", "bad-row", "explodes"]
+    done = daemon.call("wait", *names, "--timeout", "90")
+    assert done.returncode == 1, done.stderr
+    ended = daemon.until_ended(names)
+    assert {name: job.state for name, job in ended.items()} == dict.fromkeys(STEPS, JobState.SUCCEEDED) | {
+        "endless": JobState.CANCELLED,
+        "bad-row": JobState.FAILED,
+        "explodes": JobState.FAILED,
+    }
+    assert ended["bad-row"].error_code is ErrorCode.BAD_DATA
+    assert (ended["bad-row"].error or "").startswith("bad-row.jsonl, line 3: ")
+    assert ended["explodes"].error_code is ErrorCode.NON_FINITE_LOSS
+    for name, steps in STEPS.items():
+        assert ended[name].step == steps
+        assert_as_alone(daemon, name, alone(name), tmp_path / "pulled" / name)
 
-        _logs_tell_the_story(daemon, alone("dora"))
-        _checkpoints_can_be_pulled(daemon, alone("dora"), tmp_path)
-        _what_is_not_served_is_refused(daemon, tmp_path)
-        assert daemon.stop() == 0
+    _logs_tell_the_story(daemon, alone("dora"))
+    _checkpoints_can_be_pulled(daemon, alone("dora"), tmp_path)
+    _what_is_not_served_is_refused(daemon, tmp_path)
 
 
 def _logs_tell_the_story(daemon: Daemon, alone: Path) -> None:
@@ -135,27 +135,30 @@ def _what_is_not_served_is_refused(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_crash_and_restart_leave_no_trace(
-    base: Path, specs: dict[str, Path], alone: Callable[[str], Path], short: Path, tmp_path: Path
+    daemon: Daemon, specs: dict[str, Path], alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The worker is killed amid training, then the daemon is stopped and started again: the same bytes in the end."""
-    with serving(base, short / "state", short / "socket") as daemon:
-        daemon.answer("submit", *specs.values())
-        for name in STEPS:
-            daemon.until(name, stepped(2))
-        killed = daemon.worker()
-        killed.send_signal(signal.SIGKILL)
-        daemon.until("lora", lambda job: job.state is JobState.QUEUED)
-        daemon.until("lora", stepped(2))
-        assert daemon.worker().pid != killed.pid
-        open_jobs = [name for name in STEPS if not daemon.job(name).state.is_final]
-        assert "lora" in open_jobs
-        assert daemon.stop() == 0
+    again = {name: _renamed(specs[name], f"{name}-again") for name in STEPS}
+    daemon.answer("submit", *again.values())
+    for name in STEPS:
+        daemon.until(f"{name}-again", stepped(2))
+    killed = daemon.worker()
+    killed.send_signal(signal.SIGKILL)
+    daemon.until("lora-again", lambda job: job.state is JobState.QUEUED)
+    daemon.until("lora-again", stepped(2))
+    assert daemon.worker().pid != killed.pid
+    daemon.restart()
 
-    with serving(base, short / "state", short / "socket") as daemon:
-        ended = daemon.until_ended(list(STEPS))
-        assert {job.state for job in ended.values()} == {JobState.SUCCEEDED}, ended
-        for name in STEPS:
-            assert_as_alone(daemon, name, alone(name), tmp_path / name)
-        provenance = json.loads((tmp_path / "lora" / "provenance.json").read_text())
-        assert provenance["resumes"] >= 1, "it went on from what it saved when the daemon stopped"
-        assert daemon.stop() == 0
+    ended = daemon.until_ended([f"{name}-again" for name in STEPS])
+    assert {job.state for job in ended.values()} == {JobState.SUCCEEDED}, ended
+    for name in STEPS:
+        assert_as_alone(daemon, f"{name}-again", alone(name), tmp_path / name)
+    provenance = json.loads((tmp_path / "lora" / "provenance.json").read_text())
+    assert provenance["resumes"] >= 1, "it went on from what it saved when the daemon stopped"
+
+
+def _renamed(spec: Path, name: str) -> Path:
+    """The same job under another name, on which nothing depends."""
+    path = spec.with_name(f"{name}.yaml")
+    path.write_text(spec.read_text().replace(f"name: {spec.stem}\n", f"name: {name}\n"))
+    return path
