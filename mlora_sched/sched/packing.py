@@ -16,7 +16,7 @@ class Candidate:
 
     Attributes:
         chunk_tokens: sizes of its waiting chunks, in order.
-        served: tokens it has had in this slice. share: tokens it may have in it (at least 1).
+        served: tokens it has had in this slice. share: its weight (at least 1); jobs are served in proportion.
     """
 
     job_id: str

@@ -70,7 +70,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class JobShare:
-    """A resident job's part of the next slice: at most about `tokens` tokens."""
+    """A resident job's part of the next slice: `tokens` is its weight against the other jobs, at least 1, no bound."""
 
     job_id: str
     tokens: int

@@ -73,7 +73,7 @@ class WorkerConfig(Frozen):
         device: "auto", "cpu" or "cuda:N". "auto" refuses rather than falls back when a GPU is there but unusable.
         dtype: of the frozen base; adapters and optimiser are always float32.
         threads: CPU threads of torch; 0 for all cores.
-        pack_tokens: most tokens of one pack (a single larger chunk still runs, alone).
+        pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
     """
 
     base_name: str
@@ -142,14 +142,15 @@ class Detach(Frozen):
 
 
 class Share(Frozen):
-    """A job's part of a slice: `priority` orders the jobs (lower first), `tokens` bounds its service."""
+    """A job's part of a slice. `tokens` is a weight: jobs are served in proportion, one that has no others beside it
+    gets more."""
 
     job_id: str
     tokens: int = Field(ge=0)
 
 
 class Slice(Frozen):
-    """Train the named jobs, in this order of preference, for at most `seconds`; answer `SliceDone`."""
+    """Train the named jobs for at most `seconds`; answer `SliceDone`. Among equally served jobs the first goes first."""
 
     kind: Literal["slice"] = "slice"
     slice_id: int

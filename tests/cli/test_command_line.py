@@ -15,6 +15,7 @@ from mlora_sched.cli import output
 from mlora_sched.cli.main import SECTIONS, cli, run
 from mlora_sched.client import default_socket
 from mlora_sched.errors import WaitTimeout
+from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 
@@ -130,7 +131,9 @@ def test_validate(tmp_path: Path, capsys: Capture) -> None:
     assert "error: toy: data.train: train.jsonl: no such file" in capsys.readouterr().err
     assert run(["validate", str(path), "--base", str(tmp_path / "gone")]) == 2
     make_spec(tmp_path)
-    assert run(["validate", str(path), "--base", str(tmp_path / "gone")]) == 3
+    for base in (str(tmp_path / "gone"), f"demo={tmp_path / 'gone'}"):
+        assert run(["validate", str(path), "--base", base]) == 2
+        assert "gone is no directory; write NAME=DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,12 +144,29 @@ def test_validate(tmp_path: Path, capsys: Capture) -> None:
         (["--base", "demo=/nowhere", "--state", "{tmp}"], 2, "/nowhere is no directory"),
         (["--base", "a={tmp}", "--base", "b={tmp}", "--state", "{tmp}/s"], 2, "a daemon serves one base"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--socket", "/tmp/" + "x" * 200], 2, "longer than 107 bytes"),
     ],
 )
 def test_serve_refuses(tmp_path: Path, capsys: Capture, args: list[str], code: int, message: str) -> None:
     assert run(["serve", *(arg.replace("{tmp}", str(tmp_path)) for arg in args)]) == code
     assert message in capsys.readouterr().err
+
+
+def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[DaemonSettings] = []
+    monkeypatch.setattr("mlora_sched.cli.local.serve.run_daemon", lambda settings, *_: started.append(settings))
+    options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
+    assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
+    (settings,) = started
+    assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
+    assert (settings.threads, settings.dtype) == (2, "bfloat16")
+
+
+def test_choices_are_shown_as_they_are_written(capsys: Capture) -> None:
+    assert run(["pull", "--help"]) == 0
+    assert "--checkpoint STEP|best|last" in capsys.readouterr().out
 
 
 JOB = JobView(

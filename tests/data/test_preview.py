@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from data_kit import build_tokenizer, trl_template, write_rows
 
 from mlora_sched.cli.local.dataset import dataset
-from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
+from mlora_sched.errors import DataError, MloraError, NotFound, SpecError, UserError
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}. 🙂"}]}
@@ -50,6 +50,11 @@ def test_text_brackets_what_carries_loss_where_there_is_no_colour(base: Path, tm
     assert "It is 2" not in result.output
 
 
+def test_a_base_may_be_named(base: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    assert preview(path, "--base", f"demo={base}", "--json").output == preview(path, "--base", base, "--json").output
+
+
 def test_options_reach_the_encoder(base: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "the fox"}])
     result = preview(path, "--base", base, "--template", "none", "--train-on", "all", "--max-length", 8, "--json")
@@ -64,7 +69,7 @@ def test_bad_input_ends_in_our_errors(base: Path, tmp_path: Path) -> None:
         (SpecError, (path, "--base", base, "--template", "llama")),
         (SpecError, (path, "--base", base, "--train-on", "first")),
         (NotFound, (tmp_path / "gone.jsonl", "--base", base)),
-        (NotFound, (path, "--base", tmp_path / "gone")),
+        (UserError, (path, "--base", tmp_path / "gone")),
         (DataError, (write_rows(tmp_path / "b.jsonl", [{"a": 1}]), "--base", base, "--json")),
     ]
     for kind, args in cases:

@@ -15,6 +15,7 @@ from mlora_sched.data.encode import Encoded, Encoder
 from mlora_sched.data.pack import IGNORE
 from mlora_sched.data.tokens import load_tokenizer
 from mlora_sched.errors import SpecError
+from mlora_sched.settings import parse_base
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
 
@@ -33,7 +34,9 @@ def dataset() -> None:
 
 @dataset.command()
 @click.argument("file")
-@click.option("--base", required=True, metavar="DIR|REPO[@REV]", help="The base whose tokenizer and template are used.")
+@click.option(
+    "--base", required=True, metavar="[NAME=]DIR|REPO[@REV]", help="The base whose tokenizer and template are used."
+)
 @click.option("--template", default="auto", show_default=True, help="auto, chat, alpaca, none or a .jinja file.")
 @click.option("--train-on", default="answers", show_default=True, help="answers, last or all.")
 @click.option("--max-length", default=1024, show_default=True, help="Tokens a row is cut to.")
@@ -46,7 +49,7 @@ def preview(
 ) -> None:
     """Show the first rows of FILE (json, jsonl, parquet, csv) as tokens, with those that carry loss marked."""
     data = _data_spec({"train": file, "template": template, "train_on": train_on, "max_length": max_length})
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(parse_base(base).location)
     encoder = Encoder(data, {name: Path(name) for name in data.files}, tokenizer)
     limit = rows if rows is not None or as_json else _SHOWN_ROWS
     encoded = itertools.islice(encoder.encode_file(file), limit)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mlora_sched.client import SOCKET_VARIABLE, default_socket
 from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
+from mlora_sched.sched.policies import policy_names
 from mlora_sched.settings import DaemonSettings, parse_base
 from mlora_sched.spec.explain import explain
 from mlora_sched.store.records import WorkerStatus
@@ -34,6 +35,10 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+@click.option(
+    "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
+)
+@click.option("--policy", type=click.Choice(policy_names()), default="fair", show_default=True, help="Who trains next.")
 def serve(
     bases: tuple[str, ...],
     state: Path,
@@ -42,6 +47,8 @@ def serve(
     dtype: str,
     threads: int,
     pack_tokens: int,
+    max_jobs: int,
+    policy: str,
 ) -> None:
     """Start the training daemon: one frozen base model, jobs of everybody.
 
@@ -57,6 +64,8 @@ def serve(
         "dtype": dtype,
         "threads": threads,
         "pack_tokens": pack_tokens,
+        "max_resident_jobs": max_jobs,
+        "policy": policy,
     }
     try:
         settings = DaemonSettings.model_validate(raw)

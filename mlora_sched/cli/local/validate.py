@@ -12,6 +12,7 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.settings import parse_base
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, load_job, local_files
 
@@ -40,14 +41,15 @@ class Checked(Frozen):
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
-@click.option("--base", metavar="DIR|REPO[@REV]", help="Also read the data with this base's tokenizer.")
+@click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also read the data with this base's tokenizer.")
 @json_option
 def validate(specs: tuple[Path, ...], base: str | None, as_json: bool) -> None:
     """Check job specs and their files.
 
     With --base the data is read and tokenised too, as the daemon would do it.
     """
-    checked = [_check(path, base) for path in specs]
+    location = None if base is None else parse_base(base).location
+    checked = [_check(path, location) for path in specs]
     if as_json:
         print_json(checked)
     else:

@@ -25,7 +25,9 @@ class _Checkpoint(click.ParamType[str]):
 @click.command()
 @click.argument("job", metavar="ID")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--checkpoint", type=_Checkpoint(), help="A saved step instead of the finished adapter.")
+@click.option(
+    "--checkpoint", type=_Checkpoint(), metavar=_Checkpoint.name, help="A saved step instead of the finished adapter."
+)
 @daemon_options
 def pull(job: str, folder: Path, checkpoint: str | None, socket: Path, as_json: bool) -> None:
     """Fetch a job's adapter into DIR, which is made; it loads with PEFT."""
