@@ -19,7 +19,7 @@ from e2e.program import MODEL, listing, run_args, spoil_row, write_spec
 from mlora_sched.cli import main
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 
-STEPS = {"lora": 60, "loraplus": 50, "dora": 40, "mixlora": 30}
+STEPS = {"lora": 100, "loraplus": 50, "dora": 80, "mixlora": 30}
 SAVED = ("dora", "mixlora")
 """Jobs that save checkpoints on their way; the others begin anew after a crash."""
 
@@ -118,11 +118,12 @@ def _logs_tell_the_story(daemon: Daemon, alone: Path) -> None:
 
 
 def _checkpoints_can_be_pulled(daemon: Daemon, alone: Path, tmp_path: Path) -> None:
-    """The newest two are kept: of step 35, and of step 40, the best; they are what `run` keeps."""
-    assert listing(alone / "checkpoints") == ["step-000035", "step-000040"]
-    pulled = daemon.call("pull", "dora", tmp_path / "at-35", "--checkpoint", "35")
-    assert pulled.returncode == 0, pulled.stderr
-    assert (tmp_path / "at-35" / MODEL).read_bytes() == (alone / "checkpoints" / "step-000035" / MODEL).read_bytes()
+    """The same are kept as by `run`, and the best is the same."""
+    detail = daemon.answer("show", "dora")
+    assert [f"step-{step:06d}" for step in detail["checkpoints"]] == listing(alone / "checkpoints")
+    best = alone / "checkpoints" / f"step-{detail['best_checkpoint']:06d}"
+    daemon.answer("pull", "dora", tmp_path / "best", "--checkpoint", "best")
+    assert (tmp_path / "best" / MODEL).read_bytes() == (best / MODEL).read_bytes()
 
 
 def _what_is_not_served_is_refused(daemon: Daemon, tmp_path: Path) -> None:
@@ -140,8 +141,7 @@ def test_crash_and_restart_leave_no_trace(
     """The worker is killed amid training, then the daemon is stopped and started again: the same bytes in the end."""
     again = {name: _renamed(specs[name], f"{name}-again") for name in STEPS}
     daemon.answer("submit", *again.values())
-    for name in STEPS:
-        daemon.until(f"{name}-again", stepped(2))
+    daemon.until("lora-again", stepped(2))
     killed = daemon.worker()
     killed.send_signal(signal.SIGKILL)
     daemon.until("lora-again", lambda job: job.state is JobState.QUEUED)
