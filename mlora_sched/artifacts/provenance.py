@@ -29,7 +29,13 @@ class Origin:
 
 
 def provenance(
-    spec: JobSpec, origin: Origin, data_hashes: dict[str, str], *, steps: int, resumes: int, other_numerics: bool = False
+    spec: JobSpec,
+    origin: Origin,
+    data_hashes: dict[str, str],
+    *,
+    steps: int,
+    resumes: int,
+    other_numerics: bool = False,
 ) -> dict[str, Any]:
     """The record beside an adapter.
 
