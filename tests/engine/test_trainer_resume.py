@@ -61,19 +61,16 @@ def test_a_job_that_is_moved_after_every_few_packs_ends_the_same(
     assert_as_undisturbed(bench, undisturbed[case.method])
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    case=st.sampled_from(METHOD_CASES),
-    moves=st.lists(st.tuples(st.integers(0, 15), st.booleans()), min_size=1, max_size=4),
-)
-def test_any_moves_and_deaths_end_the_same(
-    case: MethodCase,
-    moves: list[tuple[int, bool]],
-    undisturbed: dict[str, Bench],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+ANY = {
+    "case": st.sampled_from(METHOD_CASES),
+    "moves": st.lists(st.tuples(st.integers(0, 15), st.booleans()), min_size=1, max_size=4),
+}
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+def move_about(folder: Path, case: MethodCase, moves: list[tuple[int, bool]]) -> Bench:
     """After so many packs the job is saved and let go, or its worker is gone without a word."""
-    folder, reports = tmp_path_factory.mktemp("any"), []
+    reports = []
     for packs, saved in [*moves, (1000, False)]:
         bench = Bench(folder, pack_tokens=64)
         bench.attach(job_of(bench, case))
@@ -84,7 +81,30 @@ def test_any_moves_and_deaths_end_the_same(
         if any(isinstance(report, JobFinished) for report in bench.reports):
             break
     bench.reports = reports
-    assert_as_undisturbed(bench, undisturbed[case.method])
+    return bench
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@given(**ANY)
+def test_any_moves_and_deaths_end_the_same(
+    case: MethodCase,
+    moves: list[tuple[int, bool]],
+    undisturbed: dict[str, Bench],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[case.method])
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@given(**ANY)
+def test_any_moves_and_deaths_end_the_same_at_length(
+    case: MethodCase,
+    moves: list[tuple[int, bool]],
+    undisturbed: dict[str, Bench],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[case.method])
 
 
 def test_a_detached_job_says_where_it_stands_and_keeps_nothing_unless_asked(tmp_path: Path) -> None:
@@ -247,6 +267,8 @@ def test_other_numerics_are_reported(tmp_path: Path) -> None:
         "resumed under other numerics (threads 1 → 7): from here on within rounding of an undisturbed run"
     ]
     assert bench.succeeded()
+    provenance = json.loads((tmp_path / "job" / "adapter" / "provenance.json").read_text())
+    assert provenance["same_as_alone"] == "within rounding (resumed under other numerics)"
 
 
 def test_provenance_counts_the_resumes(tmp_path: Path) -> None:
