@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.errors import MloraError, NotFound, SpecError, Unreachable, WaitTimeout, from_name
+from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import (
     DaemonView,
     ErrorBody,
@@ -38,9 +39,6 @@ from mlora_sched.spec.job import JobSpec, load_job, local_files
 from mlora_sched.spec.state import JobState, Request
 
 SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
-MAX_SOCKET_PATH = 107
-"""Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
-
 _PREFIX = "/api/v1"
 _BLOCK = 1 << 20
 _REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -123,6 +123,12 @@ class JobFault(MloraError):
         self.code = code
 
 
+def shown(value: object) -> str:
+    """A value as messages show it: its repr, cut at 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 

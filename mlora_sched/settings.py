@@ -6,13 +6,17 @@ Nothing of one job: that is `mlora_sched.spec.job`. Nothing here reads the envir
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from mlora_sched.errors import UserError
 from mlora_sched.spec.common import Frozen
+
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
@@ -29,6 +33,27 @@ class BaseRef(Frozen):
     location: str
 
 
+class BaseSource(NamedTuple):
+    """What transformers' `from_pretrained` needs to load a base.
+
+    Attributes:
+        place: a directory, or the name of a hub repository.
+        options: keyword arguments that go with it.
+    """
+
+    place: str
+    options: Mapping[str, Any]
+
+
+def source_of(location: str) -> BaseSource:
+    """Read a directory, or a hub repository with an optional "@revision"."""
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return BaseSource(str(path), {"local_files_only": True})
+    repository, _, revision = location.partition("@")
+    return BaseSource(repository, {"revision": revision} if revision else {})
+
+
 def parse_base(text: str) -> BaseRef:
     """Read `NAME=DIR`, `NAME=REPO[@REV]`, or a plain `DIR` or `REPO` which keeps its last part as the name.
 
@@ -43,7 +68,7 @@ def parse_base(text: str) -> BaseRef:
     elif not location or location.startswith(("/", ".", "~")):
         raise UserError(f"--base {text}: {location or 'nothing'} is no directory; write NAME=DIR or NAME=REPO[@REV]")
     if not named:
-        name = Path(location).name if path.is_dir() else location.split("@")[0].split("/")[-1]
+        name = Path(source_of(location).place).name
     if not _NAME.match(name):
         raise UserError(
             f"--base {text}: {name!r} cannot be a base's name (letters, digits, '.', '_', '-'); write NAME=DIR"

@@ -10,15 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlora_sched.cli.style import STATE_COLOURS, loss_text
 from mlora_sched.spec.state import JobState
-
-_STYLES = {
-    JobState.RUNNING: "cyan",
-    JobState.SUCCEEDED: "green",
-    JobState.FAILED: "red",
-    JobState.CANCELLED: "yellow",
-    JobState.PAUSED: "yellow",
-}
 
 
 @dataclass
@@ -54,16 +47,12 @@ def jobs_table(lines: Sequence[JobLine], title: str, caption: str) -> Table:
         cells: list[RenderableType] = [
             Text(line.name),
             line.method,
-            Text(line.state.value, style=_STYLES.get(line.state, "")),
+            Text(line.state.value, style=STATE_COLOURS.get(line.state, "")),
             bar,
             steps,
-            _figure(line.loss),
-            _figure(line.eval_loss),
+            loss_text(line.loss),
+            loss_text(line.eval_loss),
             f"{line.tokens:,}" if line.tokens else "",
         ]
         table.add_row(*cells, *([line.why] if reasons else []))
     return table
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -17,20 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlora_sched.cli.style import STATE_COLOURS, loss_text
 from mlora_sched.spec.api import EventView, JobDetail, JobView, MetricsLine
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.state import JobState
 
 SHORT_ID = 10
 """Characters of an id that people are shown."""
-
-_COLOURS = {
-    JobState.RUNNING: "cyan",
-    JobState.SUCCEEDED: "green",
-    JobState.FAILED: "red",
-    JobState.CANCELLED: "yellow",
-    JobState.PAUSED: "yellow",
-}
 
 
 def print_json(value: Frozen | Sequence[Frozen]) -> None:
@@ -55,11 +47,11 @@ def _job_cells(job: JobView, owners: bool) -> list[Text]:
         Text(job.id[:SHORT_ID]),
         Text(job.name),
         *([Text(job.owner)] if owners else []),
-        Text(job.shown_state, style=_COLOURS.get(job.state, "")),
+        Text(job.shown_state, style=STATE_COLOURS.get(job.state, "")),
         Text(job.method),
         Text(progress(job)),
-        Text(_figure(job.loss)),
-        Text(_figure(job.eval_loss)),
+        Text(loss_text(job.loss)),
+        Text(loss_text(job.eval_loss)),
         Text(why(job)),
     ]
 
@@ -74,10 +66,6 @@ def why(job: JobView) -> str:
     if job.error is not None:
         return f"{job.error_code.value}: {job.error}" if job.error_code else job.error
     return f"stopped by {job.stopped_by}" if job.stopped_by else job.reason
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
@@ -118,8 +106,8 @@ def print_detail(detail: JobDetail) -> None:
         "state": job.shown_state,
         "reason": _one_line(why(job)),
         "step": progress(job),
-        "loss": _figure(job.loss),
-        "held-out loss": _figure(job.eval_loss),
+        "loss": loss_text(job.loss),
+        "held-out loss": loss_text(job.eval_loss),
         "tokens": f"{job.tokens:,}",
         "results": detail.exactness,
         "created": _moment(job.created),

@@ -20,9 +20,9 @@ import psutil
 from mlora_sched.daemon.loop import DaemonLoop
 from mlora_sched.daemon.supervisor import StartWorker
 from mlora_sched.errors import Refused, UserError
+from mlora_sched.files import remove_drafts
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
-from mlora_sched.server.spool import remove_leftovers
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.store.db import open_database
 from mlora_sched.store.jobs import JobStore
@@ -58,7 +58,8 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
     with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
-        remove_leftovers(settings.spool_dir)
+        remove_drafts(settings.spool_dir)
+        remove_drafts(settings.cache_dir)
         store.set_worker_status(WorkerStatus())  # what an earlier daemon wrote is not announced as news
         loop = DaemonLoop(store, settings, worker, preparer)
         server = http_server(create_app(store, settings), on_tick=_StatusWatch(store, announce).look)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mlora_sched.spec.job import JobSpec
+
 _ORDER = 1  # tells the epochs' random streams from the split's
 
 
@@ -26,6 +28,11 @@ class Cursor:
     batch_size: int
     seed: int
     shuffle: bool
+
+    @classmethod
+    def of(cls, spec: JobSpec, rows: int) -> Cursor:
+        """The row order of a job with `rows` rows to train on."""
+        return cls(rows, spec.training.batch_size, spec.training.seed, spec.data.shuffle)
 
     def __post_init__(self) -> None:
         assert self.rows >= 1

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from mlora_sched.data.source import Record
+from mlora_sched.errors import shown
 
 Message = dict[str, Any]
 
@@ -100,7 +101,7 @@ def text_of(record: Record, column: str) -> str:
     """
     value = record.values.get(column, "")
     if not isinstance(value, str):
-        raise record.error(f"{column}: {_shorten(value)} is {type(value).__name__}, not text; write it as a string")
+        raise record.error(f"{column}: {shown(value)} is {type(value).__name__}, not text; write it as a string")
     return value
 
 
@@ -145,7 +146,7 @@ def _json(record: Record, where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise record.error(f"{where}: {_shorten(text)} is not JSON: {error.msg}") from None
+        raise record.error(f"{where}: {shown(text)} is not JSON: {error.msg}") from None
     except RecursionError:
         raise record.error(f"{where}: is nested too deeply") from None
 
@@ -180,9 +181,7 @@ def _content(record: Record, where: str, content: object) -> str:
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
-        raise record.error(
-            f"{where}: content {_shorten(content)} is not text; images and other media cannot be trained"
-        )
+        raise record.error(f"{where}: content {shown(content)} is not text; images and other media cannot be trained")
     return "".join(str(text) for text in texts)
 
 
@@ -196,7 +195,7 @@ def _tool_call(record: Record, where: str, call: Mapping[str, Any]) -> Message:
     """Arguments may come as JSON text (OpenAI's form); templates print objects, so text would be quoted twice."""
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise record.error(f"{where}: the tool call {_shorten(call)} has no function name")
+        raise record.error(f"{where}: the tool call {shown(call)} has no function name")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _json(record, f"{where}: tool call {function['name']}: arguments", arguments)
@@ -221,8 +220,3 @@ def _with_reasoning(message: Message) -> Message:
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlora_sched.data.encode import Encoded
+from mlora_sched.files import DRAFT, sync
 
 _TRAIN, _VALIDATION = "train", "validation"
 _HASH_STRIDE = 1 << 22  # tokens read at once while a file is checked
@@ -112,15 +112,15 @@ def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -
         more, more_hashes = _tensors(_VALIDATION, validation)
         tensors, hashes = tensors | more, hashes | more_hashes
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:16]}-") as directory:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as directory:
         draft = Path(directory) / path.name
         try:
             save_file(tensors, draft, metadata={"stats": json.dumps(dataclasses.asdict(stats)), **hashes})
         except SafetensorError as error:  # the library's name for a full or failing disk
             raise OSError(f"{path}: tokens cannot be written: {error}") from error
-        _sync(draft)
+        sync(draft)
         draft.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def open_prepared(path: Path) -> Prepared | None:
@@ -170,11 +170,3 @@ def _open_set(file: Any, name: str, content_hash: str) -> TokenSet:
     loss_mask = file.get_slice(f"{name}.loss_mask")
     lengths = file.get_tensor(f"{name}.lengths")
     return TokenSet(lengths, file.get_tensor(f"{name}.targets"), content_hash, np.cumsum(lengths), input_ids, loss_mask)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

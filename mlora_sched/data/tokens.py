@@ -19,6 +19,7 @@ from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.encode import Encoder
 from mlora_sched.data.token_set import DataStats, Prepared, Row, TokenSet, open_prepared, write
 from mlora_sched.errors import BaseError, DataError, NotFound
+from mlora_sched.settings import source_of
 from mlora_sched.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -44,14 +45,11 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    local = Path(base).expanduser().is_dir()
-    if not local and (base.startswith(("/", ".", "~")) or base.count("/") > 1):
+    place, options = source_of(base)
+    if not Path(place).is_dir() and (place.startswith(("/", ".", "~")) or place.count("/") > 1):
         raise NotFound(f"base {base}: there is no such directory")
-    name, _, revision = (str(Path(base).expanduser()), "", "") if local else base.partition("@")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision or None, local_files_only=local, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BaseError(f"base {base}: its tokenizer cannot be loaded: {reason}") from None

@@ -20,6 +20,7 @@ from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
 from mlora_sched.model.site import PackSlot, Site
 from mlora_sched.model.support import check_config
+from mlora_sched.settings import source_of
 
 _SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
 _GATED_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -66,7 +67,7 @@ class FrozenBase:
         A directory of this machine means nothing elsewhere, and is nobody's business.
         """
         if not Path(self.location).expanduser().is_dir():
-            return self.location.partition("@")[0] or self.name
+            return source_of(self.location).place or self.name
         cached = next((part for part in Path(self.location).parts if part.startswith("models--")), None)
         return self.name if cached is None else cached.removeprefix("models--").replace("--", "/")
 
@@ -100,14 +101,6 @@ def load_base(name: str, location: str, dtype: torch.dtype, device: torch.device
         raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
     moved: Any = model
     return adopt(moved.to(device), name=name, location=location, longest=longest)
-
-
-def source_of(location: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` needs for a directory or a REPO[@REV]."""
-    if Path(location).expanduser().is_dir():
-        return str(Path(location).expanduser()), {"local_files_only": True}
-    repository, _, revision = location.partition("@")
-    return repository, {"revision": revision} if revision else {}
 
 
 def adopt(model: Any, *, name: str, location: str = "", longest: int | None = None) -> FrozenBase:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlora_sched.archive import Archive
 from mlora_sched.errors import NotFound, Refused
+from mlora_sched.files import checkpoint_dir
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.state import JobState
 from mlora_sched.store.jobs import JobStore
@@ -56,9 +57,7 @@ def _source(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None)
     if step is None:
         kept = ", ".join(map(str, steps)) or "none"
         raise NotFound(f"job {job_id} has no checkpoint {checkpoint}; kept are: {kept}")
-    return _Source(
-        job_dir / "checkpoints" / f"step-{step:06d}", ("adapter_*", "provenance.json")
-    )  # not the training state
+    return _Source(checkpoint_dir(job_dir, step), ("adapter_*", "provenance.json"))  # not the training state
 
 
 def _step(checkpoint: str, steps: tuple[int, ...], best: int | None) -> int | None:

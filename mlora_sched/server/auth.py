@@ -21,9 +21,9 @@ from fastapi import Depends, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlora_sched.errors import Refused, UserError
+from mlora_sched.settings import MAX_SOCKET_PATH
 
 SOCKET_MODE = 0o600
-_MAX_PATH = 107
 _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -92,9 +92,9 @@ def bind(path: Path) -> socket.socket:
         Refused: a daemon answers there already.
         UserError: the path is too long, is something else than a socket or cannot be used.
     """
-    if len(os.fsencode(path)) > _MAX_PATH:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise UserError(
-            f"--socket {path}: is longer than {_MAX_PATH} bytes, which Unix sockets allow; choose a shorter"
+            f"--socket {path}: is longer than {MAX_SOCKET_PATH} bytes, which Unix sockets allow; choose a shorter"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

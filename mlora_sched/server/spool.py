@@ -10,8 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlora_sched.errors import Refused, UserError
-
-_INCOMING = ".incoming-"
+from mlora_sched.files import DRAFT, sync
 
 
 class Incoming:
@@ -33,7 +32,7 @@ class Incoming:
         self._max_bytes = max_bytes
         self._size = 0
         self._hash = hashlib.sha256()
-        descriptor, name = tempfile.mkstemp(prefix=_INCOMING, dir=spool)
+        descriptor, name = tempfile.mkstemp(prefix=DRAFT, dir=spool)
         self._file = os.fdopen(descriptor, "wb")
         self._part = Path(name)
 
@@ -67,25 +66,11 @@ class Incoming:
         except OSError as error:
             raise _full(error) from None
         self._part.replace(self._target)
-        _sync_directory(self._target.parent)
+        sync(self._target.parent)
         return self._size
-
-
-def remove_leftovers(spool: Path) -> None:
-    """Delete what uploads left behind that were cut off by the daemon's end. Only while no daemon serves."""
-    for part in spool.glob(f"{_INCOMING}*"):
-        part.unlink()
 
 
 def _full(error: OSError) -> OSError | Refused:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refused("the daemon's disk is full; ask its administrator to make room")
     return error
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
+from mlora_sched.errors import shown
+
 _FOREIGN: dict[str, str] = {
     # Axolotl (docs.axolotl.ai) and LLaMA-Factory (its examples/train_lora), key → ours
     "lora_r": "adapter.r",
@@ -113,12 +115,7 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
         tags = item["ctx"]["expected_tags"].replace("'", "")
         return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
     message = item["msg"][:1].lower() + item["msg"][1:]
-    return field, f"{_short(item['input'])}: {message.removeprefix('input ')}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return field, f"{shown(item['input'])}: {message.removeprefix('input ')}"
 
 
 def _real_path(loc: tuple[int | str, ...], raw: object, *, keep_last: bool) -> list[int | str]:

@@ -150,7 +150,7 @@ class Share(Frozen):
 
 
 class Slice(Frozen):
-    """Train the named jobs for at most `seconds`; answer `SliceDone`. Among equally served jobs the first goes first."""
+    """Train the named jobs for at most `seconds`; answer `SliceDone`. Of equally served ones the first goes first."""
 
     kind: Literal["slice"] = "slice"
     slice_id: int

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from pydantic import Field
 
+from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
 from mlora_sched.spec.state import ErrorCode
@@ -182,8 +183,7 @@ class FakeWorker:
 
     def _attach(self, start: JobStart) -> None:
         script = _script(start.spec)
-        saved = sorted(Path(start.job_dir).glob("checkpoints/step-*")) if start.resume else []
-        step = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
         self._residents[start.job_id] = _Resident(start, script, step)
         self._outbox.append(
             Attached(
@@ -257,8 +257,7 @@ class FakeWorker:
             self._save(job, best)
 
     def _save(self, job: _Resident, best: bool) -> None:
-        folder = Path(job.start.job_dir) / "checkpoints" / f"step-{job.step:06d}"
-        _export(folder)
+        _export(checkpoint_dir(Path(job.start.job_dir), job.step))
         saved = CheckpointSaved(job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, best=best)
         self._outbox.append(saved)
 

@@ -1,12 +1,24 @@
-"""How a worker's program begins: it waits for `Init`. Light, since the preparer loads no engine."""
+"""How a worker's program begins: it takes the pipe and waits for `Init`. Light, since the preparer loads no engine."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
 from mlora_sched.spec.wire import Command, Init, Report
-from mlora_sched.worker.protocol import Channel
+from mlora_sched.worker.protocol import Channel, worker_end
 
 IDLE_SECONDS = 1.0
 """How long a worker waits for a command at a time when it has nothing to do."""
+
+
+def run_program(serve: Callable[[Channel[Command, Report]], int]) -> NoReturn:
+    """Serve the daemon whose pipe the command line names (`--fd N`), and exit with what `serve` returns."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True, help="File descriptor of the pipe to the daemon.")
+    sys.exit(serve(worker_end(parser.parse_args().fd)))
 
 
 def first_command(channel: Channel[Command, Report]) -> Init | None:

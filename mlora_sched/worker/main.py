@@ -6,18 +6,15 @@ that a join, a pause or a cancel waits for one pack at most. When the daemon's e
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from typing import assert_never
-
-import click
 
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.start import start_trainer
 from mlora_sched.errors import MloraError
 from mlora_sched.spec.wire import Attach, Command, Detach, Fatal, Init, Prepare, Ready, Report, Shutdown, Slice
-from mlora_sched.worker.handshake import IDLE_SECONDS, first_command
-from mlora_sched.worker.protocol import Channel, worker_end
+from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, run_program
+from mlora_sched.worker.protocol import Channel
 
 
 class TrainingWorker:
@@ -88,12 +85,5 @@ def serve(channel: Channel[Command, Report]) -> int:
     return 0
 
 
-@click.command()
-@click.option("--fd", type=int, required=True, help="File descriptor of the pipe to the daemon.")
-def main(fd: int) -> None:
-    """Train for the daemon at the other end of a pipe."""
-    sys.exit(serve(worker_end(fd)))
-
-
 if __name__ == "__main__":
-    main()
+    run_program(serve)

@@ -7,11 +7,9 @@ so does a template that asks for more and more memory. One that never ends is th
 from __future__ import annotations
 
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import psutil
 
 from mlora_sched.data.cursor import Cursor
@@ -19,8 +17,8 @@ from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Command, Fatal, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
-from mlora_sched.worker.handshake import IDLE_SECONDS, first_command
-from mlora_sched.worker.protocol import Channel, worker_end
+from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, run_program
+from mlora_sched.worker.protocol import Channel
 
 MEMORY_SHARE = 0.5
 """The part of the machine's memory that reading and tokenising one job's data may take."""
@@ -52,8 +50,6 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
     except OSError as error:
         message = f"its data cannot be kept: {error}"
         return JobFailed(job_id=start.job_id, epoch=start.epoch, code=ErrorCode.STORAGE, message=message)
-    training = start.spec.training
-    cursor = Cursor(len(data.train), training.batch_size, training.seed, start.spec.data.shuffle)
     return Prepared(
         job_id=start.job_id,
         epoch=start.epoch,
@@ -61,7 +57,7 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
         validation_rows=data.stats.validation_rows,
         tokens=data.stats.tokens,
         truncated=data.stats.truncated,
-        total_steps=training.total_steps(cursor.steps_per_epoch),
+        total_steps=start.spec.training.total_steps(Cursor.of(start.spec, data.stats.rows).steps_per_epoch),
     )
 
 
@@ -84,13 +80,11 @@ def serve(channel: Channel[Command, Report]) -> int:
     return 0
 
 
-@click.command()
-@click.option("--fd", type=int, required=True, help="File descriptor of the pipe to the daemon.")
-def main(fd: int) -> None:
-    """Prepare data for the daemon at the other end of a pipe."""
+def main(channel: Channel[Command, Report]) -> int:
+    """`serve` within bounds of memory."""
     yield_memory(int(psutil.virtual_memory().total * MEMORY_SHARE))
-    sys.exit(serve(worker_end(fd)))
+    return serve(channel)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -114,11 +114,12 @@ def test_a_killed_daemon_leaves_nothing_in_the_way(short_dir: Path) -> None:
         process.kill()
         process.wait()
     assert settings.socket.exists()
-    leftover = settings.spool_dir / ".incoming-x"
-    leftover.parent.mkdir(exist_ok=True)
-    leftover.write_text("half of an upload")
+    leftovers = [settings.spool_dir / ".draft-x", settings.cache_dir / ".draft-y" / "tokens"]
+    for leftover in leftovers:
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.write_text("half of an upload, or of a cache entry")
     with running(settings) as process:
-        assert not leftover.exists()
+        assert not any(leftover.exists() for leftover in leftovers)
         with Client(settings.socket) as client:
             assert client.daemon().pid == process.pid
         stop(process, signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,14 +64,13 @@ def _check(path: Path, base: str | None) -> Checked:
 
 
 def _check_data(known: Checked, spec: JobSpec, files: Mapping[str, Path], base: str) -> Checked:
+    from mlora_sched.data.cursor import Cursor
     from mlora_sched.data.tokens import load_tokenizer, prepare  # loads transformers
 
     with tempfile.TemporaryDirectory() as cache:
         stats = prepare(spec, files, load_tokenizer(base), Path(cache)).stats
-    steps_per_epoch = math.ceil(stats.rows / spec.training.batch_size)
-    return known.model_copy(
-        update=dataclasses.asdict(stats) | {"total_steps": spec.training.total_steps(steps_per_epoch)}
-    )
+    total_steps = spec.training.total_steps(Cursor.of(spec, stats.rows).steps_per_epoch)
+    return known.model_copy(update=dataclasses.asdict(stats) | {"total_steps": total_steps})
 
 
 def _line(item: Checked) -> str:

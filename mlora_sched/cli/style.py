@@ -1,0 +1,24 @@
+"""What every table of jobs has in common: the colours of states, how a loss is written. It draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mlora_sched.spec.state import JobState
+
+STATE_COLOURS: Mapping[JobState, str] = MappingProxyType(
+    {
+        JobState.RUNNING: "cyan",
+        JobState.SUCCEEDED: "green",
+        JobState.FAILED: "red",
+        JobState.CANCELLED: "yellow",
+        JobState.PAUSED: "yellow",
+    }
+)
+"""Rich's names; a state that is not here has no colour."""
+
+
+def loss_text(value: float | None) -> str:
+    """Four decimals; empty where there is no loss yet."""
+    return "" if value is None else f"{value:.4f}"
