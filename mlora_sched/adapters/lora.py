@@ -134,12 +134,27 @@ def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, 
 
 def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuse to start from an adapter whose settings change what its weights mean."""
+    refuse_patterns(found)
     for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts"):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(
                 f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "
                 f"{own[key]!r}; change the job's adapter settings or start from another adapter"
             )
+
+
+def refuse_patterns(found: dict[str, Any]) -> None:
+    """Refuse settings of PEFT that change single modules: their weights would mean something else here."""
+    for key in ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save"):
+        if found.get(key):
+            raise SpecError(
+                f"adapter.init_from: its adapter_config.json sets {key}, which is not known here; start from an "
+                f"adapter with one rank and one alpha for all modules"
+            )
+    if found.get("bias", "none") != "none":
+        raise SpecError(
+            f"adapter.init_from: it trained biases (bias = {found['bias']!r}); start from one with bias none"
+        )
 
 
 def matching(tensors: dict[str, Tensor], wanted: dict[str, str], params: Params) -> dict[str, Tensor]:

@@ -96,7 +96,9 @@ def probe(base: FrozenBase, candidates: Sequence[int], seed: int = 0) -> ProbeVe
     reference = runs[candidates[-1]][0]
     agreeing = tuple(bucket for bucket, bits in runs.items() if all(reference.same(one) for one in bits))
     if candidates[-1] in agreeing:
-        return ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=agreeing)
+        few = 2 * len(agreeing) < len(candidates)
+        reason = f"packs are padded to one of {len(agreeing)} lengths ({_some(agreeing)})" if few else ""
+        return ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=agreeing, reason=reason)
     largest = max(reference.difference(one) for bits in runs.values() for one in bits)
     odd = [bucket for bucket in candidates if bucket not in agreeing]
     return ProbeVerdict(

@@ -35,7 +35,7 @@ class ProbeVerdict(Frozen):
         exactness: `exact` only when the probe compared bits and found no difference.
         largest_difference: largest relative difference seen between company and alone; 0.0 when exact.
         buckets: the pack lengths (tokens) the worker uses, ascending.
-        reason: what was not invariant, empty when exact.
+        reason: what was not invariant; when exact, what exactness costs where it costs much, else empty.
     """
 
     exactness: Exactness
@@ -45,7 +45,7 @@ class ProbeVerdict(Frozen):
 
     def __str__(self) -> str:
         if self.exactness is Exactness.EXACT:
-            return "exact"
+            return f"exact ({self.reason})" if self.reason else "exact"
         return f"within rounding ({self.largest_difference:.1e} relative: {self.reason})"
 
 

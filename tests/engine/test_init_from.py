@@ -93,6 +93,29 @@ def test_an_adapter_of_other_settings_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alpha_pattern", {"q_proj": 32}),
+        ("rank_pattern", {"v_proj": 2}),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "all"),
+    ],
+)
+def test_settings_of_peft_that_change_single_modules_are_refused(
+    trained: Trained, tmp_path: Path, key: str, value: object
+) -> None:
+    """They would be silently wrong: the weights load, and mean something else."""
+    folder, _ = trained("lora")
+    shutil.copytree(folder, tmp_path / "foreign")
+    config = json.loads((folder / CONFIG).read_text())
+    (tmp_path / "foreign" / CONFIG).write_text(json.dumps(config | {key: value}))
+    bench = Bench(tmp_path / "run")
+    bench.run(bench.start(adapter={"method": "lora", "r": 4, "alpha": 8}, init_from=tmp_path / "foreign"))
+    assert bench.failure().code is ErrorCode.BAD_SPEC
+    assert key in bench.failure().message
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"layers": 3}, "lacks base_model.model.model.layers.2"),
