@@ -98,10 +98,13 @@ def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: 
     from mlora_sched.worker.local import WAIT_POLICY
 
     os.environ.update(WAIT_POLICY | dict(os.environ))  # read when torch is loaded, by the imports below
+    from transformers.utils import logging
+
     from mlora_sched.cli.local.run_report import RunReport
     from mlora_sched.engine.start import start_trainer
     from mlora_sched.spec.wire import Share, Slice
 
+    logging.disable_progress_bar()
     with RunReport(starts, out, as_json=as_json) as report:
         trainer = start_trainer(config)
         report.ready(trainer.origin)
