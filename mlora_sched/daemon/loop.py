@@ -50,7 +50,7 @@ SLICES_AHEAD = 2
 DRAIN_SECONDS = 30.0
 """How long the jobs may take to save their state when the daemon stops."""
 
-_ON_TRIAL = "worker: it died, and the job that ends it is being looked for"
+_ON_TRIAL = f"{WaitReason.WORKER.value}: it died, and the job that ends it is being looked for"
 
 
 @dataclass(slots=True)
@@ -326,7 +326,8 @@ class DaemonLoop:
             self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
-        return {job.id: f"worker: {self._board.state}" for job in jobs if job.state is JobState.QUEUED}
+        reason = f"{WaitReason.WORKER.value}: {self._board.state}"
+        return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
 
     def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
         """Write the reasons that are new, of jobs that do wait."""

@@ -64,7 +64,6 @@ class ErrorCode(StrEnum):
     ADAPTER_ERROR = "adapter_error"
     WORKER_CRASH = "worker_crash"
     STORAGE = "storage"
-    INTERNAL = "internal"
 
 
 class WaitReason(StrEnum):
@@ -74,6 +73,5 @@ class WaitReason(StrEnum):
     PREPARING = "preparing: reading and tokenising its data"
     PAUSED = "paused by its owner"
     SLOTS = "slots: as many jobs are resident as the daemon allows"
-    MEMORY = "memory"
     BASE = "base"
-    WORKER = "worker: starting"
+    WORKER = "worker"

@@ -20,9 +20,7 @@ class LiveJob:
         files: sha256 of every file of `spec.files`, by the name the spec uses.
         epoch: how often the job was sent to a worker; reports of another epoch are stale.
         step, total_steps: finished optimiser steps; all of them, None before the data is prepared.
-        tokens: real tokens of the finished steps.
         crashes: how often a worker died while this job was alone in it.
-        created: seconds since the Unix epoch.
     """
 
     id: str
@@ -38,9 +36,7 @@ class LiveJob:
     epoch: int
     step: int
     total_steps: int | None
-    tokens: int
     crashes: int
-    created: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def _exactness(connection: Connection, row: Row[Any], report: Attached) -> str:
     """What the job's results are worth: the verdict of the worker it joins, or a weaker one that it brings along."""
     if report.other_numerics:
         return OTHER_NUMERICS
-    if report.step > 0 and row.exactness not in ("", Exactness.EXACT.value):
+    if report.step > 0 and row.exactness.startswith(Exactness.WITHIN_ROUNDING.value):
         return str(row.exactness)
     status = connection.scalar(select(schema.worker_status.c.status))
     return "" if status is None else WorkerStatus.model_validate_json(status).exactness

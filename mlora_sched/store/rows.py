@@ -36,9 +36,7 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         epoch=row.epoch,
         step=row.step,
         total_steps=row.total_steps,
-        tokens=row.tokens,
         crashes=row.crashes,
-        created=row.created,
     )
 
 

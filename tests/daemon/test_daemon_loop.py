@@ -270,7 +270,7 @@ def test_a_failing_job_disturbs_nobody(rig: Rig) -> None:
 def test_a_stale_report_neither_fails_nor_frees_a_job(rig: Rig) -> None:
     job = rig.submit("job", steps=20)
     rig.until(lambda: rig.store.get(job).step >= 3)
-    stale = JobFailed(job_id=job, epoch=0, code=ErrorCode.INTERNAL, message="of an earlier attachment")
+    stale = JobFailed(job_id=job, epoch=0, code=ErrorCode.STORAGE, message="of an earlier attachment")
     rig.workers[0]._outbox.append(stale)
     rig.tick()
     assert job in rig.loop._held

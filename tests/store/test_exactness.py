@@ -62,6 +62,7 @@ def test_a_finished_job_keeps_its_verdict(queued: JobStore, verdict: str) -> Non
         (ROUNDED, "exact", 5, ROUNDED),
         (ROUNDED, "exact", 0, "exact"),  # it had no checkpoint: nothing of the first worker is in it
         ("exact", ROUNDED, 0, ROUNDED),
+        ("exact (one length only)", ROUNDED, 5, ROUNDED),
     ],
 )
 def test_of_two_workers_the_weaker_verdict_stands(

@@ -220,7 +220,7 @@ def test_requests_are_taken_or_refused(store: JobStore, state: JobState, pending
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(JobState, JobState)))
 def test_only_the_drawn_transitions_are_possible(store: JobStore, source: JobState, target: JobState) -> None:
     bring_to(store, source)
-    columns = {"error_code": "internal", "error": "why"} if target is JobState.FAILED else {}
+    columns = {"error_code": "storage", "error": "why"} if target is JobState.FAILED else {}
     if target not in TRANSITIONS[source]:
         with pytest.raises(AssertionError, match="is no transition"):
             store.transition(ID, source, target, 12.0, **columns)
@@ -293,12 +293,12 @@ def test_stale_reports_and_reports_after_the_end_are_ignored(store: JobStore) ->
     bring_to(store, JobState.QUEUED)
     assert store.begin_epoch(ID) == 1
     before = store.get(ID)
-    failed = JobFailed(job_id=ID, epoch=0, code=ErrorCode.INTERNAL, message="old")
+    failed = JobFailed(job_id=ID, epoch=0, code=ErrorCode.STORAGE, message="old")
     store.record([attached(0), stepped(1, epoch=0), failed], 12.0)
     assert (store.get(ID), store.metrics(ID), store.fairness().counters) == (before, [], {})
     store.record([attached(1), JobFinished(job_id=ID, epoch=1, step=4)], 13.0)
     ended = store.get(ID)
-    late = [attached(1), stepped(5, epoch=1), JobFailed(job_id=ID, epoch=1, code=ErrorCode.INTERNAL, message="late")]
+    late = [attached(1), stepped(5, epoch=1), JobFailed(job_id=ID, epoch=1, code=ErrorCode.STORAGE, message="late")]
     store.record(late, 14.0)
     assert store.get(ID) == ended
     assert store.metrics(ID) == []
