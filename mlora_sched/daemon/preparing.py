@@ -39,6 +39,9 @@ class Preparing:
         self._job_start = job_start
         self._task: _Task | None = None
         self._deaths: dict[str, int] = {}
+        self._turns = 0
+        self._last_turn: dict[str, int] = {}
+        """By owner: somebody with many slow jobs holds up everybody else by one of them at a time."""
 
     def hear(self, heard: Heard, now: float) -> list[JobReport]:
         """Take in what the preparer said; what it said about jobs is returned for the store."""
@@ -63,8 +66,11 @@ class Preparing:
             self._fail(self._task.job_id, f"{message}; look for a template that never ends, or give fewer rows", now)
             self._abandon()
         elif self._task is None and waiting and self._preparer.running:
-            self._task = _Task(waiting[0].id, now)
-            self._preparer.send(Prepare(start=self._job_start(waiting[0], waiting[0].epoch)))
+            job = min(waiting, key=lambda job: self._last_turn.get(job.owner, 0))
+            self._turns += 1
+            self._last_turn[job.owner] = self._turns
+            self._task = _Task(job.id, now)
+            self._preparer.send(Prepare(start=self._job_start(job, job.epoch)))
 
     def close(self) -> None:
         """End the preparer; it is not waited for when it is busy, since the next daemon does its work anew."""

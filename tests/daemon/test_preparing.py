@@ -63,6 +63,16 @@ def test_data_that_takes_for_ever_fails_its_job(rig: Rig) -> None:
     assert len(rig.preparers) == 2
 
 
+def test_owners_take_turns(rig: Rig) -> None:
+    """Whoever submits many jobs that hang holds up everybody else by one of them at a time."""
+    hanging_jobs = [rig.submit(f"hang{number}", "ann", prepare_hangs=True) for number in range(4)]
+    good = [rig.submit(f"good{number}", "bob", steps=2) for number in range(2)]
+    rig.until_state(good[0], JobState.SUCCEEDED)
+    assert [rig.state(job) for job in hanging_jobs] == [JobState.FAILED, *[JobState.PREPARING] * 3]
+    rig.until_state(good[1], JobState.SUCCEEDED)
+    assert [rig.state(job) for job in hanging_jobs] == [*[JobState.FAILED] * 2, *[JobState.PREPARING] * 2]
+
+
 def test_ending_a_preparer_is_no_death_of_it(rig: Rig) -> None:
     """However many jobs are cancelled while they are prepared, the preparer is not given up."""
     for number in range(supervisor.MAX_DEATHS + 1):
