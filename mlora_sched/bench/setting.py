@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers.utils import logging
 
 from mlora_sched.bench.record import Machine
 from mlora_sched.engine.loop import Trainer
@@ -51,6 +52,7 @@ class Setting:
 def start(base: Path, threads: int) -> Trainer:
     """Load the base and probe the device exactly as a worker does; pins torch's threads."""
     torch.set_num_threads(threads)
+    logging.disable_progress_bar()
     config = WorkerConfig(
         base_name="bench", base=str(base), device="cpu", dtype="float32", threads=threads, pack_tokens=PACK_TOKENS
     )

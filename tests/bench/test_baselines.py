@@ -98,6 +98,16 @@ def test_peak_tensors_counts_what_lives_at_once() -> None:
     assert peak.live == b.nbytes + c.nbytes
 
 
+def test_peak_tensors_counts_what_autograd_keeps() -> None:
+    x = torch.zeros(1000, requires_grad=True)
+    with PeakTensors() as peak:
+        y = x.exp().exp()  # the inner result lives on for the backward alone
+        assert peak.live == 3 * 4000
+        y.sum().backward()
+        del y
+    assert peak.live == 2 * 4000  # x and its gradient
+
+
 def test_rows_come_from_the_files_of_a_directory(setting: Setting, tmp_path: Path) -> None:
     rows = '{"instruction": "Add.", "input": "1 and 2", "output": "3"}\n{"instruction": "Go.", "output": "gone"}\n'
     (tmp_path / "some.jsonl").write_text(rows, encoding="utf-8")
