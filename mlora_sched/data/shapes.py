@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mlora_sched.data.source import Record
+from mlora_sched.data.source import Record, parse_json
 from mlora_sched.errors import shown
 
 Message = dict[str, Any]
@@ -144,7 +144,7 @@ def _json_list(record: Record, column: str) -> list[Any]:
 
 def _json(record: Record, where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise record.error(f"{where}: {shown(text)} is not JSON: {error.msg}") from None
     except RecursionError:

@@ -8,16 +8,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlora_sched.errors import DataError, NotFound
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_CSV_FIELD = 1 << 30
 _PARQUET_BATCH = 256
+_STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*+"|-?\d++(?:\.\d++)?+(?:[eE][+-]?\d++)?+')
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,21 @@ def _read_parquet(name: str, handle: BinaryIO) -> Iterator[Record]:
     number = 0
     try:
         for batch in pq.ParquetFile(handle).iter_batches(batch_size=_PARQUET_BATCH):
-            for row in batch.to_pylist():
+            for position in range(batch.num_rows):
                 number += 1
-                yield _record(name, number, _without_nulls(row))
-    except UnicodeDecodeError as error:
-        raise DataError(f"a text column is not UTF-8 ({error.reason})", file=name, line=number + 1) from None
+                yield _record(name, number, _without_nulls(_python_row(batch, position, name, number)))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"is not a readable parquet file: {error}", file=name) from None
+
+
+def _python_row(batch: RecordBatch, position: int, name: str, number: int) -> Any:
+    """One row in Python's types, which hold less than Arrow's: years end at 9999, texts are UTF-8, keys are unique."""
+    try:
+        return batch.slice(position, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        raise DataError(f"a text column is not UTF-8 ({error.reason})", file=name, line=number) from None
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"holds a value that cannot be read: {error}", file=name, line=number) from None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -170,9 +184,31 @@ def _decode(raw: bytes, name: str, first_line: int) -> str:
         raise DataError(message, file=name, line=line) from None
 
 
-def _parse(text: str, name: str, first_line: int) -> Any:
+def parse_json(text: str) -> Any:
+    """`json.loads` whose complaint about an endless number is one about JSON, too, and knows where it stands.
+
+    Raises:
+        JSONDecodeError: the text is no JSON, or an integer has more digits than Python converts.
+        RecursionError: it is nested too deeply.
+    """
     try:
         return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        message = f"an integer has more than {sys.get_int_max_str_digits()} digits; write it as a string"
+        raise json.JSONDecodeError(message, text, _start_of_long_integer(text)) from None
+
+
+def _start_of_long_integer(text: str) -> int:
+    limit = sys.get_int_max_str_digits()
+    found = _STRING_OR_NUMBER.finditer(text)
+    return next(at.start() for at in found if (digits := at[0].lstrip("-")).isdecimal() and len(digits) > limit)
+
+
+def _parse(text: str, name: str, first_line: int) -> Any:
+    try:
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(f"is not JSON: {error.msg} (column {error.colno})", file=name, line=line) from None

@@ -36,6 +36,8 @@ GOOD = '{"text": "a"}\n'
         ("latin1.json", '[\n\n"café"]'.encode("latin-1"), 3, "UTF-8"),
         ("latin1.csv", "text\nok\ncafé\n".encode("latin-1"), 3, "UTF-8"),
         ("deep.jsonl", GOOD.encode() + b"[" * 100_000, 2, "nested too deeply"),
+        ("digits.jsonl", GOOD.encode() + b'{"text": "a", "n": -' + b"9" * 5000 + b"}\n", 2, "more than 4300 digits"),
+        ("digits.json", b'[\n{"text": "\\"' + b"9" * 5000 + b'"},\n{"n": ' + b"9" * 5000 + b"}]", 3, "4300 digits"),
         ("fields.csv", b'text,other\n"two\nlines",x\n1,2,3\n', 4, "3 fields"),
         ("quote.csv", b'text\nok\n"open\n', 3, "not CSV"),
         ("twice.csv", b"text,text\na,b\n", 1, "repeated column"),
@@ -82,6 +84,7 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path) -> None:
         ([{"text": "a"}, {"instruction": "a", "output": "b"}], "lacks the column text"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "lacks the column completion"),
         ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 4}], "output: 4 is int, not text"),
+        ([{"messages": '[{"role": "user", "content": ' + "9" * 5000 + "}]"}], "messages: .* more than 4300 digits"),
     ],
 )
 def test_unknown_mixed_and_missing_columns_are_named(
@@ -146,6 +149,33 @@ def test_parquet_structs_lose_the_nulls_that_arrow_adds(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert [record.values for record in read("a.parquet", tmp_path / "a.parquet")] == rows
+
+
+def test_numbers_of_any_length_are_read_where_they_can_be(tmp_path: Path) -> None:
+    digits = "7" * 5000
+    row = f'{{"text": "{digits}", "id": {digits[:4300]}, "tiny": 0.{digits}, "huge": {digits}e-4990}}'
+    (tmp_path / "a.jsonl").write_text(row)
+    (record,) = read("a.jsonl", tmp_path / "a.jsonl")
+    assert record.values["text"] == digits
+    assert record.values["id"] == (10**4300 - 1) // 9 * 7
+    assert (record.values["tiny"], record.values["huge"]) == (7 / 9, 7e9 * 10 / 9)
+
+
+@pytest.mark.parametrize(
+    ("column", "line", "says"),
+    [
+        (pa.array([0] * 300 + [10**7], pa.date32()), 301, "date value out of range"),
+        (pa.array([0, 2**62], pa.duration("s")), 2, "cannot be read"),
+        (pa.StructArray.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"]), 1, "duplicate field names"),
+    ],
+)
+def test_parquet_values_that_python_cannot_hold_are_named(
+    column: pa.Array, line: int, says: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=says) as caught:
+        list(read("a.parquet", tmp_path / "a.parquet"))
+    assert caught.value.line == line
 
 
 def test_other_columns_are_ignored_and_null_ones_absent(tmp_path: Path) -> None:
