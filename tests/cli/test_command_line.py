@@ -124,8 +124,9 @@ def test_validate(tmp_path: Path, capsys: Capture) -> None:
     assert run(["validate", str(path), "--json"]) == 0
     [checked] = json.loads(capsys.readouterr().out)
     assert (checked["name"], checked["method"], checked["files"]) == ("toy", "lora", ["train.jsonl"])
+    assert (checked["rows_read"], checked["tokens"]) == (5, None)
     assert run(["validate", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: ok: toy, lora\n"
+    assert capsys.readouterr().out == f"{path}: ok: toy, lora, 5 rows (tokens not counted: that takes --base)\n"
     (tmp_path / "train.jsonl").unlink()
     assert run(["validate", str(path)]) == 2
     assert "error: toy: data.train: train.jsonl: no such file" in capsys.readouterr().err
@@ -134,6 +135,51 @@ def test_validate(tmp_path: Path, capsys: Capture) -> None:
     for base in (str(tmp_path / "gone"), f"demo={tmp_path / 'gone'}"):
         assert run(["validate", str(path), "--base", base]) == 2
         assert "gone is no directory; write NAME=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "train.jsonl: holds no rows"),
+        ('{"text": "a"}\n{"text"', "train.jsonl, line 2: is not JSON"),
+        ('{"question": "a"}', "train.jsonl, line 1: the columns question are of no known shape"),
+        ('{"text": "a"}\n{"n": 1}', "train.jsonl, line 2: lacks the column text"),
+        ('{"text": "a"}\n{"text": 1}', "train.jsonl, line 2: text: 1 is int, not text"),
+        ('{"messages": [{"role": "user"}]}', "train.jsonl, line 1: message 1 (user): has neither content"),
+    ],
+)
+def test_validate_reads_the_rows_without_a_base(tmp_path: Path, capsys: Capture, content: str, says: str) -> None:
+    path = make_spec(tmp_path)
+    (tmp_path / "train.jsonl").write_text(content)
+    assert run(["validate", str(path)]) == 2
+    assert f"error: {path}: {says}" in capsys.readouterr().err
+
+
+def test_validate_reads_the_held_out_file_and_asks_no_shape_of_a_template_file(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "held-out.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "own.jinja").write_text("{{ question }}")
+    data = {"train": "train.jsonl", "validation": "held-out.jsonl"}
+    path = make_spec(tmp_path, data=data)
+    assert run(["validate", str(path)]) == 2
+    assert "held-out.jsonl, line 1: the columns question" in capsys.readouterr().err
+    assert run(["validate", str(make_spec(tmp_path, data=data | {"template": "own.jinja"}))]) == 0
+    assert "6 rows (tokens not counted" in capsys.readouterr().out
+
+
+def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys: Capture) -> None:
+    paths = {name: tmp_path / name / "toy.yaml" for name in ("key", "good", "rows", "file")}
+    for path in paths.values():
+        path.parent.mkdir()
+        make_spec(path.parent)
+    make_spec(paths["key"].parent, lora_r=8)
+    (paths["rows"].parent / "train.jsonl").write_text("{")
+    (paths["file"].parent / "train.jsonl").unlink()
+    assert run(["validate", *map(str, paths.values()), str(tmp_path / "gone.yaml"), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert [item["spec"] for item in json.loads(printed.out)] == [str(paths["good"])]
+    lines = json.loads(printed.err)["message"].splitlines()
+    starts = [f"{paths['key']}: lora_r", f"{paths['rows']}: train.jsonl, line 1", "toy: data.train", str(tmp_path)]
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mlora_sched.data.source import read
+from mlora_sched.data.shapes import Shape, conversation
+from mlora_sched.data.source import Record, read
 from mlora_sched.errors import DataError, NotFound
 
 GOOD = '{"text": "a"}\n'
@@ -84,7 +85,6 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path) -> None:
         ([{"text": "a"}, {"instruction": "a", "output": "b"}], "lacks the column text"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "lacks the column completion"),
         ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": 4}], "output: 4 is int, not text"),
-        ([{"messages": '[{"role": "user", "content": ' + "9" * 5000 + "}]"}], "messages: .* more than 4300 digits"),
     ],
 )
 def test_unknown_mixed_and_missing_columns_are_named(
@@ -94,6 +94,12 @@ def test_unknown_mixed_and_missing_columns_are_named(
     with pytest.raises(DataError, match=says) as caught:
         encode(plain_tokenizer, path)
     assert caught.value.line == len(rows)
+
+
+def test_numbers_too_long_inside_a_column_are_named() -> None:
+    turns = '[{"role": "user", "content": ' + "9" * 5000 + "}]"
+    with pytest.raises(DataError, match=r"a\.csv, line 7: messages: .* more than 4300 digits"):
+        conversation(Shape.MESSAGES, Record("a.csv", 7, {"messages": turns}))
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -1,26 +1,33 @@
-"""`validate`: check specs and their files without a daemon."""
+"""`validate`: check specs, their files and rows without a daemon."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.data.check import count_rows
+from mlora_sched.errors import DataError, MloraError, NotFound, UserError
 from mlora_sched.settings import parse_base
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, load_job, local_files
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class Checked(Frozen):
-    """What is known of a valid spec; the counts need a base's tokenizer and are None without one.
+    """What is known of a valid spec; the counts after `rows_read` need a base's tokenizer and are None without one.
 
     Attributes:
         spec: the spec's file.
+        rows_read: rows of all its data files.
         rows, validation_rows: rows to train on and held out.
         tokens: of the rows to train on, after truncation.
         truncated: rows cut to `data.max_length`.
@@ -31,6 +38,7 @@ class Checked(Frozen):
     name: str
     method: str
     files: tuple[str, ...]
+    rows_read: int
     rows: int | None = None
     validation_rows: int | None = None
     tokens: int | None = None
@@ -40,41 +48,69 @@ class Checked(Frozen):
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
-@click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also read the data with this base's tokenizer.")
+@click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also tokenise the data, with this base's tokenizer.")
 @json_option
 def validate(specs: tuple[Path, ...], base: str | None, as_json: bool) -> None:
-    """Check job specs and their files.
+    """Check job specs, their files and the rows in them.
 
-    With --base the data is read and tokenised too, as the daemon would do it.
+    With --base the rows are tokenised too, as the daemon would do it. Every bad spec is named, not only the first.
     """
-    location = None if base is None else parse_base(base).location
-    checked = [_check(path, location) for path in specs]
+    tokenizer = None if base is None else _tokenizer(parse_base(base).location)
+    checked: list[Checked] = []
+    faults: list[MloraError] = []
+    for path in specs:
+        try:
+            checked.append(_check(path, tokenizer))
+        except DataError as error:
+            faults.append(DataError(f"{path}: {error.message}"))
+        except (UserError, NotFound) as error:
+            faults.append(error)
     if as_json:
         print_json(checked)
     else:
         for item in checked:
             click.echo(_line(item))
+    if faults:
+        raise _together(faults)
 
 
-def _check(path: Path, base: str | None) -> Checked:
+def _tokenizer(base: str) -> PreTrainedTokenizerBase:
+    from mlora_sched.data.tokens import load_tokenizer  # loads transformers
+
+    return load_tokenizer(base)
+
+
+def _together(faults: Sequence[MloraError]) -> MloraError:
+    """One error that says all that the given ones say."""
+    kinds = {type(fault) for fault in faults}
+    kind = kinds.pop() if len(kinds) == 1 else UserError
+    return kind("\n".join(fault.message for fault in faults))
+
+
+def _check(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
     spec = load_job(path)
     files = local_files(spec, path.parent)
-    known = Checked(spec=str(path), name=spec.name, method=spec.adapter.method, files=spec.files)
-    return known if base is None else _check_data(known, spec, files, base)
+    known = {"spec": str(path), "name": spec.name, "method": spec.adapter.method, "files": spec.files}
+    if tokenizer is None:
+        return Checked.model_validate(known | {"rows_read": count_rows(spec.data, files)})
+    return Checked.model_validate(known | _counts(spec, files, tokenizer))
 
 
-def _check_data(known: Checked, spec: JobSpec, files: Mapping[str, Path], base: str) -> Checked:
+def _counts(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     from mlora_sched.data.cursor import Cursor
-    from mlora_sched.data.tokens import load_tokenizer, prepare  # loads transformers
+    from mlora_sched.data.tokens import prepare
 
     with tempfile.TemporaryDirectory() as cache:
-        stats = prepare(spec, files, load_tokenizer(base), Path(cache)).stats
+        stats = prepare(spec, files, tokenizer, Path(cache)).stats
     total_steps = spec.training.total_steps(Cursor.of(spec, stats.rows).steps_per_epoch)
-    return known.model_copy(update=dataclasses.asdict(stats) | {"total_steps": total_steps})
+    rows_read = stats.rows + stats.validation_rows
+    return dataclasses.asdict(stats) | {"rows_read": rows_read, "total_steps": total_steps}
 
 
 def _line(item: Checked) -> str:
-    counts = "" if item.rows is None else f", {item.rows} rows, {item.tokens} tokens, {item.total_steps} steps"
+    start = f"{item.spec}: ok: {item.name}, {item.method}"
+    if item.rows is None:
+        return f"{start}, {item.rows_read} rows (tokens not counted: that takes --base)"
     held_out = f", {item.validation_rows} held out" if item.validation_rows else ""
     cut = f", {item.truncated} cut to max_length" if item.truncated else ""
-    return f"{item.spec}: ok: {item.name}, {item.method}{counts}{held_out}{cut}"
+    return f"{start}, {item.rows} rows, {item.tokens} tokens, {item.total_steps} steps{held_out}{cut}"
