@@ -23,7 +23,7 @@ from mlora_sched.artifacts.adapter_files import read_adapter, write_adapter
 from mlora_sched.artifacts.atomic import atomic_directory
 from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.data.pack import Chunk, build_pack
-from mlora_sched.data.tokens import prepare
+from mlora_sched.data.tokens import Prepared, prepare
 from mlora_sched.engine.saving import resume, save
 from mlora_sched.engine.step import PartError, SegmentResult, run_pack
 from mlora_sched.engine.train_state import EvalFigures, Phase, StepFigures, TrainState
@@ -128,7 +128,7 @@ class Trainer:
 
     def _state(self, start: JobStart) -> TrainState:
         files = {name: Path(path) for name, path in start.files.items()}
-        data = prepare(start.spec, files, self.tokenizer, Path(start.cache_dir))
+        data = _read_data(start, files, self.tokenizer)
         longest = max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None)
         if longest > self.base.longest:
             raise SpecError(
@@ -299,12 +299,22 @@ _FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryE
 """What ends one job and nobody else."""
 
 
+def _read_data(start: JobStart, files: dict[str, Path], tokenizer: Any) -> Prepared:
+    """The job's tokenised data, usually from the cache; whatever reading it raises is the data's fault."""
+    try:
+        return prepare(start.spec, files, tokenizer, Path(start.cache_dir))
+    except (MloraError, OSError):
+        raise
+    except Exception as error:
+        raise DataError(f"reading the data raised {type(error).__name__}: {error}") from error
+
+
 @contextlib.contextmanager
 def _own_code(start: JobStart) -> Iterator[None]:
     """Here one job's own code runs: what it raises is that job's fault, unless the error says itself what it is."""
     try:
         yield
-    except (MloraError, OSError, torch.OutOfMemoryError):
+    except (MloraError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
         raise _adapter_fault(start, error) from error

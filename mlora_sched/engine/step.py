@@ -68,6 +68,10 @@ class SegmentResult:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""How torch's CPU allocator, which has no exception of its own, says it."""
+
+
 class PartError(Exception):
     """One job's own code raised inside a pack. `job_id` says whose; the cause is chained."""
 
@@ -90,12 +94,14 @@ def run_pack(
         torch.OutOfMemoryError: likewise.
     """
     parts = [_part(segment, members[segment.chunk.job_id], training) for segment in pack.segments]
-    _place(base, parts, members, training)
+    _place(base, parts, members, training, buckets)
     try:
         return _run(base, pack, parts, members, training, buckets)
-    except torch.OutOfMemoryError:
-        raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's, not a tenant's: after an accelerator error nothing on it can be trusted
     except Exception as error:
+        if isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error):
+            raise torch.OutOfMemoryError(str(error)) from error
         culprit = base.slot.active
         if culprit is None:
             raise
@@ -115,10 +121,16 @@ def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:
     )
 
 
-def _place(base: FrozenBase, parts: Sequence[SegmentPart], members: Mapping[str, PackMember], training: bool) -> None:
+def _place(
+    base: FrozenBase,
+    parts: Sequence[SegmentPart],
+    members: Mapping[str, PackMember],
+    training: bool,
+    buckets: Sequence[int],
+) -> None:
     """Lay every segment's ops into the slot, in segment order."""
     slot = base.slot
-    slot.placed, slot.routed, slot.training = {}, {}, training
+    slot.placed, slot.routed, slot.training, slot.buckets = {}, {}, training, tuple(buckets)
     for part in parts:
         adapter = members[part.job_id].adapter
         for site, op in adapter.site_ops.items():

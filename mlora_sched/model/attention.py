@@ -95,7 +95,9 @@ def packed_attention(
         if softcap is None:
             o_GHLE = _sdpa(q_GHLE, k_GHLE, v_GHLE, scaling, window)
         else:
-            o_GHLE = _capped(q_GHLE, k_GHLE, v_GHLE, scaling, window, softcap)
+            # one by one: the elementwise kernels on the scores split by size, and the size would be the company's
+            each = zip(q_GHLE.split(1), k_GHLE.split(1), v_GHLE.split(1), strict=True)
+            o_GHLE = torch.cat([_capped(q, k, v, scaling, window, softcap) for q, k, v in each])
         for index, o_1HLE in zip(indices, o_GHLE.split(1), strict=True):
             outputs[index] = o_1HLE
     if pack_spans.padding:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mlora_sched.errors import BaseError
 from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
-from mlora_sched.model.experts import PACKED_EXPERTS
+from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
 from mlora_sched.model.site import PackSlot, Site
@@ -107,22 +107,21 @@ def adopt(model: Any, *, name: str, location: str = "", longest: int | None = No
     """Freeze a loaded transformers model and replace its linears by sites, in place."""
     longest = check_config(model.config, name) if longest is None else longest
     model.set_attn_implementation(PACKED_ATTENTION)
-    is_mixture = _uses_experts(model)
-    if is_mixture:
-        model.set_experts_implementation(PACKED_EXPERTS)
     model.eval()
     model.requires_grad_(False)
     slot = PackSlot()
+    experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+    is_mixture = bool(experts)
+    if is_mixture:
+        model.set_experts_implementation(PACKED_EXPERTS)
+    for module in experts:
+        setattr(module, SLOT, slot)
     sites = _replace_linears(model, slot)
     ffns = _replace_ffns(model, slot, sites)
     first = next(model.parameters())
     return FrozenBase(
         name, location, model, sites, ffns, slot, head_of(model), longest, is_mixture, first.device, first.dtype
     )
-
-
-def _uses_experts(model: nn.Module) -> bool:
-    return any(type(module).__name__.endswith("Experts") for module in model.modules())
 
 
 def _replace_linears(model: Any, slot: PackSlot) -> dict[str, Site]:

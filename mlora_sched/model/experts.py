@@ -1,7 +1,7 @@
 """Experts of a mixture base (Mixtral, Qwen3-MoE, …), run so that a token's result does not depend on its company.
 
 transformers' own loops multiply as many rows as happened to be routed to an expert, and a GEMM of few rows may use
-another kernel. Here each expert's rows are padded with zeros to a multiple of `ROWS`, the smallest probed bucket.
+another kernel. Here each expert's rows are padded with zeros to one of the pack's probed lengths.
 The experts are frozen; only the gradient of the input flows.
 
 Legend: T rows of the pack, K experts a token is sent to, D hidden width, N rows of one expert.
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from mlora_sched.data.pack import bucket_for
+
 PACKED_EXPERTS = "mlora_packed"
-ROWS = 32
+SLOT = "mlora_slot"
+"""Attribute of an experts module under which it finds the base's `PackSlot`."""
 
 
 def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -29,6 +32,7 @@ def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     Returns:
         (T, D) in the dtype of hidden_states; each token's K results are added in the order of its choices.
     """
+    buckets = getattr(module, SLOT).buckets
     T, K = top_k_index.shape
     D = hidden_states.shape[-1]
     choice, order = torch.sort(top_k_index.reshape(-1), stable=True)
@@ -38,7 +42,8 @@ def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     pieces = []
     for expert, x_ND in enumerate(torch.split(x_sorted, counts)):
         if len(x_ND) and expert < module.num_experts:
-            padded = nn.functional.pad(x_ND, (0, 0, 0, -len(x_ND) % ROWS))
+            length = bucket_for(len(x_ND), buckets) or len(x_ND)
+            padded = nn.functional.pad(x_ND, (0, 0, 0, length - len(x_ND)))
             pieces.append(_expert(module, expert, padded)[: len(x_ND)])
         else:  # beyond num_experts stand the sentinels of expert parallelism, whose weight is 0
             pieces.append(torch.zeros_like(x_ND))

@@ -83,9 +83,9 @@ class _Mix(torch.autograd.Function):
             ffn.slot.active = at.part
             rows = _rows(at)
             mixed_TF[rows], delta_ND, saved = at.op.forward(x_TD[rows], gate_TF[rows], up_TF[rows], ffn.act_fn, at.part)
+            ffn.slot.active = None
             deltas.append(delta_ND)
             ctx.saved.append(saved)
-        ffn.slot.active = None
         ctx.ffn, ctx.placed, ctx.shapes = ffn, placed, (x.shape, gate.shape)
         return mixed, torch.cat(deltas)
 
@@ -104,9 +104,9 @@ class _Mix(torch.autograd.Function):
             dx_TD[rows], dgate_TF[rows], dup_TF[rows] = at.op.backward(
                 dmixed_TF[rows], ddelta[at_row : at_row + n], saved, at.part
             )
+            ctx.ffn.slot.active = None
             dproduct_TF[rows] = 0
             at_row += n
-        ctx.ffn.slot.active = None
         return (dx if ctx.needs_input_grad[0] else None), dgate, dup, dproduct, None, None, None
 
 

@@ -71,12 +71,14 @@ class PackSlot:
         placed: ops by site name, in segment order.
         routed: ops of routed adapters by FFN name, in segment order (`mlora_sched.model.ffn.RoutedOp`).
         training: True when gradients are wanted.
+        buckets: row counts whose GEMMs were probed; the experts of a mixture base pad to them.
         active: the part whose adapter code is running, for blame when it raises.
     """
 
     placed: dict[str, list[Placed[SiteOp]]] = field(default_factory=dict)
     routed: dict[str, list[Placed[Any]]] = field(default_factory=dict)
     training: bool = False
+    buckets: tuple[int, ...] = ()
     active: Part | None = None
 
 
@@ -132,7 +134,7 @@ class _SiteFunction(torch.autograd.Function):
             site.slot.active = at.part
             rows = slice(at.part.start, at.part.stop)
             saved.append(at.op.forward(x_TD[rows], y_TO[rows], at.part))
-        site.slot.active = None
+            site.slot.active = None
         ctx.site, ctx.placed, ctx.saved = site, placed, saved
         ctx.save_for_backward(x_TD if placed and anchor is not None else None)
         return y_TO.view(*x.shape[:-1], site.out_features)
@@ -151,12 +153,13 @@ class _SiteFunction(torch.autograd.Function):
             site.slot.active = at.part
             rows = slice(at.part.start, at.part.stop)
             carries.append(at.op.backward(dy_TO[rows], x_TD[rows], saved, at.part))
+            site.slot.active = None
         dx = None
         if ctx.needs_input_grad[0]:
             dx_TD = dy_TO @ site.weight
             for at, carry in zip(placed, carries, strict=True):
                 site.slot.active = at.part
                 at.op.add_dx(carry, dx_TD[at.part.start : at.part.stop], at.part)
+                site.slot.active = None
             dx = dx_TD.view(*dy.shape[:-1], site.in_features)
-        site.slot.active = None
         return dx, None, None, None

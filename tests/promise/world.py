@@ -40,8 +40,6 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 
-PACK_TOKENS = 320
-
 
 @dataclass(frozen=True)
 class World:
@@ -50,6 +48,7 @@ class World:
     ff: int = 96
     dtype: torch.dtype = torch.float32
     threads: int = 1
+    pack_tokens: int = 320
 
     def __str__(self) -> str:
         return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads"
@@ -118,7 +117,7 @@ def base_in(world: World) -> FrozenBase:
 def origin_in(world: World) -> Origin:
     """The probe's verdict on that base, which must be exact on a CPU."""
     torch.set_num_threads(world.threads)
-    verdict = probe(base_in(world), bucket_ladder(PACK_TOKENS))
+    verdict = probe(base_in(world), bucket_ladder(world.pack_tokens))
     assert verdict.exactness is Exactness.EXACT, verdict
     numerics = NumericsKey(
         device="cpu",
@@ -150,7 +149,7 @@ class Run:
     def __init__(self, world: World, folder: Path) -> None:
         torch.set_num_threads(world.threads)
         self.folder = folder
-        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), PACK_TOKENS)
+        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), world.pack_tokens)
         self.got: dict[str, Got] = {}
 
     def attach(self, tenant: Tenant) -> None:
