@@ -20,6 +20,7 @@ from mlora_sched import __version__
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
+from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
 from mlora_sched.server.routes import daemon, files, jobs
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import ErrorBody
@@ -37,6 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "What was asked cannot be done as asked.",
         404: "No such job, base, file or checkpoint.",
         409: "Ambiguous, or not allowed in this state.",
+        413: "The body is too large.",
         422: "The spec or a parameter is malformed.",
     }.items()
 }
@@ -54,6 +56,7 @@ def create_app(store: JobStore, settings: DaemonSettings, *, max_file_bytes: int
     app.state.context = Context(store, settings, max_file_bytes)
     for router in (jobs.router, files.router, daemon.router):
         app.include_router(router, prefix=PREFIX)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     app.add_exception_handler(MloraError, _ours)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _of_http)

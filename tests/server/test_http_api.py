@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -16,6 +17,8 @@ from serving import MAX_FILE_BYTES, Served, SpecMaker, settings_in
 from mlora_sched.client import Client
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.server.app import create_app
+from mlora_sched.server.auth import Caller
+from mlora_sched.server.limits import MAX_BODY_BYTES
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import parse_job
 
@@ -125,6 +128,50 @@ def test_a_spec_is_bounded(served: Served, http: httpx.Client) -> None:
     assert "shorten metadata" in failure(http.post("/jobs", json=submission(spec=spec)), 422)["message"]
 
 
+def test_a_body_that_is_too_large_is_refused_unread(served: Served) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(served.socket))
+        connection.settimeout(30)
+        head = "POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 40000000"
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        answer = connection.recv(1 << 16).decode()
+    assert answer.startswith("HTTP/1.1 413 ")
+    assert "the body is larger than 2097152 bytes" in answer
+
+
+def test_a_body_of_unknown_length_is_bounded_too(http: httpx.Client) -> None:
+    blocks = (b" " * (1 << 20) for _ in range(40))
+    answer = http.post("/jobs", content=blocks, headers={"content-type": "application/json"})
+    assert failure(answer, 413)["error"] == "UserError"
+    assert http.get("/daemon").status_code == 200, "the connection goes on"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data; boundary=x"])
+def test_no_more_of_an_endless_body_is_taken_than_its_bound(served: Served, kind: str) -> None:
+    taken = 0
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1 << 16
+        return {"type": "http.request", "body": bytes(1 << 16), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/jobs",
+        "query_string": b"",
+        "headers": [(b"content-type", kind.encode())],
+        "state": {"caller": Caller("ann", is_admin=False)},
+    }
+    asyncio.run(create_app(served.store, served.settings)(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert taken == MAX_BODY_BYTES + (1 << 16)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
 def test_bodies_that_are_no_submission(http: httpx.Client, content: bytes) -> None:
     answer = http.post("/jobs", content=content, headers={"content-type": "application/json"})
@@ -182,7 +229,7 @@ def test_openapi_names_the_error_body_for_every_route(served: Served) -> None:
     api = create_app(served.store, served.settings).openapi()
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
-            for status in ("400", "404", "409", "422"):
+            for status in ("400", "404", "409", "413", "422"):
                 shown = json.dumps(operation["responses"][status])
                 assert "ErrorBody" in shown, (path, method, status)
             assert "HTTPValidationError" not in json.dumps(operation)
