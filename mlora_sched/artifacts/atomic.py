@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlora_sched.files import sync
 
 
 @contextlib.contextmanager
@@ -29,8 +30,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         yield draft
         for path in sorted(draft.rglob("*")):
             if path.is_file():
-                _sync(path)
-        _sync(draft)
+                sync(path)
+        sync(draft)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
             target.rename(old / target.name)
@@ -38,15 +39,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from torch import Tensor
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.artifacts.adapter_files import write_adapter, write_json, write_tensors
 from mlora_sched.artifacts.atomic import atomic_directory
+from mlora_sched.files import checkpoint_dir, list_checkpoints
 
-_NAME = re.compile(r"^step-(\d{6,})$")
 _STATE, _TENSORS = "state.json", "train_state.safetensors"
 
 
@@ -35,11 +34,6 @@ class Checkpoint:
 
     tensors: Mapping[str, Tensor]
     state: dict[str, Any]
-
-
-def checkpoint_dir(job_dir: Path, step: int) -> Path:
-    """Where the checkpoint after `step` finished steps lies."""
-    return job_dir / "checkpoints" / f"step-{step:06d}"
 
 
 def write_checkpoint(
@@ -54,13 +48,6 @@ def write_checkpoint(
         write_adapter(draft, adapter, provenance)
         write_tensors(draft / _TENSORS, {name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()})
         write_json(draft / _STATE, checkpoint.state | {"sha256": _checksum(draft / _TENSORS, checkpoint.state)})
-
-
-def list_checkpoints(job_dir: Path) -> list[int]:
-    """Steps of the checkpoints that are there, ascending."""
-    folder = job_dir / "checkpoints"
-    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in map(_NAME.match, names) if match)
 
 
 def read_newest(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:

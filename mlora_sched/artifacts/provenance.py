@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from mlora_sched.spec.job import JobSpec
-from mlora_sched.spec.wire import NumericsKey, ProbeVerdict
+from mlora_sched.spec.wire import OTHER_NUMERICS, NumericsKey, ProbeVerdict
 
 _PACKAGES = ("mlora_sched", "torch", "transformers", "safetensors", "tokenizers", "numpy")
 
@@ -53,6 +53,6 @@ def provenance(
         "resumes": resumes,
         "versions": {name: version(name) for name in _PACKAGES},
         "numerics": origin.numerics.model_dump(mode="json"),
-        "same_as_alone": "within rounding (resumed under other numerics)" if other_numerics else str(origin.verdict),
+        "same_as_alone": OTHER_NUMERICS if other_numerics else str(origin.verdict),
         "probe": origin.verdict.model_dump(mode="json"),
     }

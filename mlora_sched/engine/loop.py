@@ -106,6 +106,7 @@ class Trainer:
             step=state.step,
             total_steps=state.total_steps,
             trainable_parameters=state.adapter.params.count,
+            other_numerics=state.progress.other_numerics,
         )
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
         if state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export

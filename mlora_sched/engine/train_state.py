@@ -94,7 +94,7 @@ class TrainState:
         self.job_id, self.spec, self.data, self.adapter = job_id, spec, data, adapter
         self.seed = training.seed
         self.progress = Progress()
-        self.cursor = Cursor(len(data.train), training.batch_size, training.seed, spec.data.shuffle)
+        self.cursor = Cursor.of(spec, len(data.train))
         self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
         every = training.eval_every if training.eval_every is not None else "epoch"
         self.eval_steps = None if data.validation is None else interval_steps(every, self.cursor.steps_per_epoch)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.bench import Bench
-from mlora_sched.artifacts.checkpoint import checkpoint_dir, list_checkpoints
 from mlora_sched.engine import loop
+from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Detached, EvalDone, JobFinished, JobStart, StepDone
 
