@@ -6,6 +6,7 @@ Nothing here decides: what to do with a job is the loop's, which states may foll
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,12 +23,13 @@ from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
 
 MIN_PREFIX = 4
-"""Fewest characters of a shortened id, after its "j-"."""
+"""Fewest digits of a shortened id, after its "j-": a slip of the finger must not cancel another job."""
 
 _Events = list[tuple[int, EventView]]
 _Metrics = list[tuple[int, MetricsLine]]
 
 _DETAIL_EVENTS = 20
+_TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_PREFIX - 1}}}$")
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
@@ -81,7 +83,8 @@ class JobStore(DaemonSide):
         if text in found:
             return text
         if not found:
-            raise NotFound(f"no job {text}; `ls` lists yours")
+            remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
+            raise NotFound(f"no job {text}; {remedy}")
         if len(found) > 1:
             raise Ambiguous(f"{text} fits several jobs: {', '.join(found)}; write one of these ids")
         return str(found[0])

@@ -129,6 +129,20 @@ def test_what_is_too_short_or_fits_nothing_is_not_found(store: JobStore, text: s
         store.resolve(text, "ann")
 
 
+@pytest.mark.parametrize("text", ["aab", "j-aab", "a", "j-"])
+def test_a_beginning_that_is_too_short_is_answered_with_how_long_it_must_be(store: JobStore, text: str) -> None:
+    add(store, "j-aabbcc11", "alone")
+    with pytest.raises(NotFound, match=f"no job {text}; write at least 4 digits of an id"):
+        store.resolve(text, "ann")
+
+
+@pytest.mark.parametrize("text", ["alo", "j-alo", "bbcc", "j-ffff"])
+def test_what_is_no_short_id_is_answered_with_where_ids_are(store: JobStore, text: str) -> None:
+    add(store, "j-aabbcc11", "alone")
+    with pytest.raises(NotFound, match=f"no job {text}; `ls` lists yours"):
+        store.resolve(text, "ann")
+
+
 def test_a_full_id_wins_and_several_are_listed(store: JobStore) -> None:
     add(store, "j-aabb", "twin")
     add(store, "j-aabbcc", "twin")
