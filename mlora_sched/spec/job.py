@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
@@ -74,15 +73,15 @@ def load_job(path: Path) -> JobSpec:
     Raises:
         SpecError: the file is missing, is no YAML or is no valid spec.
     """
-    import yaml
+    from mlora_sched.spec.strict_yaml import load_yaml
 
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not YAML: {error}") from None
-    return parse_job(raw, str(path))
+    return parse_job(load_yaml(text, str(path)), str(path))
 
 
 def local_files(spec: JobSpec, folder: Path) -> dict[str, Path]:

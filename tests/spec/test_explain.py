@@ -131,6 +131,36 @@ def test_yaml_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
     assert spec.files == ("a.jsonl",)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: toy\ndata: {train: a}\nname: other\n", ", line 3: name: is written twice here (first in line 1)"),
+        ("name: toy\nadapter:\n  r: 8\n  'r': 4\n", ", line 4: r: is written twice here (first in line 3)"),
+        ("metadata: [{a: 1, a: 1}]", ", line 1: a: is written twice here (first in line 1); keep one of them"),
+        ("a: [", ": is not YAML: "),
+        ("name: toy\n---\nname: other", ": is not YAML: "),
+        ("metadata: {when: 2026-13-01}", ": is not YAML: month must be in 1..12"),
+        ("training: {seed: " + "9" * 5000 + "}", ": is not YAML: "),
+        ("[" * 5000, ": is nested too deeply to be a job spec"),
+    ],
+    ids=range(8),
+)
+def test_documents_of_no_one_meaning_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_job(path)
+    assert caught.value.message.startswith(f"{path}{says}")
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "toy.yaml"
+    shared = "metadata: {small: &small {r: 4, alpha: 8}, large: &large {<<: *small, r: 64}}"
+    path.write_text(f"name: toy\ndata: {{train: a.jsonl}}\n{shared}\nadapter: {{<<: *large, dropout: 0.1}}\n")
+    adapter = load_job(path).adapter
+    assert (adapter.r, adapter.alpha, adapter.dropout) == (64, 8.0, 0.1)
+
+
 def test_files_are_found_beside_the_spec(tmp_path: Path) -> None:
     data = {"train": ["a.jsonl", "sub/b.jsonl"], "validation": "v.csv", "template": "chat.jinja"}
     spec = load_job(write(tmp_path / "toy.yaml", {"name": "toy", "data": data, "adapter": {"init_from": "start/"}}))
