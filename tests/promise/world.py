@@ -41,6 +41,9 @@ from mlora_sched.spec.wire import (
 )
 
 
+PACK_TOKENS = 320
+
+
 @dataclass(frozen=True)
 class World:
     """What all runs of a comparison have in common."""
@@ -48,7 +51,7 @@ class World:
     ff: int = 96
     dtype: torch.dtype = torch.float32
     threads: int = 1
-    pack_tokens: int = 320
+    pack_tokens: int = PACK_TOKENS
 
     def __str__(self) -> str:
         return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads"
