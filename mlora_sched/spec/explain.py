@@ -33,6 +33,7 @@ _FOREIGN: dict[str, str] = {
     "use_dora": "adapter.method: dora",
     "loraplus_lr_ratio": "adapter.lr_ratio with adapter.method: loraplus",
     "finetuning_type": "adapter.method",
+    "stage": "objective.type",
     "model_name_or_path": "base_model (the name under which the daemon serves the base)",
     "datasets": "data.train",
     "dataset": "data.train",
@@ -76,6 +77,7 @@ _FOREIGN: dict[str, str] = {
     "additional_target": "nothing here: the base is shared and frozen, only adapters are trained",
     "deepspeed": "nothing here: the daemon places jobs itself",
 }
+_MAIN_KEYS = {"adapter": "method", "data": "train", "objective": "type"}
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel], where: str) -> str:
@@ -114,8 +116,21 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "union_tag_invalid":
         tags = item["ctx"]["expected_tags"].replace("'", "")
         return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
+    if kind in ("model_type", "model_attributes_type"):
+        return field, f"{shown(item['input'])}: is no section of keys{_section_remedy(field, item['input'], model)}"
     message = item["msg"][:1].lower() + item["msg"][1:]
     return field, f"{shown(item['input'])}: {message.removeprefix('input ')}"
+
+
+def _section_remedy(field: str, value: object, model: type[BaseModel]) -> str:
+    """How to write a section for which only its main key's value was given, as other trainers have it."""
+    key = _MAIN_KEYS.get(field)
+    if key is None:
+        return ""
+    keys = [inner.model_fields[key].annotation for inner in _models(model.model_fields[field].annotation)]
+    choices = [choice for annotation in keys for choice in typing.get_args(annotation) if isinstance(choice, str)]
+    fits = isinstance(value, str) and (value in choices or not choices)
+    return f"; write {field}: {{{key}: {value if fits else ' | '.join(choices) or '...'}}}"
 
 
 def _real_path(loc: tuple[int | str, ...], raw: object, *, keep_last: bool) -> list[int | str]:
