@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.artifacts.adapter_files import read_adapter, write_adapter, write_json
@@ -192,6 +194,62 @@ def test_a_pickle_under_another_name_is_never_read(tmp_path: Path) -> None:
     write_json(tmp_path / "adapter_config.json", ADAPTER.config)
     with pytest.raises(SpecError, match="cannot be read as a PEFT adapter in safetensors"):
         read_adapter(tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors")
+
+
+def damage_config(folder: Path, text: str) -> None:
+    (folder / "adapter_config.json").write_text(text)
+
+
+def resize_model(folder: Path, size: int) -> None:
+    os.truncate(folder / "adapter_model.safetensors", size)  # a hole: it takes no disk
+
+
+def replace_model(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            lambda folder: damage_config(folder, " " * (1 << 20) + "{}"),
+            "adapter_config.json has more than 1048576 bytes",
+        ),
+        (lambda folder: damage_config(folder, "[]"), "adapter_config.json holds no object"),
+        (lambda folder: damage_config(folder, '{"r": ' + "9" * 5000 + "}"), "cannot be read"),
+        (lambda folder: damage_config(folder, "[" * 100_000), "cannot be read"),
+        (lambda folder: resize_model(folder, (4 << 30) + 1), "has 4294967297 bytes, more than 4294967296"),
+        (lambda folder: resize_model(folder, 2 << 30), "cannot be read"),
+        (lambda folder: replace_model(folder, {"a": torch.ones(2, dtype=torch.int64)}), "a is I64, none of F64"),
+    ],
+)
+def test_what_is_no_adapter_is_refused_before_it_is_loaded(
+    tmp_path: Path, spoil: Callable[[Path], None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path, ADAPTER, {})
+    spoil(tmp_path)
+    monkeypatch.setattr("mlora_sched.artifacts.adapter_files.load_file", lambda _: pytest.fail("loaded"))
+    with pytest.raises(SpecError, match=f"adapter.init_from: .*{says}"):
+        read_adapter(tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors")
+
+
+def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_adapter(tmp_path, ADAPTER, {})
+    monkeypatch.setattr("mlora_sched.artifacts.adapter_files._MAX_TENSORS", 1)
+    with pytest.raises(SpecError, match="has 2 tensors, more than 1"):
+        read_adapter(tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_all_files_of_an_adapter_have_the_mode_that_the_umask_asks_for(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_adapter(tmp_path, AdapterFiles({"peft_type": "MIXLORA"}, ADAPTER.tensors), {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) == 4
+    assert set(modes.values()) == {mode}, modes
 
 
 # ---------------------------------------------------------------- provenance
