@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from mlora_sched.bench.jobs import BenchJob, bench_job, even_rows, lora, random_
 from mlora_sched.bench.ours import OurJobs
 from mlora_sched.bench.peft_side import Batching, PeftJobs, collate, plain_model
 from mlora_sched.bench.phases import Clocked
-from mlora_sched.bench.rows import read_rows, row_files
+from mlora_sched.bench.rows import read_rows, row_files, rows_tokenizer
 from mlora_sched.bench.setting import Setting
 from mlora_sched.errors import NotFound, UserError
 from mlora_sched.spec.wire import StepDone
+from mlora_sched.toybase.train import RECIPE_FILE
 
 LENGTHS = (5, 17, 9, 12)
 MIXLORA = {"method": "mixlora", "r": 4, "alpha": 8, "num_experts": 4, "top_k": 2}
@@ -115,6 +117,21 @@ def test_rows_come_from_the_files_of_a_directory(setting: Setting, tmp_path: Pat
     found = read_rows(file, setting.trainer.tokenizer, setting.work, count=5, seed=0)
     assert len(found) == 5
     assert len({row.input_ids.tobytes() for row in found}) == 2
+
+
+def test_rows_for_an_untrained_base_have_the_lengths_of_ordinary_text(setting: Setting, tmp_path: Path) -> None:
+    text = "photosynthesis turns sunlight into sugar while chloroplasts absorb carbon dioxide " * 4
+    rows = [json.dumps({"instruction": text, "output": text}) for _ in range(20)]
+    (tmp_path / "some.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    files = row_files(tmp_path, setting.work)
+    own = setting.trainer.tokenizer
+    better = rows_tokenizer(setting.base, own, files, setting.vocabulary)
+    assert len(better) <= setting.vocabulary
+    few, many = (len(tokenizer(text)["input_ids"]) for tokenizer in (better, own))
+    assert few <= 1.5 * len(text.split()) < many
+    recipe = json.loads((setting.base / RECIPE_FILE).read_text(encoding="utf-8"))
+    (tmp_path / RECIPE_FILE).write_text(json.dumps({**recipe, "steps": 10}), encoding="utf-8")
+    assert rows_tokenizer(tmp_path, own, files, setting.vocabulary) is own
 
 
 def test_a_directory_without_rows_is_refused(setting: Setting, tmp_path: Path) -> None:

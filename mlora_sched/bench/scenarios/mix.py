@@ -12,7 +12,7 @@ from mlora_sched.bench.peft_processes import PeftProcesses
 from mlora_sched.bench.peft_side import Batching, PeftJobs, plain_model
 from mlora_sched.bench.phases import Clocked
 from mlora_sched.bench.record import Outcome, at_least, at_most, ratio_of, settings_of
-from mlora_sched.bench.rows import read_rows, row_files
+from mlora_sched.bench.rows import read_rows, row_files, rows_tokenizer, untrained
 from mlora_sched.bench.setting import PACK_TOKENS, Setting
 
 QUESTION = "How much faster do many jobs train together than with PEFT, one after another or side by side?"
@@ -56,6 +56,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
         settings=settings_of(
             plan,
             rows="generated" if setting.data is None else "files of --data",
+            row_tokenizer="trained on the rows" if untrained(setting.base) else "the base's",
             peft_processes=setting.threads,
             pack_tokens=PACK_TOKENS,
         ),
@@ -75,12 +76,13 @@ def step(setting: Setting, plan: Plan = Plan()) -> Callable[[], object]:
 def mixed_jobs(setting: Setting, plan: Plan, rounds: int) -> list[BenchJob]:
     """One job a rank; they take the files in turn."""
     files = row_files(setting.data, setting.work)
+    tokenizer = rows_tokenizer(setting.base, setting.trainer.tokenizer, files, setting.vocabulary)
     count = rounds * plan.batch_size
     return [
         bench_job(
             f"job-{at}-r{rank}",
             lora(rank),
-            read_rows(files[at % len(files)], setting.trainer.tokenizer, setting.work, count, seed=at),
+            read_rows(files[at % len(files)], tokenizer, setting.work, count, seed=at),
             plan.batch_size,
             seed=at,
         )

@@ -17,9 +17,10 @@ QUESTION = "From how few tokens a step does training together pay?"
 
 @dataclass(frozen=True)
 class Plan:
-    """Tokens of a job's step; which of them the bar is about; jobs; rank; longest row.
+    """Tokens of a job's step; which of them the bar is about; jobs; rank; longest row; most tokens of a round.
 
-    The rows of a batch are as equal as can be, so that PEFT pays for no padding.
+    The rows of a batch are as equal as can be, so that PEFT pays for no padding. Large steps are taken by fewer jobs,
+    or a round would last minutes: there a pack holds about one job anyway.
     """
 
     tokens: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 2048)
@@ -27,6 +28,11 @@ class Plan:
     jobs: int = 8
     rank: int = 8
     longest_row: int = 128
+    most_tokens: int = 4096
+
+    def jobs_at(self, tokens: int) -> int:
+        """Jobs that take steps of `tokens` tokens."""
+        return max(1, min(self.jobs, self.most_tokens // tokens))
 
 
 def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
@@ -45,7 +51,11 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
         )
         for tokens in (plan.barred, *others)
     ]
-    return Outcome(ratios=tuple(ratios), series=tuple(series.values()), settings=settings_of(plan))
+    return Outcome(
+        ratios=tuple(ratios),
+        series=tuple(series.values()),
+        settings=settings_of(plan, jobs_by_tokens={str(tokens): plan.jobs_at(tokens) for tokens in plan.tokens}),
+    )
 
 
 def _pair(setting: Setting, plan: Plan, tokens: int) -> dict[str, Series]:
@@ -66,4 +76,4 @@ def step(setting: Setting, plan: Plan = Plan()) -> Callable[[], object]:
 
 
 def _jobs(setting: Setting, plan: Plan, tokens: int) -> list[BenchJob]:
-    return random_jobs(plan.jobs, lora(plan.rank), even_rows(tokens, plan.longest_row), setting.vocabulary)
+    return random_jobs(plan.jobs_at(tokens), lora(plan.rank), even_rows(tokens, plan.longest_row), setting.vocabulary)
