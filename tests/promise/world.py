@@ -40,7 +40,6 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 
-
 PACK_TOKENS = 320
 
 
