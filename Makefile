@@ -2,7 +2,7 @@
 #
 # TORCH picks the torch wheel. The plain release takes whatever wheel your package index serves for this machine:
 # on a GPU machine PyPI serves the CUDA build. Another build is asked for with TORCH_ARGS, e.g.
-#   make demo TORCH_ARGS="--index-url https://download.pytorch.org/whl/cu130"
+#   make demo TORCH_ARGS="--index-url URL", with the URL that PyTorch's "Get started" page gives for a CUDA version
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
