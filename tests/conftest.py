@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
+from mlora_sched.environment import prepare_process
 
-# Two busy threads that spin at barriers on a machine with other work take turns waiting for one another.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+prepare_process()

@@ -11,7 +11,7 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
-from mlora_sched.model.device import resolve_device
+from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.verify import verify_base
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
@@ -27,6 +27,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
     verify_base(base)
     tokenizer = load_tokenizer(config.base)
@@ -39,6 +41,7 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         threads=torch.get_num_threads(),
         attention=PACKED_ATTENTION,
         buckets=verdict.buckets,
+        blas=blas(device),
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     return Trainer(base, tokenizer, origin, config.pack_tokens)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import torch
 
 from mlora_sched.errors import BaseError
@@ -49,3 +52,29 @@ def nvidia_driver() -> str | None:
     except pynvml.NVMLError:
         return None
     return version.decode() if isinstance(version, bytes) else version
+
+
+def blas(device: torch.device) -> str:
+    """Which library computes float32 products on the CPU, and in which mode; part of the numerics key."""
+    if device.type != "cpu":
+        return ""
+    if torch.backends.mkl.is_available():
+        return f"mkl {os.environ.get('MKL_CBWR', 'default')}"
+    return "other"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST_FROM_HEAP = 32 * 2**20  # more is refused by glibc
+_NEVER_TRIM = -1
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed for the next pack, instead of giving every large tensor back.
+
+    A step frees what the next one asks for again; pages that went back to the kernel in between must be zeroed and
+    mapped anew (measured: up to a tenth of a step). Other C libraries have no such knobs, and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_FROM_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)

@@ -50,7 +50,11 @@ class ProbeVerdict(Frozen):
 
 
 class NumericsKey(Frozen):
-    """What decides a job's bits besides the job itself. Results are comparable bit for bit only under equal keys."""
+    """What decides a job's bits besides the job itself. Results are comparable bit for bit only under equal keys.
+
+    Attributes:
+        buckets: pack lengths in use. blas: library of the CPU's float32 products and its mode; empty in older records.
+    """
 
     device: str
     torch: str
@@ -59,6 +63,7 @@ class NumericsKey(Frozen):
     threads: int
     attention: str
     buckets: tuple[int, ...]
+    blas: str = ""
 
 
 # ---------------------------------------------------------------- shared by worker and embedded run

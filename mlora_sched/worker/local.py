@@ -6,7 +6,6 @@ the daemon's end of the pipe is closed, so that a killed daemon leaves no proces
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from enum import StrEnum
 from pathlib import Path
 
+from mlora_sched.environment import for_training
 from mlora_sched.errors import ProtocolError
 from mlora_sched.spec.wire import Command, Note, Report, Shutdown
 from mlora_sched.worker.protocol import daemon_end
@@ -23,10 +23,6 @@ SHUTDOWN_SECONDS = 20.0
 TERMINATE_SECONDS = 5.0
 """How long it may take to exit after SIGTERM, before it is killed."""
 _EXIT_POLL_SECONDS = 0.02
-
-WAIT_POLICY = {"OMP_WAIT_POLICY": "passive"}
-"""Torch's threads sleep at barriers unless the environment says otherwise: spinning ones, on a server whose cores
-others use too, wait for one another's time slices (measured here: three to five times slower beside another load)."""
 
 
 class Role(StrEnum):
@@ -58,7 +54,7 @@ class LocalWorker:
             self._process = subprocess.Popen(
                 [*program, "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
-                env=WAIT_POLICY | dict(os.environ),
+                env=for_training(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.environment import prepare_process
 from mlora_sched.errors import NotFound
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def bench(
     """
     if base is not None and not base.is_dir():
         raise NotFound(f"--base: {base} is no directory; `mlora-sched base make {base} --size bench` makes one")
+    prepare_process()  # before torch is loaded: what is measured runs as a worker runs
     names = scenarios or NAMES
     if out is not None:
         from mlora_sched.bench.report import require_plotting

@@ -6,7 +6,6 @@ The same trainer as the worker's. There is no database: what the daemon would re
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import click
 
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.job import JobSpec, load_job, local_files
@@ -95,9 +95,7 @@ def _start(spec: JobSpec, files: dict[str, Path], work: Path) -> JobStart:
 
 def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: bool) -> int:
     """Train all jobs to their end; the process's exit code."""
-    from mlora_sched.worker.local import WAIT_POLICY
-
-    os.environ.update(WAIT_POLICY | dict(os.environ))  # read when torch is loaded, by the imports below
+    prepare_process()  # before torch is loaded, by the imports below
     from transformers.utils import logging
 
     from mlora_sched.cli.local.run_report import RunReport
