@@ -37,7 +37,7 @@ class Adapter(ABC):
 
     Attributes:
         params: what is trained.
-        site_ops: ops by site name. routed_ops: ops by FFN name.
+        site_ops: ops by name of the site group. routed_ops: ops by FFN name.
         lr_scales: factor on the learning rate by optimiser group; groups not named have 1.
     """
 

@@ -9,8 +9,7 @@ Legend: N rows of a segment, D input width, O output width, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,48 +18,65 @@ from torch import Tensor
 from mlora_sched.adapters.lora import LoraAdapter, LoraOp
 from mlora_sched.adapters.params import Param, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart
-from mlora_sched.model.site import Site, SiteOp
+from mlora_sched.model.site import Site, SiteGroup, SiteOp
 
 
-@dataclass(frozen=True)
-class _Saved:
-    s_RN: Tensor
-    direction_NO: Tensor
+class Magnitude:
+    """The trained magnitude of one site, beside its pair."""
 
-
-class DoraOp:
-    """A low-rank pair and a trained magnitude at one site."""
-
-    rescales = True
-
-    def __init__(self, pair: LoraOp, magnitude: Param, site: Site) -> None:
-        self.pair, self.magnitude, self.site = pair, magnitude, site
-        self.weight_norm_sq_O = row_norm_sq(site.weight)
+    def __init__(self, pair: LoraOp, member: int, magnitude: Param, site: Site) -> None:
+        self.place, self.magnitude, self.site = pair.at[member], magnitude, site
+        self._b, self._scale = pair.bs[member], pair.scale
+        self._a_RD = pair.a.value.chunk(len(pair.bs))[member]
+        self._weight_norm_sq_O = row_norm_sq(site.dense())
         self.begin_step()
 
     def begin_step(self) -> None:
         """Take the row norms of W + s B A anew."""
-        a_RD, b_OR, s = self.pair.a.value, self.pair.b.value, self.pair.scale
-        cross_OR = wide(self.site.weight) @ a_RD.T
+        a_RD, b_OR, s, weight_OD = self._a_RD, self._b.value, self._scale, self.site.dense()
+        cross_OR = wide(weight_OD) @ a_RD.T
         gram_RR = a_RD @ a_RD.T
-        norm_sq_O = self.weight_norm_sq_O + 2 * s * (b_OR * cross_OR).sum(1) + s * s * ((b_OR @ gram_RR) * b_OR).sum(1)
+        norm_sq_O = self._weight_norm_sq_O + 2 * s * (b_OR * cross_OR).sum(1) + s * s * ((b_OR @ gram_RR) * b_OR).sum(1)
         self.norm_O = norm_sq_O.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
-        self.ratio_O = (self.magnitude.value / self.norm_O).to(self.site.weight.dtype)
+        self.ratio_O = (self.magnitude.value / self.norm_O).to(weight_OD.dtype)
 
-    def forward(self, x_ND: Tensor, y_NO: Tensor, part: SegmentPart) -> _Saved:
-        if self.site.bias is not None:
-            y_NO.sub_(self.site.bias)
-        s_RN = self.pair.forward(x_ND, y_NO, part)
-        saved = _Saved(s_RN, y_NO.clone())
-        y_NO.mul_(self.ratio_O)
-        if self.site.bias is not None:
-            y_NO.add_(self.site.bias)
-        return saved
 
-    def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:
-        self.magnitude.grad.add_((wide(dy_NO) * wide(saved.direction_NO)).sum(0).div_(self.norm_O))
-        dy_NO.mul_(self.ratio_O)
-        return self.pair.backward(dy_NO, x_ND, saved.s_RN, part)
+class DoraOp:
+    """Low-rank pairs and trained magnitudes at the sites of one group."""
+
+    rescales = True
+
+    def __init__(self, pair: LoraOp, magnitudes: Sequence[Magnitude]) -> None:
+        self.pair, self.magnitudes = pair, tuple(magnitudes)
+
+    def begin_step(self) -> None:
+        """Bring the row norms up to date."""
+        for magnitude in self.magnitudes:
+            magnitude.begin_step()
+
+    def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> tuple[Tensor, list[Tensor]]:
+        """y becomes m/‖W + s B A‖ ⊙ (y − b + s · drop(x) Aᵀ Bᵀ) + b; keeps A drop(x)ᵀ and the unscaled outputs."""
+        for m in self.magnitudes:
+            if m.site.bias is not None:
+                ys[m.place].sub_(m.site.bias)
+        s_KN = self.pair.forward(x_ND, ys, part)
+        directions = [ys[m.place].clone() for m in self.magnitudes]
+        for m in self.magnitudes:
+            ys[m.place].mul_(m.ratio_O)
+            if m.site.bias is not None:
+                ys[m.place].add_(m.site.bias)
+        return s_KN, directions
+
+    def backward(
+        self, dys: Sequence[Tensor], x_ND: Tensor, saved: tuple[Tensor, list[Tensor]], part: SegmentPart
+    ) -> Tensor:
+        """Accumulate the gradients of magnitudes and pairs; scale the dys in place."""
+        s_KN, directions = saved
+        for m, direction_NO in zip(self.magnitudes, directions, strict=True):
+            dy_NO = dys[m.place]
+            m.magnitude.grad.add_((wide(dy_NO) * wide(direction_NO)).sum(0).div_(m.norm_O))
+            dy_NO.mul_(m.ratio_O)
+        return self.pair.backward(dys, x_ND, s_KN, part)
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
         self.pair.add_dx(carry, dx_ND, part)
@@ -72,12 +88,18 @@ class DoraAdapter(LoraAdapter):
     def _specs(self, seed: int) -> Iterator[ParamSpec]:
         yield from super()._specs(seed)
         for site in self.sites:
-            yield ParamSpec(f"{site.name}.lora_magnitude_vector", row_norm_sq(site.weight).sqrt(), self.group_b)
+            start_O = row_norm_sq(site.dense()).sqrt()
+            yield ParamSpec(f"{site.name}.lora_magnitude_vector", start_O, self.group_b)
 
-    def _op(self, site: Site) -> SiteOp:
-        pair = super()._op(site)
+    def _op(self, group: SiteGroup, members: Sequence[Site]) -> SiteOp:
+        pair = super()._op(group, members)
         assert isinstance(pair, LoraOp)
-        return DoraOp(pair, self.params[f"{site.name}.lora_magnitude_vector"], site)
+        names = [f"{site.name}.lora_magnitude_vector" for site in members]
+        found = [
+            Magnitude(pair, at, self.params[name], site)
+            for at, (name, site) in enumerate(zip(names, members, strict=True))
+        ]
+        return DoraOp(pair, found)
 
     def begin_step(self) -> None:
         super().begin_step()

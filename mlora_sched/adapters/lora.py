@@ -3,11 +3,12 @@
 Also the ground that rsLoRA, LoRA+ and DoRA stand on. Dropout applies to the adapter's input only; the base always
 sees x itself. The mask is part of the backward.
 
-Legend: N rows of a segment, D input width, O output width, R rank.
+Legend: N rows of a segment, D input width, O output width, R rank, K rank times the pairs that share their input.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,35 +22,51 @@ from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
-from mlora_sched.model.site import Site, SiteOp
+from mlora_sched.model.site import Site, SiteGroup, SiteOp
 from mlora_sched.spec.adapter import AdapterCommon
 
 PEFT_PREFIX = "base_model.model."
 
 
 class LoraOp:
-    """One low-rank pair at one site."""
+    """The low-rank pairs of one job at the sites of one group, which share their input.
+
+    The As lie behind one another, so that the group takes one product with its input, one for dA and one for dx.
+
+    Args:
+        a: (K, D), of all pairs. bs: (O, R) of each; they lie in memory as (R, O), so that their transposes are
+            contiguous.
+        at: the place of each pair's site in its group.
+        group: name of the group; it names the dropout mask.
+    """
 
     rescales = False
 
-    def __init__(self, a: Param, b: Param, scale: float, dropout: float, group: str) -> None:
-        self.a, self.b = a, b  # (R, D), (O, R); B lies in memory as (R, O), so that its transpose is contiguous
+    def __init__(
+        self, a: Param, bs: Sequence[Param], at: Sequence[int], scale: float, dropout: float, group: str
+    ) -> None:
+        self.a, self.bs, self.at = a, tuple(bs), tuple(at)
         self.scale, self.dropout, self.group = scale, dropout, group
+        self._rank = len(a.value) // len(bs)
+        self._pairs = [(place, b.compute.T, b.grad.T) for place, b in zip(at, bs, strict=True)]
 
-    def forward(self, x_ND: Tensor, y_NO: Tensor, part: SegmentPart) -> Tensor:
+    def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> Tensor:
         """y += s · drop(x) Aᵀ Bᵀ; keeps A drop(x)ᵀ, which is small."""
-        s_RN = self.a.compute @ part.drop(self.group, x_ND, self.dropout).T
-        y_NO.addmm_(s_RN.T, self.b.compute.T, alpha=self.scale)
-        return s_RN
+        s_KN = self.a.compute @ part.drop(self.group, x_ND, self.dropout).T
+        for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.split(self._rank), strict=True):
+            ys[place].addmm_(s_RN.T, bt_RO, alpha=self.scale)
+        return s_KN
 
-    def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
+    def backward(self, dys: Sequence[Tensor], x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
         """Accumulate dA and dB in float32; return ds."""
-        s_RN = saved
-        ds_RN = (self.b.compute.T @ dy_NO.T).mul_(self.scale)
-        x_ND = part.drop(self.group, x_ND, self.dropout)
-        self.b.grad.T.addmm_(wide(s_RN), wide(dy_NO), alpha=self.scale)
-        self.a.grad.addmm_(wide(ds_RN), wide(x_ND))
-        return ds_RN
+        ds_KN = torch.empty_like(saved)
+        pieces = zip(self._pairs, saved.split(self._rank), ds_KN.split(self._rank), strict=True)
+        for (place, bt_RO, grad_RO), s_RN, ds_RN in pieces:
+            dy_NO = dys[place]
+            ds_RN.addmm_(bt_RO, dy_NO.T, beta=0.0, alpha=self.scale)
+            grad_RO.addmm_(wide(s_RN), wide(dy_NO), alpha=self.scale)
+        self.a.grad.addmm_(wide(ds_KN), wide(part.drop(self.group, x_ND, self.dropout)))
+        return ds_KN
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
         """dx += (ds A), through the mask."""
@@ -68,7 +85,7 @@ class LoraAdapter(Adapter):
     def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
         self.spec, self.base, self.sites = spec, base, sites
         self.params = Params(self._specs(seed), base.device, base.dtype)
-        self.site_ops: dict[str, SiteOp] = {site.name: self._op(site) for site in sites}
+        self.site_ops: dict[str, SiteOp] = {group.name: self._op(group, members) for group, members in by_group(sites)}
         self.routed_ops: dict[str, RoutedOp] = {}
 
     @classmethod
@@ -81,16 +98,16 @@ class LoraAdapter(Adapter):
         return self.spec.alpha / self.spec.r
 
     def _specs(self, seed: int) -> Iterator[ParamSpec]:
-        yield from (pair for site in self.sites for pair in lora_pair(site, site.name, self.spec.r, seed, self.groups))
+        for _, members in by_group(self.sites):
+            yield from group_pairs(members, self.spec.r, seed, self.groups)
 
     @property
     def groups(self) -> tuple[str, str]:
         """Optimiser groups of A and B."""
         return self.group_a, self.group_b
 
-    def _op(self, site: Site) -> SiteOp:
-        a, b = (self.params[f"{site.name}.lora_{half}.weight"] for half in "AB")
-        return LoraOp(a, b, self.scale, self.spec.dropout, site.group)
+    def _op(self, group: SiteGroup, members: Sequence[Site]) -> SiteOp:
+        return group_op(self.params, group, members, self.scale, self.spec.dropout)
 
     def peft_config(self) -> dict[str, Any]:
         """`adapter_config.json` for PEFT's LORA type."""
@@ -121,6 +138,26 @@ class LoraAdapter(Adapter):
 
     def _file_name(self, name: str) -> str:
         return name
+
+
+def by_group(sites: Sequence[Site]) -> list[tuple[SiteGroup, list[Site]]]:
+    """The groups of these sites, each with those of its sites that are among them, in the group's order."""
+    groups = dict.fromkeys(site.group for site in sites)
+    return [(group, [site for site in group.sites if site in sites]) for group in groups]
+
+
+def group_pairs(sites: Sequence[Site], rank: int, seed: int, groups: tuple[str, str]) -> Iterator[ParamSpec]:
+    """The parameters of the pairs at the sites of one group: all A, joined, then all B."""
+    pairs = [tuple(lora_pair(site, site.name, rank, seed, groups)) for site in sites]
+    yield from (dataclasses.replace(a, joined=at > 0) for at, (a, _) in enumerate(pairs))
+    yield from (b for _, b in pairs)
+
+
+def group_op(params: Params, group: SiteGroup, sites: Sequence[Site], scale: float, dropout: float) -> LoraOp:
+    """The op over the parameters that `group_pairs` laid out."""
+    a = params.joined([f"{site.name}.lora_A.weight" for site in sites])
+    bs = [params[f"{site.name}.lora_B.weight"] for site in sites]
+    return LoraOp(a, bs, [group.sites.index(site) for site in sites], scale, dropout, group.name)
 
 
 def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, str]) -> Iterator[ParamSpec]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
-from mlora_sched.adapters.lora import LoraOp, check_config, lora_pair, matching
+from mlora_sched.adapters.lora import by_group, check_config, group_op, group_pairs, lora_pair, matching
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.errors import SpecError
@@ -257,7 +257,8 @@ class MixLoraAdapter(Adapter):
         self.params = Params(self._specs(seed), base.device, base.dtype)
         scale = spec.alpha / spec.r
         self.site_ops: dict[str, SiteOp] = {
-            site.name: LoraOp(*self._pair(site.name), scale, spec.dropout, site.group) for site in self.plain
+            group.name: group_op(self.params, group, members, scale, spec.dropout)
+            for group, members in by_group(self.plain)
         }
         self.routed_ops: dict[str, RoutedOp] = {ffn: self._routed(ffn, scale) for ffn in self.ffns}
 
@@ -266,8 +267,8 @@ class MixLoraAdapter(Adapter):
         return cls(spec, base, seed)
 
     def _specs(self, seed: int) -> Iterator[ParamSpec]:
-        for site in self.plain:
-            yield from lora_pair(site, site.name, self.spec.r, seed, ("all", "all"))
+        for _, members in by_group(self.plain):
+            yield from group_pairs(members, self.spec.r, seed, ("all", "all"))
         for ffn in self.ffns:
             shape = (self.spec.num_experts, self.base.ffns[ffn].gate_proj.in_features)
             generator = torch.Generator().manual_seed(stream_seed(seed, "start", ffn))

@@ -6,7 +6,8 @@ kept beside, refreshed once a step. On a float64 base, which tests use, everythi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,14 @@ class ParamSpec:
         group: optimiser group.
         transposed: keep it in memory with its last two dimensions swapped; its views still have its own shape. The
             skinny GEMMs of a pair run two to eight times faster when B lies as (R, O).
+        joined: it lies directly behind the one before it of its group, so that `Params.joined` can view both as one.
     """
 
     name: str
     start: Tensor
     group: str = "all"
     transposed: bool = False
+    joined: bool = False
 
     def view(self, flat: Tensor) -> Tensor:
         """This parameter's piece of a flat buffer, in its own shape."""
@@ -67,16 +70,14 @@ class Params:
         self._views: dict[str, Param] = {}
         for group in dict.fromkeys(spec.group for spec in self._specs):
             members = [spec for spec in self._specs if spec.group == group]
-            size = sum(_aligned(spec.start.numel()) for spec in members)
+            starts, size = _layout(members)
             value = wide(torch.zeros(size, dtype=compute_dtype, device=device))
             compute = value if value.dtype == compute_dtype else value.to(compute_dtype)
             flat = self.groups[group] = FlatGroup(value, torch.zeros_like(value), compute)
-            at = 0
-            for spec in members:
-                n = spec.start.numel()
-                views = (spec.view(buffer[at : at + n]) for buffer in (flat.value, flat.grad, flat.compute))
+            for spec, at in zip(members, starts, strict=True):
+                place = slice(at, at + spec.start.numel())
+                views = (spec.view(buffer[place]) for buffer in (flat.value, flat.grad, flat.compute))
                 self._views[spec.name] = Param(*views)
-                at += _aligned(n)
         self.load({spec.name: spec.start for spec in self._specs})
 
     def __getitem__(self, name: str) -> Param:
@@ -87,6 +88,19 @@ class Params:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
+
+    def joined(self, names: Sequence[str]) -> Param:
+        """Parameters that lie behind one another as one, their first dimensions added up."""
+        params = [self._views[name] for name in names]
+        return Param(*(_span([getattr(param, what) for param in params]) for what in ("value", "grad", "compute")))
+
+    @property
+    def layout(self) -> str:
+        """Which parameter lies where in the flat buffers: equal for checkpoints that fit one another."""
+        places = [
+            (spec.name, spec.group, tuple(spec.start.shape), spec.transposed, spec.joined) for spec in self._specs
+        ]
+        return hashlib.sha256(repr(places).encode()).hexdigest()
 
     @property
     def count(self) -> int:
@@ -119,6 +133,27 @@ class Params:
 def wide(tensor: Tensor) -> Tensor:
     """The tensor itself, or in float32 where its dtype is narrower: the precision of parameters and accumulators."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _layout(members: Sequence[ParamSpec]) -> tuple[list[int], int]:
+    """Where each parameter of a group starts in its flat buffer, and the buffer's length."""
+    starts, end = [], 0
+    for spec in members:
+        starts.append(end if spec.joined else _aligned(end))
+        end = starts[-1] + spec.start.numel()
+    return starts, _aligned(end)
+
+
+def _span(pieces: Sequence[Tensor]) -> Tensor:
+    """Contiguous tensors that lie behind one another, as one along their first dimension."""
+    first = pieces[0]
+    end = first.storage_offset()
+    for piece in pieces:
+        assert piece.is_contiguous(), "the parameters are transposed"
+        assert piece.storage_offset() == end, "the parameters are not joined"
+        end += piece.numel()
+    rows = sum(len(piece) for piece in pieces)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def _aligned(n: int) -> int:

@@ -28,6 +28,7 @@ def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: O
             "spec": state.spec.model_dump(mode="json"),
             "base": origin.base_hash,
             "numerics": origin.numerics.model_dump(mode="json"),
+            "layout": state.adapter.params.layout,
         },
     )
     write_checkpoint(job_dir, state.step, checkpoint, state.adapter.files(), provenance)
@@ -50,6 +51,11 @@ def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
         raise SpecError(
             f"base_model: the weights of {origin.base_name} have changed since the job's last checkpoint; serve the "
             f"base it began with, or submit it anew"
+        )
+    if checkpoint.state.get("layout") != state.adapter.params.layout:
+        raise SpecError(
+            f"name: the checkpoints of {state.spec.name} were written by a release that lays out parameters otherwise; "
+            f"go on with that release, or submit it anew with adapter.init_from"
         )
     other_numerics = False
     found, now = checkpoint.state["numerics"], origin.numerics.model_dump(mode="json")

@@ -133,10 +133,10 @@ def _place(
     slot.placed, slot.routed, slot.training, slot.buckets = {}, {}, training, tuple(buckets)
     for part in parts:
         adapter = members[part.job_id].adapter
-        for site, op in adapter.site_ops.items():
-            slot.placed.setdefault(site, []).append(Placed(op, part))
+        for group, op in adapter.site_ops.items():
+            slot.placed.setdefault(group, []).append(Placed.at(op, part))
         for ffn, routed in adapter.routed_ops.items():
-            slot.routed.setdefault(ffn, []).append(Placed(routed, part))
+            slot.routed.setdefault(ffn, []).append(Placed.at(routed, part))
 
 
 def _run(

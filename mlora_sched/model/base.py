@@ -18,7 +18,7 @@ from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
 from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
-from mlora_sched.model.site import PackSlot, Site
+from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
 
@@ -135,19 +135,24 @@ def _replace_linears(model: Any, slot: PackSlot) -> dict[str, Site]:
         weight = module.weight.detach()
         weight_OD = weight if isinstance(module, nn.Linear) else weight.T
         bias = None if module.bias is None else module.bias.detach()
-        transposed = isinstance(module, Conv1D)
-        sites[name] = Site(name, _group(name, model), weight_OD, bias, slot, transposed)
+        sites[name] = Site(name, weight_OD, bias, isinstance(module, Conv1D))
         _set(model, name, sites[name])
+    _group(sites, slot)
     return sites
 
 
-def _group(name: str, model: nn.Module) -> str:
-    """Sites that read the same input share a group: it names their dropout mask."""
-    parent, _, leaf = name.rpartition(".")
-    for suffix, members in _SHARED_INPUT:
-        if leaf in members and all(hasattr(model.get_submodule(parent), member) for member in members):
-            return f"{parent}.{suffix}"
-    return name
+def _group(sites: dict[str, Site], slot: PackSlot) -> None:
+    """Put the sites that read the same input into groups; every other one is a group by itself."""
+    for name, site in sites.items():
+        parent, _, leaf = name.rpartition(".")
+        for suffix, members in _SHARED_INPUT:
+            together = [sites[f"{parent}.{member}"] for member in members if f"{parent}.{member}" in sites]
+            if leaf in members and len(together) == len(members):
+                if leaf == members[0]:
+                    SiteGroup(f"{parent}.{suffix}", together, slot)
+                break
+        else:
+            SiteGroup(name, [site], slot)
 
 
 def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> dict[str, PackedFfn]:

@@ -51,14 +51,10 @@ class PackedFfn(nn.Module):
         if not placed:
             out: Tensor = self.down_proj(product)
             return out
-        anchor = self.gate_proj.anchor if self.slot.training else None
+        anchor = self.gate_proj.group.anchor if self.slot.training else None
         mixed, delta = _Mix.apply(x, gate, up, product, anchor, self, placed)  # type: ignore[no-untyped-call]
         y: Tensor = _AddRows.apply(self.down_proj(mixed), delta, placed)  # type: ignore[no-untyped-call]
         return y
-
-
-def _rows(at: Placed[RoutedOp]) -> slice:
-    return slice(at.part.start, at.part.stop)
 
 
 class _Mix(torch.autograd.Function):
@@ -81,7 +77,7 @@ class _Mix(torch.autograd.Function):
         deltas, ctx.saved = [], []
         for at in placed:
             ffn.slot.active = at.part
-            rows = _rows(at)
+            rows = at.rows
             mixed_TF[rows], delta_ND, saved = at.op.forward(x_TD[rows], gate_TF[rows], up_TF[rows], ffn.act_fn, at.part)
             ffn.slot.active = None
             deltas.append(delta_ND)
@@ -100,7 +96,7 @@ class _Mix(torch.autograd.Function):
         at_row = 0
         for at, saved in zip(ctx.placed, ctx.saved, strict=True):
             ctx.ffn.slot.active = at.part
-            rows, n = _rows(at), at.part.stop - at.part.start
+            rows, n = at.rows, at.part.stop - at.part.start
             dx_TD[rows], dgate_TF[rows], dup_TF[rows] = at.op.backward(
                 dmixed_TF[rows], ddelta[at_row : at_row + n], saved, at.part
             )
@@ -120,7 +116,7 @@ class _AddRows(torch.autograd.Function):
         at_row = 0
         for at in placed:
             n = at.part.stop - at.part.start
-            out_TD[_rows(at)] += delta[at_row : at_row + n]
+            out_TD[at.rows] += delta[at_row : at_row + n]
             at_row += n
         ctx.placed = placed
         return out
@@ -129,4 +125,4 @@ class _AddRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (dy,) = grads
         dy_TD = dy.reshape(-1, dy.shape[-1])
-        return dy, torch.cat([dy_TD[_rows(at)] for at in ctx.placed]), None
+        return dy, torch.cat([dy_TD[at.rows] for at in ctx.placed]), None

@@ -1,13 +1,14 @@
-"""Sites: the frozen linears of the base that adapters attach to.
+"""Sites: the frozen linears of the base that adapters attach to, in groups that read the same input.
 
-A site runs its base GEMM once over the whole pack, then lets each segment's adapter add to its own rows of the
-output in place; in backward the same for dx. Weight gradients of adapters go straight into the jobs' own buffers, in
-segment order, so that autograd never mixes two jobs or two chunks. The frozen weight gets no gradient, and below the
-lowest adapter nothing requires one, so autograd stops there.
+A group (q, k, v; gate, up; any other site by itself) runs each of its base GEMMs once over the whole pack, then lets
+each segment's adapter add to its own rows of the outputs in place; in backward the same for dx, which the base GEMMs
+of a group add into one buffer. Weight gradients of adapters go straight into the jobs' own buffers, in segment order,
+so that autograd never mixes two jobs or two chunks. The frozen weights get no gradient, and below the lowest adapter
+nothing requires one, so autograd stops there.
 
 This module does not know what an adapter computes; `SiteOp` is all it sees.
 
-Legend: T rows of the pack, N rows of one segment, D input width, O output width.
+Legend: T rows of the pack, N rows of one segment, D input width, O output width of a site.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from mlora_sched.errors import BaseError
 
 
 class Part(Protocol):
@@ -34,18 +37,18 @@ class Part(Protocol):
 
 
 class SiteOp(Protocol):
-    """One job's adapter at one site.
+    """One job's adapter at one group of sites.
 
-    `rescales` is True when the method scales the base's own output (DoRA): the site then hands `backward` a copy of
-    dy that it may scale in place before the base's dx GEMM reads it.
+    `rescales` is True when the method scales the base's own output (DoRA): the group then hands `backward` copies of
+    the dys that it may scale in place before the base's dx GEMMs read them.
     """
 
     rescales: bool
 
-    def forward(self, x_ND: Tensor, y_NO: Tensor, part: Any) -> Any:
-        """Change y in place; return what backward needs."""
+    def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: Any) -> Any:
+        """Change the outputs of the group's sites, (N, O) each, in place; return what backward needs."""
 
-    def backward(self, dy_NO: Tensor, x_ND: Tensor, saved: Any, part: Any) -> Any:
+    def backward(self, dys: Sequence[Tensor], x_ND: Tensor, saved: Any, part: Any) -> Any:
         """Accumulate the adapter's gradients; return what `add_dx` needs."""
 
     def add_dx(self, carry: Any, dx_ND: Tensor, part: Any) -> None:
@@ -57,10 +60,20 @@ Op = TypeVar("Op")
 
 @dataclass(frozen=True)
 class Placed(Generic[Op]):
-    """An adapter's op and the segment it works on."""
+    """An adapter's op and the segment it works on.
+
+    Attributes:
+        rows: the segment's rows of the pack.
+    """
 
     op: Op
     part: Part
+    rows: slice
+
+    @classmethod
+    def at(cls, op: Op, part: Part) -> Placed[Op]:
+        """An op on the rows of its part."""
+        return cls(op, part, slice(part.start, part.stop))
 
 
 @dataclass
@@ -68,7 +81,7 @@ class PackSlot:
     """What the sites of one base see of the pack that is running; empty between packs.
 
     Attributes:
-        placed: ops by site name, in segment order.
+        placed: ops by name of the site group, in segment order.
         routed: ops of routed adapters by FFN name, in segment order (`mlora_sched.model.ffn.RoutedOp`).
         training: True when gradients are wanted.
         buckets: row counts whose GEMMs were probed; the experts of a mixture base pad to them.
@@ -87,79 +100,113 @@ class Site(nn.Module):
 
     Attributes:
         name: dotted path in the model, e.g. "model.layers.0.self_attn.q_proj".
-        group: name shared by the sites that read the same input (q, k, v; gate, up): one dropout mask for all.
+        group: the sites that read the same input, this one among them; set by `SiteGroup`.
         weight: (O, D) view of the frozen weight.
         stored_transposed: the base keeps this weight as (D, O), as GPT-2's Conv1D does.
     """
 
-    def __init__(
-        self,
-        name: str,
-        group: str,
-        weight_OD: Tensor,
-        bias_O: Tensor | None,
-        slot: PackSlot,
-        stored_transposed: bool = False,
-    ) -> None:
+    group: SiteGroup
+
+    def __init__(self, name: str, weight_OD: Tensor, bias_O: Tensor | None, stored_transposed: bool = False) -> None:
         super().__init__()
         self.name = name
-        self.group = group
         self.weight = nn.Parameter(weight_OD, requires_grad=False)
         self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
         self.out_features, self.in_features = weight_OD.shape
-        self.slot = slot
         self.stored_transposed = stored_transposed
-        self.anchor = torch.zeros((), requires_grad=True)
+
+    def dense(self) -> Tensor:
+        """(O, D) as the GEMMs read it."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, O)."""
-        placed = self.slot.placed.get(self.name, ())
-        anchor = self.anchor if placed and self.slot.training else None
-        y: Tensor = _SiteFunction.apply(x, anchor, self, placed)  # type: ignore[no-untyped-call]
-        return y
+        return self.group.output(self, x)
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.in_features} → {self.out_features}"
 
 
-class _SiteFunction(torch.autograd.Function):
-    """y = x Wᵀ + b, plus each placed op on its rows. `anchor` only makes autograd call backward."""
+class SiteGroup:
+    """Sites that read the same input, computed together when the model asks for the first of them.
+
+    Attributes:
+        name: of the group, e.g. "model.layers.0.self_attn.qkv", or the site's own where it is alone.
+        sites: in the order in which ops see their outputs.
+    """
+
+    def __init__(self, name: str, sites: Sequence[Site], slot: PackSlot) -> None:
+        self.name, self.sites, self.slot = name, tuple(sites), slot
+        for site in self.sites:
+            site.group = self
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._input: Tensor | None = None
+        self._waiting: dict[Site, Tensor] = {}
+
+    def output(self, site: Site, x: Tensor) -> Tensor:
+        """The site's output for x, (…, D) → (…, O).
+
+        Raises:
+            BaseError: the model gives the sites of this group different inputs.
+        """
+        if site in self._waiting:
+            return self._claim(site, x)
+        placed = self.slot.placed.get(self.name, ())
+        anchor = self.anchor if placed and self.slot.training else None
+        ys: tuple[Tensor, ...] = _GroupFunction.apply(x, anchor, self, placed)  # type: ignore[no-untyped-call]
+        found = dict(zip(self.sites, ys, strict=True))
+        own = found.pop(site)
+        self._input, self._waiting = (x if found else None), found
+        return own
+
+    def _claim(self, site: Site, x: Tensor) -> Tensor:
+        if x is not self._input:
+            self._input, self._waiting = None, {}
+            raise BaseError(f"{site.name} reads another input than {self.sites[0].name}: this base cannot be served")
+        own = self._waiting.pop(site)
+        if not self._waiting:
+            self._input = None
+        return own
+
+
+class _GroupFunction(torch.autograd.Function):
+    """y = x Wᵀ + b for every site, plus each placed op on its rows. `anchor` only makes autograd call backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, site: Site, placed: Sequence[Placed[SiteOp]]) -> Tensor:
-        x_TD = x.reshape(-1, site.in_features)
-        y_TO = nn.functional.linear(x_TD, site.weight, site.bias)
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor | None, group: SiteGroup, placed: Sequence[Placed[SiteOp]]
+    ) -> tuple[Tensor, ...]:
+        x_TD = x.reshape(-1, x.shape[-1])
+        ys = [nn.functional.linear(x_TD, site.dense(), site.bias) for site in group.sites]
         saved = []
         for at in placed:
-            site.slot.active = at.part
-            rows = slice(at.part.start, at.part.stop)
-            saved.append(at.op.forward(x_TD[rows], y_TO[rows], at.part))
-            site.slot.active = None
-        ctx.site, ctx.placed, ctx.saved = site, placed, saved
+            group.slot.active = at.part
+            saved.append(at.op.forward(x_TD[at.rows], [y_TO[at.rows] for y_TO in ys], at.part))
+            group.slot.active = None
+        ctx.group, ctx.placed, ctx.saved = group, placed, saved
         ctx.save_for_backward(x_TD if placed and anchor is not None else None)
-        return y_TO.view(*x.shape[:-1], site.out_features)
+        return tuple(y_TO.view(*x.shape[:-1], -1) for y_TO in ys)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (dy,) = grads
-        site: Site = ctx.site
+        group: SiteGroup = ctx.group
         placed: Sequence[Placed[SiteOp]] = ctx.placed
         (x_TD,) = ctx.saved_tensors
-        dy_TO = dy.reshape(-1, site.out_features)
+        dys = [dy.reshape(-1, site.out_features) for dy, site in zip(grads, group.sites, strict=True)]
         if any(at.op.rescales for at in placed):
-            dy_TO = dy_TO.clone()
+            dys = [dy_TO.clone() for dy_TO in dys]
         carries = []
         for at, saved in zip(placed, ctx.saved, strict=True):
-            site.slot.active = at.part
-            rows = slice(at.part.start, at.part.stop)
-            carries.append(at.op.backward(dy_TO[rows], x_TD[rows], saved, at.part))
-            site.slot.active = None
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx_TD = dy_TO @ site.weight
-            for at, carry in zip(placed, carries, strict=True):
-                site.slot.active = at.part
-                at.op.add_dx(carry, dx_TD[at.part.start : at.part.stop], at.part)
-                site.slot.active = None
-            dx = dx_TD.view(*dy.shape[:-1], site.in_features)
-        return dx, None, None, None
+            group.slot.active = at.part
+            carries.append(at.op.backward([dy_TO[at.rows] for dy_TO in dys], x_TD[at.rows], saved, at.part))
+            group.slot.active = None
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        dx_TD = dys[0] @ group.sites[0].dense()
+        for dy_TO, site in zip(dys[1:], group.sites[1:], strict=True):
+            dx_TD.addmm_(dy_TO, site.dense())
+        for at, carry in zip(placed, carries, strict=True):
+            group.slot.active = at.part
+            at.op.add_dx(carry, dx_TD[at.rows], at.part)
+            group.slot.active = None
+        return dx_TD.view(*grads[0].shape[:-1], -1), None, None, None

@@ -48,7 +48,7 @@ def test_nothing_is_dropped_outside_training() -> None:
 
 def test_sites_with_one_input_share_a_group_and_no_others_do() -> None:
     base = adopt(model_of(llama_config(layers=1)), name="tiny")
-    groups = {name.removeprefix("model.layers.0."): site.group for name, site in base.sites.items()}
+    groups = {name.removeprefix("model.layers.0."): site.group.name for name, site in base.sites.items()}
     assert groups["self_attn.q_proj"] == groups["self_attn.k_proj"] == groups["self_attn.v_proj"]
     assert groups["mlp.gate_proj"] == groups["mlp.up_proj"]
     assert len(set(groups.values())) == 4
