@@ -1,16 +1,18 @@
 """Attention inside each sequence of a pack, for every transformers decoder that goes through `AttentionInterface`.
 
 The pack reaches this function as the model keyword argument `pack_spans` (a `SpanPlan`); there is no mask of the pack.
-Sequences of equal length are attended as one batch. Rows of padding get zeros.
+Neighbouring sequences of equal length are attended as one batch, through views of the pack: nothing is gathered. Rows
+of padding get zeros.
 
 Not handled, and refused at load by `mlora_sched.model.support` or, when a model hands such a thing to its attention,
 here: attention sinks, added biases, masks of the model's own, attention that is not causal softmax over the sequence.
 
-Legend: H heads, T rows of the pack, L length of a sequence, G sequences of equal length, E head width.
+Legend: H heads, T rows of the pack, L length of a sequence, G neighbouring sequences of equal length, E head width.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,23 +35,18 @@ class SpanPlan:
     """How a pack's rows fall into sequences.
 
     Attributes:
-        lengths: of every sequence in pack order.
+        runs: (L, G): G neighbouring sequences of L rows each, in pack order.
         padding: rows after the last sequence.
-        by_length: (L, indices of the sequences of that length), ascending.
     """
 
-    lengths: tuple[int, ...]
+    runs: tuple[tuple[int, int], ...]
     padding: int
-    by_length: tuple[tuple[int, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, lengths: Sequence[int], total: int) -> SpanPlan:
         """Plan for sequences of these lengths, in order, in a pack of `total` rows."""
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths):
-            groups.setdefault(length, []).append(index)
-        by_length = tuple((length, tuple(indices)) for length, indices in sorted(groups.items()))
-        return cls(tuple(lengths), total - sum(lengths), by_length)
+        runs = tuple((length, len(list(same))) for length, same in itertools.groupby(lengths))
+        return cls(runs, total - sum(lengths))
 
 
 def packed_attention(
@@ -84,11 +81,12 @@ def packed_attention(
         raise BaseError(f"{type(module).__name__} gets no keyword arguments from its model, so it cannot run packed")
     _refuse_unknown(module, attention_mask, more)
     repeat = query.shape[1] // key.shape[1]
-    lengths = [*pack_spans.lengths, pack_spans.padding] if pack_spans.padding else list(pack_spans.lengths)
-    queries, keys, values = (torch.split(x, lengths, dim=2) for x in (query, key, value))
-    outputs: list[Tensor | None] = [None] * len(pack_spans.lengths)
-    for length, indices in pack_spans.by_length:
-        q_GHLE, k_GHLE, v_GHLE = (torch.cat([x[i] for i in indices]) for x in (queries, keys, values))
+    sizes = [length * count for length, count in pack_spans.runs]
+    sizes += [pack_spans.padding] if pack_spans.padding else []
+    outputs: list[Tensor] = []
+    pieces = zip(*(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True)
+    for (length, count), (q, k, v) in zip(pack_spans.runs, pieces, strict=False):  # the padding is left over
+        q_GHLE, k_GHLE, v_GHLE = (x[0].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
         if repeat > 1:
             k_GHLE, v_GHLE = (x.repeat_interleave(repeat, dim=1) for x in (k_GHLE, v_GHLE))
         window = sliding_window if sliding_window is not None and sliding_window < length else None
@@ -98,12 +96,10 @@ def packed_attention(
             # one by one: the elementwise kernels on the scores split by size, and the size would be the company's
             each = zip(q_GHLE.split(1), k_GHLE.split(1), v_GHLE.split(1), strict=True)
             o_GHLE = torch.cat([_capped(q, k, v, scaling, window, softcap) for q, k, v in each])
-        for index, o_1HLE in zip(indices, o_GHLE.split(1), strict=True):
-            outputs[index] = o_1HLE
+        outputs.append(o_GHLE.transpose(1, 2).flatten(0, 1))  # (G·L, H, E), where the kernel left it
     if pack_spans.padding:
-        outputs.append(query.new_zeros(1, query.shape[1], pack_spans.padding, value.shape[-1]))
-    o_1HTE = torch.cat([o for o in outputs if o is not None], dim=2)
-    return o_1HTE.transpose(1, 2).contiguous(), None
+        outputs.append(query.new_zeros(pack_spans.padding, query.shape[1], value.shape[-1]))
+    return torch.cat(outputs)[None], None
 
 
 def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, more: dict[str, Any]) -> None:
