@@ -55,4 +55,6 @@ def _widths(base: FrozenBase) -> frozenset[int]:
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     experts = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
     sites = {width for site in base.sites.values() for width in (site.in_features, site.out_features)}
-    return frozenset(sites | {head} | ({experts} if experts else set()))
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    halves = {count * head // 2 for count in (heads, key_heads)}  # rotary positions work on half heads
+    return frozenset(sites | {head} | halves | ({experts} if experts else set()))

@@ -7,7 +7,8 @@ of padding get zeros.
 Not handled, and refused at load by `mlora_sched.model.support` or, when a model hands such a thing to its attention,
 here: attention sinks, added biases, masks of the model's own, attention that is not causal softmax over the sequence.
 
-Legend: H heads, T rows of the pack, L length of a sequence, G neighbouring sequences of equal length, E head width.
+Legend: H heads, T rows of the pack, L length of a sequence, G neighbouring sequences of equal length, N = G·L,
+E head width.
 """
 
 from __future__ import annotations
@@ -81,12 +82,11 @@ def packed_attention(
         raise BaseError(f"{type(module).__name__} gets no keyword arguments from its model, so it cannot run packed")
     _refuse_unknown(module, attention_mask, more)
     repeat = query.shape[1] // key.shape[1]
-    sizes = [length * count for length, count in pack_spans.runs]
-    sizes += [pack_spans.padding] if pack_spans.padding else []
     outputs: list[Tensor] = []
-    pieces = zip(*(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True)
-    for (length, count), (q, k, v) in zip(pack_spans.runs, pieces, strict=False):  # the padding is left over
-        q_GHLE, k_GHLE, v_GHLE = (x[0].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+    for (length, count), (q_NHE, k_NHE, v_NHE) in zip(
+        pack_spans.runs, _by_run(pack_spans, query, key, value), strict=True
+    ):
+        q_GHLE, k_GHLE, v_GHLE = (x.unflatten(0, (count, length)).transpose(1, 2) for x in (q_NHE, k_NHE, v_NHE))
         if repeat > 1:
             k_GHLE, v_GHLE = (x.repeat_interleave(repeat, dim=1) for x in (k_GHLE, v_GHLE))
         window = sliding_window if sliding_window is not None and sliding_window < length else None
@@ -96,10 +96,24 @@ def packed_attention(
             # one by one: the elementwise kernels on the scores split by size, and the size would be the company's
             each = zip(q_GHLE.split(1), k_GHLE.split(1), v_GHLE.split(1), strict=True)
             o_GHLE = torch.cat([_capped(q, k, v, scaling, window, softcap) for q, k, v in each])
-        outputs.append(o_GHLE.transpose(1, 2).flatten(0, 1))  # (G·L, H, E), where the kernel left it
+        outputs.append(o_GHLE.transpose(1, 2).flatten(0, 1))  # as the kernel laid it out
     if pack_spans.padding:
         outputs.append(query.new_zeros(pack_spans.padding, query.shape[1], value.shape[-1]))
-    return torch.cat(outputs)[None], None
+    o_THE = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return o_THE[None], None
+
+
+def _by_run(spans: SpanPlan, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """(1, H, T, E) tensors as their pieces (N, H, E) for every run of sequences; the padding is left out.
+
+    Split along the rows, which is how the projections wrote them: the gradients come back in that layout, too.
+    """
+    whole = [x_1HTE.squeeze(0).transpose(0, 1) for x_1HTE in tensors]
+    if len(spans.runs) == 1 and not spans.padding:
+        return [tuple(whole)]
+    sizes = [length * count for length, count in spans.runs] + [spans.padding] * (spans.padding > 0)
+    pieces = zip(*(x_THE.split(sizes) for x_THE in whole), strict=True)
+    return list(pieces)[: len(spans.runs)]
 
 
 def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, more: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
 from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
+from mlora_sched.model.rowwise import row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
@@ -118,6 +119,7 @@ def adopt(model: Any, *, name: str, location: str = "", longest: int | None = No
         setattr(module, SLOT, slot)
     sites = _replace_linears(model, slot)
     ffns = _replace_ffns(model, slot, sites)
+    _shorten_rows(model)
     first = next(model.parameters())
     return FrozenBase(
         name, location, model, sites, ffns, slot, head_of(model), longest, is_mixture, first.device, first.dtype
@@ -162,6 +164,16 @@ def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> d
             ffns[name] = PackedFfn(name, module.gate_proj, module.up_proj, module.down_proj, module.act_fn, slot)
             _set(model, name, ffns[name])
     return ffns
+
+
+def _shorten_rows(model: nn.Module) -> None:
+    """Put norms and rotary positions that take fewer passes where they compute the same."""
+    for name, module in list(model.named_modules()):
+        norm = row_norm(module)
+        if norm is not None:
+            _set(model, name, norm)
+        else:
+            use_half_rotation(module)
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:

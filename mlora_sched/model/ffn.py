@@ -46,7 +46,7 @@ class PackedFfn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product = self.act_fn(gate) * up
+        product: Tensor = _GatedProduct.apply(gate, up, self.act_fn)  # type: ignore[no-untyped-call]
         placed = self.slot.routed.get(self.name, ())
         if not placed:
             out: Tensor = self.down_proj(product)
@@ -55,6 +55,27 @@ class PackedFfn(nn.Module):
         mixed, delta = _Mix.apply(x, gate, up, product, anchor, self, placed)  # type: ignore[no-untyped-call]
         y: Tensor = _AddRows.apply(self.down_proj(mixed), delta, placed)  # type: ignore[no-untyped-call]
         return y
+
+
+class _GatedProduct(torch.autograd.Function):
+    """act(gate) · up, which keeps gate and up alone: the activation is computed again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: nn.Module) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        activated: Tensor = act(gate)
+        return activated * up if activated.data_ptr() == gate.data_ptr() else activated.mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        (dproduct,) = grads
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated: Tensor = ctx.act(gate)
+        (dgate,) = torch.autograd.grad(activated, gate, dproduct * up)
+        return dgate, activated.detach() * dproduct, None
 
 
 class _Mix(torch.autograd.Function):
