@@ -49,10 +49,11 @@ class LoraOp:
         self.scale, self.dropout, self.group = scale, dropout, group
         self._rank = len(a.value) // len(bs)
         self._pairs = [(place, b.compute.T, b.grad.T) for place, b in zip(at, bs, strict=True)]
+        self._a_KD = a.compute
 
     def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> Tensor:
         """y += s · drop(x) Aᵀ Bᵀ; keeps A drop(x)ᵀ, which is small."""
-        s_KN = self.a.compute @ part.drop(self.group, x_ND, self.dropout).T
+        s_KN = self._a_KD @ part.drop(self.group, x_ND, self.dropout).T
         for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.split(self._rank), strict=True):
             ys[place].addmm_(s_RN.T, bt_RO, alpha=self.scale)
         return s_KN
@@ -71,10 +72,10 @@ class LoraOp:
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:
         """dx += (ds A), through the mask."""
         if self.dropout == 0.0 or not part.training:
-            dx_ND.addmm_(carry.T, self.a.compute)
+            dx_ND.addmm_(carry.T, self._a_KD)
         else:
             mask = part.mask(self.group, dx_ND, self.dropout)
-            dx_ND.addcmul_(carry.T @ self.a.compute, mask)
+            dx_ND.addcmul_(carry.T @ self._a_KD, mask)
 
 
 class LoraAdapter(Adapter):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_NARROW = (torch.bfloat16, torch.float16)
 _ALIGN = 16
 """Elements: every view starts on a 64-byte boundary of its buffer."""
 
@@ -132,7 +133,7 @@ class Params:
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor itself, or in float32 where its dtype is narrower: the precision of parameters and accumulators."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in _NARROW else tensor
 
 
 def _layout(members: Sequence[ParamSpec]) -> tuple[list[int], int]:

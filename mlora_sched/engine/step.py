@@ -94,7 +94,7 @@ def run_pack(
         torch.OutOfMemoryError: likewise.
     """
     parts = [_part(segment, members[segment.chunk.job_id], training) for segment in pack.segments]
-    _place(base, parts, members, training, buckets)
+    _place(base, pack, parts, members, training, buckets)
     try:
         return _run(base, pack, parts, members, training, buckets)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -123,6 +123,7 @@ def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:
 
 def _place(
     base: FrozenBase,
+    pack: PackedBatch,
     parts: Sequence[SegmentPart],
     members: Mapping[str, PackMember],
     training: bool,
@@ -131,12 +132,13 @@ def _place(
     """Lay every segment's ops into the slot, in segment order."""
     slot = base.slot
     slot.placed, slot.routed, slot.training, slot.buckets = {}, {}, training, tuple(buckets)
-    for part in parts:
+    slot.sizes = (*(part.stop - part.start for part in parts), pack.length - pack.tokens)
+    for segment, part in enumerate(parts):
         adapter = members[part.job_id].adapter
         for group, op in adapter.site_ops.items():
-            slot.placed.setdefault(group, []).append(Placed.at(op, part))
+            slot.placed.setdefault(group, []).append(Placed(op, part, segment))
         for ffn, routed in adapter.routed_ops.items():
-            slot.routed.setdefault(ffn, []).append(Placed.at(routed, part))
+            slot.routed.setdefault(ffn, []).append(Placed(routed, part, segment))
 
 
 def _run(

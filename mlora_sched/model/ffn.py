@@ -57,6 +57,10 @@ class PackedFfn(nn.Module):
         return y
 
 
+def _rows(at: Placed[RoutedOp]) -> slice:
+    return slice(at.part.start, at.part.stop)
+
+
 class _GatedProduct(torch.autograd.Function):
     """act(gate) · up, which keeps gate and up alone: the activation is computed again in backward."""
 
@@ -98,7 +102,7 @@ class _Mix(torch.autograd.Function):
         deltas, ctx.saved = [], []
         for at in placed:
             ffn.slot.active = at.part
-            rows = at.rows
+            rows = _rows(at)
             mixed_TF[rows], delta_ND, saved = at.op.forward(x_TD[rows], gate_TF[rows], up_TF[rows], ffn.act_fn, at.part)
             ffn.slot.active = None
             deltas.append(delta_ND)
@@ -117,7 +121,7 @@ class _Mix(torch.autograd.Function):
         at_row = 0
         for at, saved in zip(ctx.placed, ctx.saved, strict=True):
             ctx.ffn.slot.active = at.part
-            rows, n = at.rows, at.part.stop - at.part.start
+            rows, n = _rows(at), at.part.stop - at.part.start
             dx_TD[rows], dgate_TF[rows], dup_TF[rows] = at.op.backward(
                 dmixed_TF[rows], ddelta[at_row : at_row + n], saved, at.part
             )
@@ -137,7 +141,7 @@ class _AddRows(torch.autograd.Function):
         at_row = 0
         for at in placed:
             n = at.part.stop - at.part.start
-            out_TD[at.rows] += delta[at_row : at_row + n]
+            out_TD[_rows(at)] += delta[at_row : at_row + n]
             at_row += n
         ctx.placed = placed
         return out
@@ -146,4 +150,4 @@ class _AddRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (dy,) = grads
         dy_TD = dy.reshape(-1, dy.shape[-1])
-        return dy, torch.cat([dy_TD[at.rows] for at in ctx.placed]), None
+        return dy, torch.cat([dy_TD[_rows(at)] for at in ctx.placed]), None

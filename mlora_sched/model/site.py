@@ -63,17 +63,12 @@ class Placed(Generic[Op]):
     """An adapter's op and the segment it works on.
 
     Attributes:
-        rows: the segment's rows of the pack.
+        segment: the part's place among the segments of the pack.
     """
 
     op: Op
     part: Part
-    rows: slice
-
-    @classmethod
-    def at(cls, op: Op, part: Part) -> Placed[Op]:
-        """An op on the rows of its part."""
-        return cls(op, part, slice(part.start, part.stop))
+    segment: int
 
 
 @dataclass
@@ -81,6 +76,7 @@ class PackSlot:
     """What the sites of one base see of the pack that is running; empty between packs.
 
     Attributes:
+        sizes: rows of every segment, then of the padding.
         placed: ops by name of the site group, in segment order.
         routed: ops of routed adapters by FFN name, in segment order (`mlora_sched.model.ffn.RoutedOp`).
         training: True when gradients are wanted.
@@ -88,6 +84,7 @@ class PackSlot:
         active: the part whose adapter code is running, for blame when it raises.
     """
 
+    sizes: tuple[int, ...] = ()
     placed: dict[str, list[Placed[SiteOp]]] = field(default_factory=dict)
     routed: dict[str, list[Placed[Any]]] = field(default_factory=dict)
     training: bool = False
@@ -178,12 +175,14 @@ class _GroupFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         x_TD = x.reshape(-1, x.shape[-1])
         ys = [nn.functional.linear(x_TD, site.dense(), site.bias) for site in group.sites]
-        saved = []
-        for at in placed:
-            group.slot.active = at.part
-            saved.append(at.op.forward(x_TD[at.rows], [y_TO[at.rows] for y_TO in ys], at.part))
-            group.slot.active = None
-        ctx.group, ctx.placed, ctx.saved = group, placed, saved
+        saved, sizes = [], group.slot.sizes
+        if placed:
+            xs, segments = x_TD.split(sizes), [y_TO.split(sizes) for y_TO in ys]
+            for at in placed:
+                group.slot.active = at.part
+                saved.append(at.op.forward(xs[at.segment], [y[at.segment] for y in segments], at.part))
+                group.slot.active = None
+        ctx.group, ctx.placed, ctx.saved, ctx.sizes = group, placed, saved, sizes
         ctx.save_for_backward(x_TD if placed and anchor is not None else None)
         return tuple(y_TO.view(*x.shape[:-1], -1) for y_TO in ys)
 
@@ -196,17 +195,22 @@ class _GroupFunction(torch.autograd.Function):
         if any(at.op.rescales for at in placed):
             dys = [dy_TO.clone() for dy_TO in dys]
         carries = []
-        for at, saved in zip(placed, ctx.saved, strict=True):
-            group.slot.active = at.part
-            carries.append(at.op.backward([dy_TO[at.rows] for dy_TO in dys], x_TD[at.rows], saved, at.part))
-            group.slot.active = None
+        if placed:
+            xs, segments = x_TD.split(ctx.sizes), [dy_TO.split(ctx.sizes) for dy_TO in dys]
+            for at, saved in zip(placed, ctx.saved, strict=True):
+                group.slot.active = at.part
+                dy_segments = [dy[at.segment] for dy in segments]
+                carries.append(at.op.backward(dy_segments, xs[at.segment], saved, at.part))
+                group.slot.active = None
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         dx_TD = dys[0] @ group.sites[0].dense()
         for dy_TO, site in zip(dys[1:], group.sites[1:], strict=True):
             dx_TD.addmm_(dy_TO, site.dense())
-        for at, carry in zip(placed, carries, strict=True):
-            group.slot.active = at.part
-            at.op.add_dx(carry, dx_TD[at.rows], at.part)
-            group.slot.active = None
+        if placed:
+            dxs = dx_TD.split(ctx.sizes)
+            for at, carry in zip(placed, carries, strict=True):
+                group.slot.active = at.part
+                at.op.add_dx(carry, dxs[at.segment], at.part)
+                group.slot.active = None
         return dx_TD.view(*grads[0].shape[:-1], -1), None, None, None

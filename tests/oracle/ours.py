@@ -56,8 +56,9 @@ def logits(base: FrozenBase, adapter: Adapter, rows: Sequence[np.ndarray]) -> li
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None]
     positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None]
     slot = base.slot
-    slot.placed = {group: [Placed.at(op, part)] for group, op in adapter.site_ops.items()}
-    slot.routed = {ffn: [Placed.at(op, part)] for ffn, op in adapter.routed_ops.items()}
+    slot.sizes = (sum(lengths),)
+    slot.placed = {group: [Placed(op, part, 0)] for group, op in adapter.site_ops.items()}
+    slot.routed = {ffn: [Placed(op, part, 0)] for ffn, op in adapter.routed_ops.items()}
     try:
         with torch.no_grad():
             hidden = base.hidden(ids, positions, SpanPlan.of(lengths, sum(lengths)))
