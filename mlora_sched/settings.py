@@ -83,7 +83,7 @@ class DaemonSettings(Frozen):
         state_dir: where the database, the spool, the cache and every job's directory live; the daemon's own.
         socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
         bases: the bases it serves, at least one, with distinct names; the worker holds the first.
-        device, dtype, threads, pack_tokens: as in `mlora_sched.spec.wire.WorkerConfig`.
+        device, dtype, threads, pack_tokens, checkpoint_activations: as in `mlora_sched.spec.wire.WorkerConfig`.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
@@ -96,6 +96,7 @@ class DaemonSettings(Frozen):
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
+    checkpoint_activations: bool = False
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"

@@ -82,7 +82,7 @@ class DaemonLoop:
         *,
         poll_seconds: float = 0.05,
     ) -> None:
-        init = Init(config=_worker_config(settings))
+        init = Init(config=worker_config(settings))
         self._store = store
         self._settings = settings
         self._policy = find_policy(settings.policy)
@@ -355,7 +355,8 @@ def _facts(job: LiveJob) -> JobFacts:
     return JobFacts(job.id, job.owner, job.priority, job.seq, remaining)
 
 
-def _worker_config(settings: DaemonSettings) -> WorkerConfig:
+def worker_config(settings: DaemonSettings) -> WorkerConfig:
+    """What a daemon's worker is started with."""
     base = settings.bases[0]
     return WorkerConfig(
         base_name=base.name,
@@ -364,4 +365,5 @@ def _worker_config(settings: DaemonSettings) -> WorkerConfig:
         dtype=settings.dtype,
         threads=settings.threads,
         pack_tokens=settings.pack_tokens,
+        checkpoint_activations=settings.checkpoint_activations,
     )

@@ -12,6 +12,7 @@ from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
+from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
@@ -30,6 +31,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     if device.type == "cpu":
         keep_freed_memory()
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
+    if config.checkpoint_activations:
+        checkpoint_activations(base)
     verify_base(base)
     tokenizer = load_tokenizer(config.base)
     verdict = probe(base, bucket_ladder(config.pack_tokens))

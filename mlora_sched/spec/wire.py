@@ -79,6 +79,7 @@ class WorkerConfig(Frozen):
         dtype: of the frozen base; adapters and optimiser are always float32.
         threads: CPU threads of torch; 0 for all cores.
         pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
+        checkpoint_activations: keep only the layers' inputs for backward, and compute the rest again; changes no bit.
     """
 
     base_name: str
@@ -87,6 +88,7 @@ class WorkerConfig(Frozen):
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
+    checkpoint_activations: bool = False
 
 
 class JobStart(Frozen):

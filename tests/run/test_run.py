@@ -121,6 +121,18 @@ def test_alone_everything_is_the_same(
     assert "held-out loss" in said
 
 
+def test_checkpointed_activations_change_no_byte(company: Company, base: Path, tmp_path: Path) -> None:
+    """Not even of the provenance: the option is no part of a job's numerics."""
+    args = [*map(str, run_args(base, tmp_path / "out", [company.specs["mixlora"]])), "--checkpoint-activations"]
+    with pytest.raises(SystemExit) as ended:
+        main.run(args)
+    assert ended.value.code == 0
+    for file in listing(tmp_path / "out" / "mixlora"):
+        if file != "timing.jsonl":
+            one, other = (out / "mixlora" / file for out in (tmp_path / "out", company.out))
+            assert one.read_bytes() == other.read_bytes(), file
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize("name", ["lora", "loraplus", "dora"])
 def test_peft_loads_the_adapter_and_finds_the_held_out_loss(

@@ -30,6 +30,7 @@ _SLICE_SECONDS = 1.0
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most tokens a pack.")
+@click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @json_option
 def run(
     specs: tuple[Path, ...],
@@ -39,6 +40,7 @@ def run(
     dtype: str,
     threads: int,
     pack_tokens: int,
+    checkpoint_activations: bool,
     as_json: bool,
 ) -> None:
     """Train job specs together here and now, without a daemon.
@@ -54,6 +56,7 @@ def run(
             "dtype": dtype,
             "threads": threads,
             "pack_tokens": pack_tokens,
+            "checkpoint_activations": checkpoint_activations,
         }
     )
     jobs = _read(specs, ref, out)

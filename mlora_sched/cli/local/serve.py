@@ -35,6 +35,7 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+@click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
@@ -47,6 +48,7 @@ def serve(
     dtype: str,
     threads: int,
     pack_tokens: int,
+    checkpoint_activations: bool,
     max_jobs: int,
     policy: str,
 ) -> None:
@@ -64,6 +66,7 @@ def serve(
         "dtype": dtype,
         "threads": threads,
         "pack_tokens": pack_tokens,
+        "checkpoint_activations": checkpoint_activations,
         "max_resident_jobs": max_jobs,
         "policy": policy,
     }
