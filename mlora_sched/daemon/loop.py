@@ -363,6 +363,7 @@ def worker_config(settings: DaemonSettings) -> WorkerConfig:
         base=base.location,
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         threads=settings.threads,
         pack_tokens=settings.pack_tokens,
         checkpoint_activations=settings.checkpoint_activations,

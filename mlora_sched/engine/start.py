@@ -30,7 +30,7 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
+    base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device, config.quantize)
     if config.checkpoint_activations:
         checkpoint_activations(base)
     verify_base(base)
@@ -45,6 +45,7 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         attention=PACKED_ATTENTION,
         buckets=verdict.buckets,
         blas=blas(device),
+        quantize=config.quantize,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     return Trainer(base, tokenizer, origin, config.pack_tokens)

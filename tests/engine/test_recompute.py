@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,64 +11,21 @@ from adapters.methods import METHOD_CASES
 from model.architectures import SETTINGS, config_of
 from torch import Tensor
 
-from engine.bases import base_of, llama_config, token_set
-from mlora_sched.adapters.base import Adapter
+from engine.bases import base_of, llama_config
+from engine.one_step import member_of, step
 from mlora_sched.adapters.lora import LoraOp
-from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.bench.footprint import PeakTensors
-from mlora_sched.data.pack import Chunk, build_pack
 from mlora_sched.engine.probe import probe
-from mlora_sched.engine.step import PartError, SegmentResult, run_pack
+from mlora_sched.engine.step import PartError
 from mlora_sched.errors import BaseError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.recompute import checkpoint_activations
-from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.wire import Exactness
-
-BUCKETS = (32, 64, 128, 256, 512)
-LENGTHS = (9, 14, 5)
-
-
-@dataclass
-class Member:
-    """A job as the packed step wants it."""
-
-    adapter: Adapter
-    seed: int = 7
-    step: int = 3
-    batch_targets: int = 20
-    batch_tokens: int = 2 * sum(LENGTHS)
-
-
-def member_of(base: FrozenBase, adapter: dict[str, Any], seed: int = 1) -> Member:
-    """A job whose parameters are all random, so that every part of its gradient is there."""
-    built = build_adapter(parse_job({"name": "j", "adapter": adapter, "data": {"train": "x"}}).adapter, base, seed)
-    generator = torch.Generator().manual_seed(seed)
-    for name in built.params:
-        value = built.params[name].value
-        value.add_(torch.empty(value.shape).normal_(std=0.1, generator=generator))
-    built.begin_step()
-    return Member(built)
-
-
-def run(
-    base: FrozenBase, members: dict[str, Member], *, training: bool = True, lengths: Sequence[int] = LENGTHS
-) -> tuple[list[SegmentResult], dict[str, Tensor]]:
-    """One pack with two chunks of every job: the results, and every job's gradients."""
-    pieces = []
-    for at, name in enumerate(members):
-        rows = token_set(lengths, seed=at, vocab=base.head.weight_VD.shape[0])
-        chunk_rows = [rows.row(row) for row in range(len(lengths))]
-        pieces += [(Chunk(name, index, tuple(range(len(lengths))), sum(lengths)), chunk_rows) for index in (0, 1)]
-        members[name].adapter.params.zero_grad()
-    results = run_pack(base, build_pack(pieces, BUCKETS), members, training=training, buckets=BUCKETS)
-    flat = {name: member.adapter.params.groups for name, member in members.items()}
-    return results, {name: torch.cat([group.grad for group in groups.values()]) for name, groups in flat.items()}
 
 
 def assert_same(plain: FrozenBase, thrifty: FrozenBase, adapters: dict[str, dict[str, Any]]) -> None:
     got = [
-        run(base, {name: member_of(base, adapter) for name, adapter in adapters.items()}) for base in (plain, thrifty)
+        step(base, {name: member_of(base, adapter) for name, adapter in adapters.items()}) for base in (plain, thrifty)
     ]
     (results, grads), (results_again, grads_again) = got
     assert results == results_again
@@ -106,7 +61,7 @@ def forwards(base: FrozenBase, targets: list[str], *, training: bool) -> list[in
     layers = base.model.base_model.layers
     hooks = [layer.mlp.register_forward_hook(lambda *_, at=at: counts.update([at])) for at, layer in enumerate(layers)]
     member = member_of(base, {"method": "lora", "target_modules": targets})
-    run(base, {"job": member}, training=training)
+    step(base, {"job": member}, training=training)
     for hook in hooks:
         hook.remove()
     return [counts[at] for at in range(len(layers))]
@@ -130,7 +85,7 @@ def test_a_routed_adapter_counts_as_one() -> None:
     checkpoint_activations(base)
     adapter = METHOD_CASES[-1].adapter(target_modules=["layers.1.mlp.up_proj"])
     member = member_of(base, adapter)
-    grads = run(base, {"job": member})[1]
+    grads = step(base, {"job": member})[1]
     assert float(grads["job"].abs().max()) > 0
 
 
@@ -140,7 +95,7 @@ def kept_per_token(base: FrozenBase) -> float:
     peaks = []
     for length in (100, 225):
         with PeakTensors() as peak:
-            run(base, {"job": member}, lengths=(length,))
+            step(base, {"job": member}, lengths=(length,))
         peaks.append(peak.peak)
     return (peaks[1] - peaks[0]) / (512 - 256)
 
@@ -170,7 +125,7 @@ def test_who_raises_in_the_second_forward_is_blamed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(op, "forward", late)
     with pytest.raises(PartError) as caught:
-        run(base, members)
+        step(base, members)
     assert caught.value.job_id == "bad"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

@@ -34,6 +34,7 @@ from mlora_sched.spec.wire import (
     JobFinished,
     JobStart,
     NumericsKey,
+    Quantize,
     Report,
     Share,
     Slice,
@@ -51,9 +52,11 @@ class World:
     dtype: torch.dtype = torch.float32
     threads: int = 1
     pack_tokens: int = PACK_TOKENS
+    quantize: Quantize = "none"
 
     def __str__(self) -> str:
-        return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads"
+        kept = "" if self.quantize == "none" else f"-{self.quantize}"
+        return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads{kept}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def base_in(world: World) -> FrozenBase:
     """The tiny base of a world; its matrices are large enough for attention and routing to matter."""
     config = llama_config(ff=world.ff)
     config.vocab_size = 260
-    return base_of(config, world.dtype, scale=3.0)
+    return base_of(config, world.dtype, scale=3.0, quantize=world.quantize)
 
 
 @functools.cache
@@ -129,6 +132,7 @@ def origin_in(world: World) -> Origin:
         threads=world.threads,
         attention="-",
         buckets=verdict.buckets,
+        quantize=world.quantize,
     )
     return Origin("tiny", "tiny", "-", numerics, verdict)
 
