@@ -84,7 +84,7 @@ class DaemonSettings(Frozen):
         state_dir: where the database, the spool, the cache and every job's directory live; the daemon's own.
         socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
         bases: the bases it serves, at least one, with distinct names; the worker holds the first.
-        device, dtype, quantize, threads, pack_tokens, checkpoint_activations: as in
+        device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
             `mlora_sched.spec.wire.WorkerConfig`.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
@@ -100,6 +100,7 @@ class DaemonSettings(Frozen):
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
     checkpoint_activations: bool = False
+    compile: bool = False
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"

@@ -367,4 +367,5 @@ def worker_config(settings: DaemonSettings) -> WorkerConfig:
         threads=settings.threads,
         pack_tokens=settings.pack_tokens,
         checkpoint_activations=settings.checkpoint_activations,
+        compile=settings.compile,
     )

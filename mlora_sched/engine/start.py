@@ -11,6 +11,7 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
+from mlora_sched.model.compiled import compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
@@ -31,6 +32,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     if device.type == "cpu":
         keep_freed_memory()
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device, config.quantize)
+    if config.compile:
+        compile_rows(base)
     if config.checkpoint_activations:
         checkpoint_activations(base)
     verify_base(base)
@@ -46,6 +49,7 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         buckets=verdict.buckets,
         blas=blas(device),
         quantize=config.quantize,
+        compile=config.compile,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     return Trainer(base, tokenizer, origin, config.pack_tokens)

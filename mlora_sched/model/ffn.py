@@ -11,7 +11,7 @@ Legend: T rows of the pack, N rows of one segment, D hidden width, F intermediat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,12 @@ class RoutedOp(Protocol):
         """Accumulate the adapter's gradients; return those of x, gate and up."""
 
 
+def gated(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · up, (…, F)."""
+    product: Tensor = act(gate) * up
+    return product
+
+
 class PackedFfn(nn.Module):
     """down(act(gate(x)) · up(x)), with routed adapters on the rows of their segments."""
 
@@ -42,11 +48,12 @@ class PackedFfn(nn.Module):
         self.name = name
         self.gate_proj, self.up_proj, self.down_proj, self.act_fn = gate_proj, up_proj, down_proj, act_fn
         self.slot = slot
+        self.gated: Callable[[nn.Module, Tensor, Tensor], Tensor] = gated
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product = self.act_fn(gate) * up
+        product = self.gated(self.act_fn, gate, up)
         placed = self.slot.routed.get(self.name, ())
         if not placed:
             out: Tensor = self.down_proj(product)

@@ -125,7 +125,7 @@ class _Layer(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        outputs = call.run(tensors)
+        outputs = call.run([tensor.detach() for tensor in tensors])
         call.tensors = []  # autograd keeps them, and lets them go
         return outputs
 

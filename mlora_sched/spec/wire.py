@@ -58,7 +58,7 @@ class NumericsKey(Frozen):
 
     Attributes:
         buckets: pack lengths in use. blas: library of the CPU's float32 products and its mode; empty in older records.
-        quantize: how the base's linears are kept.
+        quantize: how the base's linears are kept. compile: its row-wise pieces are compiled.
     """
 
     device: str
@@ -70,6 +70,7 @@ class NumericsKey(Frozen):
     buckets: tuple[int, ...]
     blas: str = ""
     quantize: str = "none"
+    compile: bool = False
 
 
 # ---------------------------------------------------------------- shared by worker and embedded run
@@ -87,6 +88,7 @@ class WorkerConfig(Frozen):
         threads: CPU threads of torch; 0 for all cores.
         pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
         checkpoint_activations: keep only the layers' inputs for backward, and compute the rest again; changes no bit.
+        compile: run the base's row-wise pieces through torch.compile.
     """
 
     base_name: str
@@ -97,6 +99,7 @@ class WorkerConfig(Frozen):
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
     checkpoint_activations: bool = False
+    compile: bool = False
 
 
 class JobStart(Frozen):

@@ -207,12 +207,12 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     started: list[DaemonSettings] = []
     monkeypatch.setattr("mlora_sched.cli.local.serve.run_daemon", lambda settings, *_: started.append(settings))
     options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
-    options += ["--checkpoint-activations", "--quantize", "nf4"]
+    options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
     assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
     assert (settings.threads, settings.dtype) == (2, "bfloat16")
-    assert (settings.checkpoint_activations, settings.quantize) == (True, "nf4")
+    assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
     config = worker_config(settings)
     shared = settings.model_dump(include=set(WorkerConfig.model_fields) & set(DaemonSettings.model_fields))
     assert config.model_dump(exclude={"base_name", "base"}) == shared, "every option of the worker's reaches it"

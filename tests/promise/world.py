@@ -26,6 +26,7 @@ from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.wire import (
     EvalDone,
@@ -53,6 +54,7 @@ class World:
     threads: int = 1
     pack_tokens: int = PACK_TOKENS
     quantize: Quantize = "none"
+    compile: bool = False
 
     def __str__(self) -> str:
         kept = "" if self.quantize == "none" else f"-{self.quantize}"
@@ -115,7 +117,10 @@ def base_in(world: World) -> FrozenBase:
     """The tiny base of a world; its matrices are large enough for attention and routing to matter."""
     config = llama_config(ff=world.ff)
     config.vocab_size = 260
-    return base_of(config, world.dtype, scale=3.0, quantize=world.quantize)
+    base = base_of(config, world.dtype, scale=3.0, quantize=world.quantize)
+    if world.compile:
+        compile_rows(base)
+    return base
 
 
 @functools.cache
@@ -133,6 +138,7 @@ def origin_in(world: World) -> Origin:
         attention="-",
         buckets=verdict.buckets,
         quantize=world.quantize,
+        compile=world.compile,
     )
     return Origin("tiny", "tiny", "-", numerics, verdict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -147,6 +148,30 @@ def test_on_a_base_in_4_bits_a_job_is_as_alone_and_says_so(company: Company, bas
         assert (together / file).read_bytes() == (alone / file).read_bytes()
     numerics = json.loads((alone / "provenance.json").read_text())["numerics"]
     assert (numerics["quantize"], numerics["dtype"]) == ("nf4", "bfloat16")
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    company: Company, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    args = run_args(base, tmp_path / "out", [company.specs["lora"]])
+    assert main.run([*map(str, args), "--compile"]) == 2
+    assert "--compile: there is no C++ compiler no-such-compiler; install it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@NEEDS_BITSANDBYTES
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler g++")
+def test_all_options_together(company: Company, base: Path, tmp_path: Path) -> None:
+    options = ["--compile", "--checkpoint-activations", "--quantize", "nf4"]
+    for at, names in enumerate((["lora"], ["dora", "lora"])):
+        args = run_args(base, tmp_path / f"out{at}", [company.specs[name] for name in names])
+        done = call(*args, *options, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+        assert (done.returncode, done.stderr.count("Warning")) == (0, 0), done.stderr
+    alone, together = (tmp_path / out / "lora" for out in ("out0", "out1"))
+    assert (alone / MODEL).read_bytes() == (together / MODEL).read_bytes()
+    provenance = json.loads((alone / "provenance.json").read_text())
+    assert (provenance["numerics"]["compile"], provenance["same_as_alone"]) == (True, "exact")
 
 
 def test_4_bits_without_the_library_are_refused(

@@ -32,6 +32,7 @@ _SLICE_SECONDS = 1.0
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most tokens a pack.")
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @json_option
 def run(
     specs: tuple[Path, ...],
@@ -43,6 +44,7 @@ def run(
     threads: int,
     pack_tokens: int,
     checkpoint_activations: bool,
+    compiled: bool,
     as_json: bool,
 ) -> None:
     """Train job specs together here and now, without a daemon.
@@ -60,6 +62,7 @@ def run(
             "threads": threads,
             "pack_tokens": pack_tokens,
             "checkpoint_activations": checkpoint_activations,
+            "compile": compiled,
         }
     )
     jobs = _read(specs, ref, out)

@@ -37,6 +37,7 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
@@ -51,6 +52,7 @@ def serve(
     threads: int,
     pack_tokens: int,
     checkpoint_activations: bool,
+    compiled: bool,
     max_jobs: int,
     policy: str,
 ) -> None:
@@ -70,6 +72,7 @@ def serve(
         "threads": threads,
         "pack_tokens": pack_tokens,
         "checkpoint_activations": checkpoint_activations,
+        "compile": compiled,
         "max_resident_jobs": max_jobs,
         "policy": policy,
     }
