@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlora_sched.errors import UserError
 from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.wire import Quantize
 
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
@@ -83,7 +84,8 @@ class DaemonSettings(Frozen):
         state_dir: where the database, the spool, the cache and every job's directory live; the daemon's own.
         socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
         bases: the bases it serves, at least one, with distinct names; the worker holds the first.
-        device, dtype, threads, pack_tokens: as in `mlora_sched.spec.wire.WorkerConfig`.
+        device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
+            `mlora_sched.spec.wire.WorkerConfig`.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
@@ -94,8 +96,11 @@ class DaemonSettings(Frozen):
     bases: tuple[BaseRef, ...] = Field(min_length=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize = "none"
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
+    checkpoint_activations: bool = False
+    compile: bool = False
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"

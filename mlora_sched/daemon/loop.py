@@ -82,7 +82,7 @@ class DaemonLoop:
         *,
         poll_seconds: float = 0.05,
     ) -> None:
-        init = Init(config=_worker_config(settings))
+        init = Init(config=worker_config(settings))
         self._store = store
         self._settings = settings
         self._policy = find_policy(settings.policy)
@@ -355,13 +355,17 @@ def _facts(job: LiveJob) -> JobFacts:
     return JobFacts(job.id, job.owner, job.priority, job.seq, remaining)
 
 
-def _worker_config(settings: DaemonSettings) -> WorkerConfig:
+def worker_config(settings: DaemonSettings) -> WorkerConfig:
+    """What a daemon's worker is started with."""
     base = settings.bases[0]
     return WorkerConfig(
         base_name=base.name,
         base=base.location,
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         threads=settings.threads,
         pack_tokens=settings.pack_tokens,
+        checkpoint_activations=settings.checkpoint_activations,
+        compile=settings.compile,
     )

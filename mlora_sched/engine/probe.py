@@ -28,6 +28,7 @@ from mlora_sched.engine.step import run_pack
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import token_losses
+from mlora_sched.model.layers import decoder_layers
 from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.wire import Exactness, ProbeVerdict
 
@@ -236,10 +237,7 @@ def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], bucke
 def _first_layers(base: FrozenBase) -> Iterator[list[str]]:
     """Leave only the first decoder layers, enough to see every kind; yield the names of the sites in them."""
     inner = base.model.base_model
-    path, layers = max(
-        ((name, module) for name, module in inner.named_modules() if isinstance(module, nn.ModuleList)),
-        key=lambda found: len(found[1]),
-    )
+    path, layers = decoder_layers(base.model)
     keep = _kinds(base, layers)
     parent_path, _, leaf = path.rpartition(".")
     parent = inner.get_submodule(parent_path)

@@ -12,6 +12,7 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.engine.train_state import Progress, TrainState
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.wire import NumericsKey
 
 
 def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: Origin) -> None:
@@ -47,6 +48,14 @@ def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
     # compared as specs: a field that a later release adds has its default in both
     if JobSpec.model_validate(checkpoint.state["spec"]) != state.spec:
         raise SpecError(f"name: {state.spec.name} has checkpoints of another spec; submit it under another name")
+    # compared as keys, likewise
+    found = NumericsKey.model_validate(checkpoint.state["numerics"]).model_dump(mode="json")
+    now = origin.numerics.model_dump(mode="json")
+    if found["quantize"] != now["quantize"]:
+        raise SpecError(
+            f"base_model: the job began on {origin.base_name} with --quantize {found['quantize']}, and now it is "
+            f"served with {now['quantize']}, so its weights are others; serve it as it was, or submit the job anew"
+        )
     if checkpoint.state["base"] != origin.base_hash:
         raise SpecError(
             f"base_model: the weights of {origin.base_name} have changed since the job's last checkpoint; serve the "
@@ -58,9 +67,8 @@ def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
             f"go on with that release, or submit it anew with adapter.init_from"
         )
     other_numerics = False
-    found, now = checkpoint.state["numerics"], origin.numerics.model_dump(mode="json")
     if found != now:
-        changed = ", ".join(f"{key} {found.get(key)} → {now[key]}" for key in now if found.get(key) != now[key])
+        changed = ", ".join(f"{key} {found[key]} → {now[key]}" for key in now if found[key] != now[key])
         other_numerics = True
         notes.append(f"resumed under other numerics ({changed}): from here on within rounding of an undisturbed run")
     for name, flat in state.adapter.params.groups.items():

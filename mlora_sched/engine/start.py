@@ -11,7 +11,9 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
+from mlora_sched.model.compiled import compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
+from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
@@ -29,7 +31,11 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device)
+    base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device, config.quantize)
+    if config.compile:
+        compile_rows(base)
+    if config.checkpoint_activations:
+        checkpoint_activations(base)
     verify_base(base)
     tokenizer = load_tokenizer(config.base)
     verdict = probe(base, bucket_ladder(config.pack_tokens))
@@ -42,6 +48,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         attention=PACKED_ATTENTION,
         buckets=verdict.buckets,
         blas=blas(device),
+        quantize=config.quantize,
+        compile=config.compile,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     return Trainer(base, tokenizer, origin, config.pack_tokens)

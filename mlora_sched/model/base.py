@@ -18,10 +18,12 @@ from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
 from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
+from mlora_sched.model.quantize import Nf4Site, check_bitsandbytes
 from mlora_sched.model.rowwise import row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
+from mlora_sched.spec.wire import Quantize
 
 _SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
 _GATED_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -75,20 +77,27 @@ class FrozenBase:
     @property
     def parameters(self) -> int:
         """Number of frozen parameters, a tied head counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+        packed = (site for site in self.sites.values() if isinstance(site, Nf4Site))
+        plain: int = sum(p.numel() for p in self.model.parameters())
+        return plain + sum(site.in_features * site.out_features for site in packed)
 
 
-def load_base(name: str, location: str, dtype: torch.dtype, device: torch.device) -> FrozenBase:
+def load_base(
+    name: str, location: str, dtype: torch.dtype, device: torch.device, quantize: Quantize = "none"
+) -> FrozenBase:
     """Load, check, freeze and lay out a base.
 
     Args:
         location: a directory, or a hub repository with an optional "@revision".
+        quantize: how the linears' weights are kept.
 
     Raises:
         BaseError: nothing loadable there, or a model the engine cannot serve faithfully.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if quantize == "nf4":
+        check_bitsandbytes()
     where, options = source_of(location)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
@@ -100,12 +109,26 @@ def load_base(name: str, location: str, dtype: torch.dtype, device: torch.device
         if isinstance(error, BaseError):
             raise
         raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
-    moved: Any = model
-    return adopt(moved.to(device), name=name, location=location, longest=longest)
+    return adopt(model, name=name, location=location, longest=longest, device=device, quantize=quantize)
 
 
-def adopt(model: Any, *, name: str, location: str = "", longest: int | None = None) -> FrozenBase:
-    """Freeze a loaded transformers model and replace its linears by sites, in place."""
+def adopt(
+    model: Any,
+    *,
+    name: str,
+    location: str = "",
+    longest: int | None = None,
+    device: torch.device | None = None,
+    quantize: Quantize = "none",
+) -> FrozenBase:
+    """Freeze a loaded transformers model and replace its linears by sites, in place.
+
+    Args:
+        device: where it shall be; where it is when None.
+
+    Raises:
+        BaseError: a model the engine cannot serve faithfully, or cannot quantise.
+    """
     longest = check_config(model.config, name) if longest is None else longest
     model.set_attn_implementation(PACKED_ATTENTION)
     model.eval()
@@ -113,11 +136,18 @@ def adopt(model: Any, *, name: str, location: str = "", longest: int | None = No
     slot = PackSlot()
     experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
     is_mixture = bool(experts)
+    if is_mixture and quantize != "none":
+        raise BaseError(
+            f"--quantize {quantize}: base {name} is a mixture of experts ({model.config.model_type}), and its experts, "
+            f"most of its weights, would not be quantised; serve it without --quantize"
+        )
     if is_mixture:
         model.set_experts_implementation(PACKED_EXPERTS)
     for module in experts:
         setattr(module, SLOT, slot)
-    sites = _replace_linears(model, slot)
+    sites = _replace_linears(model, slot, quantize, device)
+    if device is not None:
+        model.to(device)  # after the linears: what is quantised comes to the device one by one
     ffns = _replace_ffns(model, slot, sites)
     _shorten_rows(model)
     first = next(model.parameters())
@@ -126,18 +156,21 @@ def adopt(model: Any, *, name: str, location: str = "", longest: int | None = No
     )
 
 
-def _replace_linears(model: Any, slot: PackSlot) -> dict[str, Site]:
+def _replace_linears(model: Any, slot: PackSlot, quantize: Quantize, device: torch.device | None) -> dict[str, Site]:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
+    names = [name for name, m in model.named_modules() if m is not head and isinstance(m, nn.Linear | Conv1D)]
     sites: dict[str, Site] = {}
-    for name, module in list(model.named_modules()):
-        if module is head or not isinstance(module, nn.Linear | Conv1D):
-            continue
+    kind = Site if quantize == "none" else Nf4Site
+    for name in names:
+        module = model.get_submodule(name)
         weight = module.weight.detach()
+        if quantize != "none" and device is not None:
+            weight = weight.to(device)
         weight_OD = weight if isinstance(module, nn.Linear) else weight.T
         bias = None if module.bias is None else module.bias.detach()
-        sites[name] = Site(name, weight_OD, bias, isinstance(module, Conv1D))
+        sites[name] = kind(name, weight_OD, bias, isinstance(module, Conv1D))
         _set(model, name, sites[name])
     _group(sites, slot)
     return sites

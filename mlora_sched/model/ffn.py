@@ -11,12 +11,13 @@ Legend: T rows of the pack, N rows of one segment, D hidden width, F intermediat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mlora_sched.model.rowwise import gated_product
 from mlora_sched.model.site import PackSlot, Placed, Site
 
 
@@ -42,11 +43,12 @@ class PackedFfn(nn.Module):
         self.name = name
         self.gate_proj, self.up_proj, self.down_proj, self.act_fn = gate_proj, up_proj, down_proj, act_fn
         self.slot = slot
+        self.gated: Callable[[nn.Module, Tensor, Tensor], Tensor] = gated_product
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product: Tensor = _GatedProduct.apply(gate, up, self.act_fn)  # type: ignore[no-untyped-call]
+        product = self.gated(self.act_fn, gate, up)
         placed = self.slot.routed.get(self.name, ())
         if not placed:
             out: Tensor = self.down_proj(product)
@@ -59,27 +61,6 @@ class PackedFfn(nn.Module):
 
 def _rows(at: Placed[RoutedOp]) -> slice:
     return slice(at.part.start, at.part.stop)
-
-
-class _GatedProduct(torch.autograd.Function):
-    """act(gate) · up, which keeps gate and up alone: the activation is computed again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: nn.Module) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.act = act
-        activated: Tensor = act(gate)
-        return activated * up if activated.data_ptr() == gate.data_ptr() else activated.mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        gate, up = ctx.saved_tensors
-        (dproduct,) = grads
-        with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            activated: Tensor = ctx.act(gate)
-        (dgate,) = torch.autograd.grad(activated, gate, dproduct * up)
-        return dgate, activated.detach() * dproduct, None
 
 
 class _Mix(torch.autograd.Function):

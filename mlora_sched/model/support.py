@@ -24,6 +24,13 @@ def check_config(config: Any, name: str) -> int:
         BaseError: the architecture, its attention or its positions cannot be handled.
     """
     text = config.get_text_config()
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method
+        raise BaseError(
+            f"base {name}: its config.json has a quantization_config ({getattr(method, 'value', method)}), so its "
+            f"weights are packed already; serve the weights it was made of, with --quantize nf4 for 4 bits"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise BaseError(f"base {name}: {config.model_type} is an encoder-decoder; the engine packs decoders only")
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES)

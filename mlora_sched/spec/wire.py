@@ -49,11 +49,16 @@ class ProbeVerdict(Frozen):
         return f"within rounding ({self.largest_difference:.1e} relative: {self.reason})"
 
 
+Quantize = Literal["none", "nf4"]
+"""How the weights of a base's linears are kept: in its dtype, or in 4 bits."""
+
+
 class NumericsKey(Frozen):
     """What decides a job's bits besides the job itself. Results are comparable bit for bit only under equal keys.
 
     Attributes:
         buckets: pack lengths in use. blas: library of the CPU's float32 products and its mode; empty in older records.
+        quantize: how the base's linears are kept. compile: its row-wise pieces are compiled.
     """
 
     device: str
@@ -64,6 +69,8 @@ class NumericsKey(Frozen):
     attention: str
     buckets: tuple[int, ...]
     blas: str = ""
+    quantize: str = "none"
+    compile: bool = False
 
 
 # ---------------------------------------------------------------- shared by worker and embedded run
@@ -77,16 +84,22 @@ class WorkerConfig(Frozen):
         base: a directory, or a hub repository with an optional "@revision".
         device: "auto", "cpu" or "cuda:N". "auto" refuses rather than falls back when a GPU is there but unusable.
         dtype: of the frozen base; adapters and optimiser are always float32.
+        quantize: how the base's linears are kept; products are in `dtype` in any case.
         threads: CPU threads of torch; 0 for all cores.
         pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
+        checkpoint_activations: keep only the layers' inputs for backward, and compute the rest again; changes no bit.
+        compile: run the base's row-wise pieces through torch.compile.
     """
 
     base_name: str
     base: str
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize = "none"
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
+    checkpoint_activations: bool = False
+    compile: bool = False
 
 
 class JobStart(Frozen):

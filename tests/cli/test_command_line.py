@@ -14,10 +14,12 @@ import yaml
 from mlora_sched.cli import output
 from mlora_sched.cli.main import SECTIONS, cli, run
 from mlora_sched.client import default_socket
+from mlora_sched.daemon.loop import worker_config
 from mlora_sched.errors import WaitTimeout
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.spec.wire import WorkerConfig
 
 HEAVY = {"torch", "transformers", "ray", "fastapi", "uvicorn", "sqlalchemy", "alembic", "peft", "numpy", "pyarrow"}
 VERBS = [verb for verbs in SECTIONS.values() for verb in verbs]
@@ -192,6 +194,7 @@ def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--quantize", "int8"], 2, "'int8' is not"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--socket", "/tmp/" + "x" * 200], 2, "longer than 107 bytes"),
     ],
 )
@@ -204,10 +207,15 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     started: list[DaemonSettings] = []
     monkeypatch.setattr("mlora_sched.cli.local.serve.run_daemon", lambda settings, *_: started.append(settings))
     options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
+    options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
     assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
     assert (settings.threads, settings.dtype) == (2, "bfloat16")
+    assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
+    config = worker_config(settings)
+    shared = settings.model_dump(include=set(WorkerConfig.model_fields) & set(DaemonSettings.model_fields))
+    assert config.model_dump(exclude={"base_name", "base"}) == shared, "every option of the worker's reaches it"
 
 
 def test_choices_are_shown_as_they_are_written(capsys: Capture) -> None:

@@ -45,7 +45,7 @@ def spec_of(case: MethodCase) -> JobSpec:
 
 def origin() -> Origin:
     verdict = ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(32,))
-    fields = dict.fromkeys(NumericsKey.model_fields, "x") | {"threads": 1, "buckets": (32,)}
+    fields = dict.fromkeys(NumericsKey.model_fields, "x") | {"threads": 1, "buckets": (32,), "compile": True}
     return Origin("tiny", "tiny", "0" * 64, NumericsKey.model_validate(fields), verdict)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mlora_sched.data.token_set import DataStats, Prepared, TokenSet
 from mlora_sched.model.base import FrozenBase, adopt
+from mlora_sched.spec.wire import Quantize
 
 VOCAB = 97
 
@@ -41,9 +44,16 @@ def model_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, sca
     return model.to(dtype).eval()
 
 
-def base_of(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> FrozenBase:
+def base_of(
+    config: Any, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0, quantize: Quantize = "none"
+) -> FrozenBase:
     """The same model as `model_of` gives, adopted by the engine."""
-    return adopt(model_of(config, dtype, seed, scale), name="tiny", location="tiny")
+    return adopt(model_of(config, dtype, seed, scale), name="tiny", location="tiny", quantize=quantize)
+
+
+NEEDS_BITSANDBYTES = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra gpu)"
+)
 
 
 def token_set(lengths: Sequence[int], seed: int, vocab: int = VOCAB) -> TokenSet:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.bench import Bench
-from mlora_sched.engine import loop
+from mlora_sched.artifacts.checkpoint import Checkpoint, read_newest
+from mlora_sched.engine import loop, saving
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Detached, EvalDone, JobFinished, JobStart, StepDone
@@ -269,6 +270,36 @@ def test_other_numerics_are_reported(tmp_path: Path) -> None:
     assert bench.succeeded()
     provenance = json.loads((tmp_path / "job" / "adapter" / "provenance.json").read_text())
     assert provenance["same_as_alone"] == "within rounding (resumed under other numerics)"
+
+
+def test_a_base_quantised_otherwise_is_refused(tmp_path: Path) -> None:
+    saved_twice(tmp_path)
+    bench = Bench(tmp_path)
+    origin = bench.trainer.origin
+    bench.trainer.origin = replace(origin, numerics=origin.numerics.model_copy(update={"quantize": "nf4"}))
+    bench.attach(bench.start(max_steps=6, save_every=2))
+    assert bench.failure().code is ErrorCode.BAD_SPEC
+    assert "began on tiny with --quantize none, and now it is served with nf4" in bench.failure().message
+
+
+def test_a_checkpoint_of_an_earlier_release_is_of_the_same_numerics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no word of the options that came later; it was made without them."""
+    saved_twice(tmp_path)
+
+    def without(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+        checkpoint, notes = read_newest(job_dir)
+        assert checkpoint is not None
+        for name in ("quantize", "compile"):
+            del checkpoint.state["numerics"][name]
+        return checkpoint, notes
+
+    monkeypatch.setattr(saving, "read_newest", without)
+    bench = Bench(tmp_path)
+    bench.run(bench.start(max_steps=6, save_every=2))
+    assert bench.succeeded()
+    assert bench.notes() == []
 
 
 def test_provenance_counts_the_resumes(tmp_path: Path) -> None:

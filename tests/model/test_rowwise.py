@@ -14,8 +14,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mlora_sched.model.base import adopt
-from mlora_sched.model.ffn import _GatedProduct
-from mlora_sched.model.rowwise import RowNorm, half_rotation, row_norm, turns_halves, use_half_rotation
+from mlora_sched.model.rowwise import RowNorm, gated_product, half_rotation, row_norm, turns_halves, use_half_rotation
 
 ROTARY = modeling_llama.apply_rotary_pos_emb
 
@@ -133,5 +132,5 @@ def test_a_gated_product_and_its_gradient(act: str) -> None:
     """The linear activation returns its input, which must not be changed in place."""
     function = ACT2FN[act]
     gate, up = seeded(3, 5).requires_grad_(), (seeded(3, 5) + 1).requires_grad_()
-    torch.testing.assert_close(_GatedProduct.apply(gate, up, function), function(gate) * up)
-    assert torch.autograd.gradcheck(lambda g, u: _GatedProduct.apply(g, u, function), (gate, up))
+    torch.testing.assert_close(gated_product(function, gate, up), function(gate) * up)
+    assert torch.autograd.gradcheck(lambda g, u: gated_product(function, g, u), (gate, up))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from adapters.methods import METHOD_CASES, MethodCase
+from engine.bases import NEEDS_BITSANDBYTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,13 @@ def assert_same(world: World, tenant: Tenant, company: Got) -> None:
     assert company.files == solo.files
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
+IN_4_BITS = [
+    pytest.param(World(dtype=dtype, threads=2, quantize="nf4"), marks=NEEDS_BITSANDBYTES)
+    for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+@pytest.mark.parametrize("world", [*WORLDS, *IN_4_BITS], ids=str)
 def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
     """All methods in one pack, dropout on and off, each compared with itself alone."""
     tenants = [

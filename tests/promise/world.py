@@ -26,6 +26,7 @@ from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.wire import (
     EvalDone,
@@ -34,6 +35,7 @@ from mlora_sched.spec.wire import (
     JobFinished,
     JobStart,
     NumericsKey,
+    Quantize,
     Report,
     Share,
     Slice,
@@ -51,9 +53,12 @@ class World:
     dtype: torch.dtype = torch.float32
     threads: int = 1
     pack_tokens: int = PACK_TOKENS
+    quantize: Quantize = "none"
+    compile: bool = False
 
     def __str__(self) -> str:
-        return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads"
+        kept = "" if self.quantize == "none" else f"-{self.quantize}"
+        return f"ff{self.ff}-{str(self.dtype).removeprefix('torch.')}-{self.threads}threads{kept}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,10 @@ def base_in(world: World) -> FrozenBase:
     """The tiny base of a world; its matrices are large enough for attention and routing to matter."""
     config = llama_config(ff=world.ff)
     config.vocab_size = 260
-    return base_of(config, world.dtype, scale=3.0)
+    base = base_of(config, world.dtype, scale=3.0, quantize=world.quantize)
+    if world.compile:
+        compile_rows(base)
+    return base
 
 
 @functools.cache
@@ -129,6 +137,8 @@ def origin_in(world: World) -> Origin:
         threads=world.threads,
         attention="-",
         buckets=verdict.buckets,
+        quantize=world.quantize,
+        compile=world.compile,
     )
     return Origin("tiny", "tiny", "-", numerics, verdict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from e2e.program import JOBS, MODEL, call, command, environment, lines_of, listing, run_args, spoil_row, write_spec
+from engine.bases import NEEDS_BITSANDBYTES
 from promise.world import tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -119,6 +121,66 @@ def test_alone_everything_is_the_same(
             assert (alone / file).read_bytes() == (together / file).read_bytes(), file
     assert f"{name}: SUCCEEDED → {alone}" in said
     assert "held-out loss" in said
+
+
+def test_checkpointed_activations_change_no_byte(company: Company, base: Path, tmp_path: Path) -> None:
+    """Not even of the provenance: the option is no part of a job's numerics."""
+    args = [*map(str, run_args(base, tmp_path / "out", [company.specs["mixlora"]])), "--checkpoint-activations"]
+    with pytest.raises(SystemExit) as ended:
+        main.run(args)
+    assert ended.value.code == 0
+    for file in listing(tmp_path / "out" / "mixlora"):
+        if file != "timing.jsonl":
+            one, other = (out / "mixlora" / file for out in (tmp_path / "out", company.out))
+            assert one.read_bytes() == other.read_bytes(), file
+
+
+@NEEDS_BITSANDBYTES
+def test_on_a_base_in_4_bits_a_job_is_as_alone_and_says_so(company: Company, base: Path, tmp_path: Path) -> None:
+    names = ["mixlora", "dora"]
+    for at, jobs in enumerate((names, names[:1])):
+        args = run_args(base, tmp_path / f"out{at}", [company.specs[name] for name in jobs])
+        with pytest.raises(SystemExit) as ended:
+            main.run([*map(str, args), "--quantize", "nf4", "--dtype", "bfloat16"])
+        assert ended.value.code == 0
+    together, alone = (tmp_path / out / "mixlora" for out in ("out0", "out1"))
+    for file in ("adapter_model.safetensors", "metrics.jsonl", "provenance.json"):
+        assert (together / file).read_bytes() == (alone / file).read_bytes()
+    numerics = json.loads((alone / "provenance.json").read_text())["numerics"]
+    assert (numerics["quantize"], numerics["dtype"]) == ("nf4", "bfloat16")
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    company: Company, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    args = run_args(base, tmp_path / "out", [company.specs["lora"]])
+    assert main.run([*map(str, args), "--compile"]) == 2
+    assert "--compile: there is no C++ compiler no-such-compiler; install it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@NEEDS_BITSANDBYTES
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler g++")
+def test_all_options_together(company: Company, base: Path, tmp_path: Path) -> None:
+    options = ["--compile", "--checkpoint-activations", "--quantize", "nf4"]
+    for at, names in enumerate((["lora"], ["dora", "lora"])):
+        args = run_args(base, tmp_path / f"out{at}", [company.specs[name] for name in names])
+        done = call(*args, *options, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+        assert (done.returncode, done.stderr.count("Warning")) == (0, 0), done.stderr
+    alone, together = (tmp_path / out / "lora" for out in ("out0", "out1"))
+    assert (alone / MODEL).read_bytes() == (together / MODEL).read_bytes()
+    provenance = json.loads((alone / "provenance.json").read_text())
+    assert (provenance["numerics"]["compile"], provenance["same_as_alone"]) == (True, "exact")
+
+
+def test_4_bits_without_the_library_are_refused(
+    company: Company, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    args = run_args(base, tmp_path / "out", [company.specs["lora"]])
+    assert main.run([*map(str, args), "--quantize", "nf4"]) == 2
+    assert "pip install 'mlora_sched[gpu]'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it

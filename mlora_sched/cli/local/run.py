@@ -28,8 +28,11 @@ _SLICE_SECONDS = 1.0
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where each job's directory is made.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--quantize", type=click.Choice(["none", "nf4"]), default="none", show_default=True, help="Of the base.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most tokens a pack.")
+@click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @json_option
 def run(
     specs: tuple[Path, ...],
@@ -37,8 +40,11 @@ def run(
     out: Path,
     device: str,
     dtype: str,
+    quantize: str,
     threads: int,
     pack_tokens: int,
+    checkpoint_activations: bool,
+    compiled: bool,
     as_json: bool,
 ) -> None:
     """Train job specs together here and now, without a daemon.
@@ -52,8 +58,11 @@ def run(
             "base": ref.location,
             "device": device,
             "dtype": dtype,
+            "quantize": quantize,
             "threads": threads,
             "pack_tokens": pack_tokens,
+            "checkpoint_activations": checkpoint_activations,
+            "compile": compiled,
         }
     )
     jobs = _read(specs, ref, out)

@@ -33,8 +33,11 @@ from mlora_sched.worker.local import LocalWorker, Role
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:N", help="Where to train.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--quantize", type=click.Choice(["none", "nf4"]), default="none", show_default=True, help="Of the base.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+@click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
@@ -45,8 +48,11 @@ def serve(
     socket: Path,
     device: str,
     dtype: str,
+    quantize: str,
     threads: int,
     pack_tokens: int,
+    checkpoint_activations: bool,
+    compiled: bool,
     max_jobs: int,
     policy: str,
 ) -> None:
@@ -62,8 +68,11 @@ def serve(
         "bases": [parse_base(text) for text in bases],
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
         "threads": threads,
         "pack_tokens": pack_tokens,
+        "checkpoint_activations": checkpoint_activations,
+        "compile": compiled,
         "max_resident_jobs": max_jobs,
         "policy": policy,
     }
