@@ -74,7 +74,8 @@ class DoraOp:
         s_KN, directions = saved
         for m, direction_NO in zip(self.magnitudes, directions, strict=True):
             dy_NO = dys[m.place]
-            m.magnitude.grad.add_((wide(dy_NO) * wide(direction_NO)).sum(0).div_(m.norm_O))
+            found_O = (wide(dy_NO) * wide(direction_NO)).sum(0).div_(m.norm_O)
+            m.magnitude.grad.copy_(found_O if part.beta == 0.0 else m.magnitude.grad + found_O)
             dy_NO.mul_(m.ratio_O)
         return self.pair.backward(dys, x_ND, s_KN, part)
 

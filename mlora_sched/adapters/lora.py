@@ -47,26 +47,26 @@ class LoraOp:
     ) -> None:
         self.a, self.bs, self.at = a, tuple(bs), tuple(at)
         self.scale, self.dropout, self.group = scale, dropout, group
-        self._rank = len(a.value) // len(bs)
         self._pairs = [(place, b.compute.T, b.grad.T) for place, b in zip(at, bs, strict=True)]
         self._a_KD = a.compute
 
     def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> Tensor:
         """y += s · drop(x) Aᵀ Bᵀ; keeps A drop(x)ᵀ, which is small."""
         s_KN = self._a_KD @ part.drop(self.group, x_ND, self.dropout).T
-        for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.split(self._rank), strict=True):
+        for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.chunk(len(self._pairs)), strict=True):
             ys[place].addmm_(s_RN.T, bt_RO, alpha=self.scale)
         return s_KN
 
     def backward(self, dys: Sequence[Tensor], x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
         """Accumulate dA and dB in float32; return ds."""
         ds_KN = torch.empty_like(saved)
-        pieces = zip(self._pairs, saved.split(self._rank), ds_KN.split(self._rank), strict=True)
+        pieces = zip(self._pairs, saved.chunk(len(self._pairs)), ds_KN.chunk(len(self._pairs)), strict=True)
         for (place, bt_RO, grad_RO), s_RN, ds_RN in pieces:
             dy_NO = dys[place]
             ds_RN.addmm_(bt_RO, dy_NO.T, beta=0.0, alpha=self.scale)
-            grad_RO.addmm_(wide(s_RN), wide(dy_NO), alpha=self.scale)
-        self.a.grad.addmm_(wide(ds_KN), wide(part.drop(self.group, x_ND, self.dropout)))
+            grad_RO.addmm_(wide(s_RN), wide(dy_NO), beta=part.beta, alpha=self.scale)
+        dropped_ND = part.drop(self.group, x_ND, self.dropout)
+        self.a.grad.addmm_(wide(ds_KN), wide(dropped_ND), beta=part.beta)
         return ds_KN
 
     def add_dx(self, carry: Tensor, dx_ND: Tensor, part: SegmentPart) -> None:

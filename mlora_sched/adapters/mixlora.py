@@ -96,14 +96,14 @@ class ExpertPairs:
         pieces = zip(s_MR.split(list(counts)), self.b.compute, strict=True)
         return torch.cat([s @ b_OR.T for s, b_OR in pieces]).mul_(self.scale)
 
-    def backward(self, dy_M: Tensor, x_M: Tensor, s_MR: Tensor, counts: Sequence[int]) -> Tensor:
-        """Accumulate dA and dB; return the gradient of x through the pair, (M, in)."""
+    def backward(self, dy_M: Tensor, x_M: Tensor, s_MR: Tensor, counts: Sequence[int], beta: float) -> Tensor:
+        """Accumulate dA and dB (`SegmentPart.beta`); return the gradient of x through the pair, (M, in)."""
         sizes = list(counts)
         dxs = []
         for e, (dy, x, s) in enumerate(zip(dy_M.split(sizes), x_M.split(sizes), s_MR.split(sizes), strict=True)):
             ds_RM = (self.b.compute[e].T @ dy.T).mul_(self.scale)
-            self.b.grad[e].T.addmm_(wide(s).T, wide(dy), alpha=self.scale)
-            self.a.grad[e].addmm_(wide(ds_RM), wide(x))
+            self.b.grad[e].T.addmm_(wide(s).T, wide(dy), beta=beta, alpha=self.scale)
+            self.a.grad[e].addmm_(wide(ds_RM), wide(x), beta=beta)
             dxs.append(ds_RM.T @ self.a.compute[e])
         return torch.cat(dxs)
 
@@ -169,7 +169,7 @@ class MixLoraOp:
         if saved.delta_MD is not None and saved.s_down_MR is not None:
             dw_M += (wide(ddelta_MD) * wide(saved.delta_MD)).sum(dim=1)
             dy_MD = ddelta_MD * w_M1.to(ddelta_MD.dtype)
-            through = self.pairs["down_proj"].backward(dy_MD, saved.dropped_MF, saved.s_down_MR, r.counts)
+            through = self.pairs["down_proj"].backward(dy_MD, saved.dropped_MF, saved.s_down_MR, r.counts, part.beta)
             dproduct_MF += through if saved.down_mask_MF is None else through * saved.down_mask_MF
         dup_MF = dproduct_MF * saved.act_out_MF.detach()
         (dgate_MF,) = torch.autograd.grad(saved.act_out_MF, saved.act_in_MF, dproduct_MF * saved.up.value_MF)
@@ -202,7 +202,7 @@ class MixLoraOp:
         for name, half, dy_MF in (("gate_proj", saved.gate, dgate_MF), ("up_proj", saved.up, dup_MF)):
             if half.s_MR is None:
                 continue
-            through = self.pairs[name].backward(dy_MF, saved.x_MD, half.s_MR, saved.routing.counts)
+            through = self.pairs[name].backward(dy_MF, saved.x_MD, half.s_MR, saved.routing.counts, part.beta)
             dx_MD = through if dx_MD is None else dx_MD + through
         if dx_MD is None:
             return torch.zeros_like(saved.x_ND)
@@ -223,7 +223,7 @@ class MixLoraOp:
         f_E = torch.stack([share.chosen_E for share in shares]).sum(dim=0) / seen
         dp_NE += f_E * (part.aux_weight * self.spec.router_aux_loss_coef * self.spec.num_experts / seen)
         dlogits_NE = r.p_NE * (dp_NE - (dp_NE * r.p_NE).sum(dim=1, keepdim=True))
-        self.router.grad.addmm_(dlogits_NE.T, wide(saved.x_ND))
+        self.router.grad.addmm_(dlogits_NE.T, wide(saved.x_ND), beta=part.beta)
         return dlogits_NE @ self.router.value
 
 

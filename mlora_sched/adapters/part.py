@@ -21,6 +21,9 @@ class SegmentPart:
         job_id: whose. start, stop: its rows of the pack.
         training: gradients are wanted and dropout is on.
         stream: what the dropout masks are drawn from: (job seed, step, chunk).
+        beta: what an op multiplies its gradient buffers with before it adds to them: 0.0 in the first chunk of a step,
+            which writes over what the step before left there, then 1.0. With 0.0 nothing old may come through, not
+            even a NaN, as in BLAS.
         aux_weight: weight of the chunk's auxiliary losses: its share of the batch's tokens.
         routing: what routed layers have seen of this chunk, by layer, for losses over all layers.
     """
@@ -30,6 +33,7 @@ class SegmentPart:
     stop: int
     training: bool = False
     stream: tuple[int, int, int] = (0, 0, 0)
+    beta: float = 1.0
     aux_weight: float = 1.0
     routing: dict[str, object] = field(default_factory=dict)
     _group: str = ""

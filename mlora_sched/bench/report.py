@@ -99,11 +99,13 @@ def plot(result: Result, path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curves = any(one.at is not None for one in result.series)
-    (_draw_curves if curves else _draw_bars)(axes, result.series)
+    unit = result.series[0].unit
+    series = [one for one in result.series if one.unit is unit]
+    curves = any(one.at is not None for one in series)
+    (_draw_curves if curves else _draw_bars)(axes, series)
     first = result.ratios[0]
     axes.set_title(f"{result.scenario}: {first.name} = {first.value:.2f}", fontsize=10)
-    axes.set_ylabel("GiB" if result.series[0].unit is Unit.BYTES else "seconds a round")
+    axes.set_ylabel("GiB" if unit is Unit.BYTES else "seconds a round")
     where = result.machine
     figure.supxlabel(f"{where.cpu}, {where.threads} threads, {where.dtype}; medians, quartiles", fontsize=7)
     figure.savefig(path, dpi=150)

@@ -6,12 +6,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import torch
+from pydantic import JsonValue
 from transformers.utils import logging
 
 from mlora_sched.bench.record import Machine
@@ -49,13 +51,26 @@ class Setting:
         return int(self.trainer.base.head.weight_VD.shape[0])
 
 
-def start(base: Path, threads: int) -> Trainer:
-    """Load the base and probe the device exactly as a worker does; pins torch's threads."""
+def start(base: Path, threads: int, options: Mapping[str, JsonValue] = MappingProxyType({})) -> Trainer:
+    """Load the base and probe the device exactly as a worker does; pins torch's threads.
+
+    Args:
+        options: fields of `WorkerConfig` that are otherwise than in a plain daemon.
+
+    Raises:
+        BaseError: an option cannot work here.
+    """
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    config = WorkerConfig(
-        base_name="bench", base=str(base), device="cpu", dtype="float32", threads=threads, pack_tokens=PACK_TOKENS
-    )
+    plain: dict[str, JsonValue] = {
+        "base_name": "bench",
+        "base": str(base),
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": threads,
+        "pack_tokens": PACK_TOKENS,
+    }
+    config = WorkerConfig.model_validate({**plain, **options})
     return start_trainer(config)
 
 

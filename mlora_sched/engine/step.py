@@ -117,6 +117,7 @@ def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:
         stop=segment.stop,
         training=training,
         stream=(member.seed, member.step, segment.chunk.index),
+        beta=0.0 if segment.chunk.index == 0 else 1.0,
         aux_weight=segment.chunk.tokens / member.batch_tokens,
     )
 

@@ -147,8 +147,7 @@ class TrainState:
         return [rows.row(index) for index in chunk.rows]
 
     def restart_phase(self) -> None:
-        """Back to chunk 0 with zeroed accumulators: after a failed pack, a pause, a preemption."""
-        self.adapter.params.zero_grad()
+        """Back to chunk 0, which writes over the accumulators: after a failed pack, a pause, a preemption."""
         self._begin()
 
     def take(self, result: SegmentResult) -> bool:
@@ -184,7 +183,7 @@ class TrainState:
             )
         lr = learning_rate(self.spec.training, self.step, self.total_steps)
         self.optimizer.step(lr, grad_norm)
-        if not self.adapter.params.finite:
+        if self.optimizer.may_overflow(lr) and not self.adapter.params.finite:
             raise JobFault(
                 ErrorCode.NON_FINITE_LOSS,
                 f"step {self.step + 1} made weights that are not finite; lower training.learning_rate",
@@ -192,7 +191,6 @@ class TrainState:
         done = self._open
         self.progress.step += 1
         self.progress.tokens += done.tokens
-        self.adapter.params.zero_grad()
         figures = StepFigures(
             self.step, _mean_loss(done), lr, grad_norm, done.tokens, done.targets, _weighted_figures(done)
         )

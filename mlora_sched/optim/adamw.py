@@ -6,6 +6,7 @@ A job that takes no step is not touched: no decay, no moment update. The mathema
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -34,17 +35,21 @@ class JobAdamW:
         self.exp_avg = {name: torch.zeros_like(flat.value) for name, flat in params.groups.items()}
         self.exp_avg_sq = {name: torch.zeros_like(flat.value) for name, flat in params.groups.items()}
         self.steps = 0
+        self._device = next(iter(params.groups.values())).value.device
 
     def grad_norm(self) -> float:
         """Global 2-norm of the job's gradient."""
-        norms = [torch.linalg.vector_norm(flat.grad) for flat in self.params.groups.values()]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        squares = [torch.dot(flat.grad, flat.grad) for flat in self.params.groups.values()]
+        return math.sqrt(float(sum(squares[1:], start=squares[0])))
 
     def step(self, lr: float, grad_norm: float) -> None:
-        """Clip by `grad_norm` (as `grad_norm()` gave it), update the values, refresh the compute copies."""
+        """Clip by `grad_norm` (as `grad_norm()` gave it), update the values, refresh the compute copies.
+
+        The gradients are clipped while the kernel reads them, not in a pass of their own.
+        """
+        clip: Tensor | None = None
         if self.max_grad_norm and grad_norm > self.max_grad_norm:
-            for flat in self.params.groups.values():
-                flat.grad.mul_(self.max_grad_norm / (grad_norm + 1e-6))
+            clip = torch.tensor((grad_norm + 1e-6) / self.max_grad_norm, device=self._device)
         for name, flat in self.params.groups.items():
             adamw(
                 [flat.value],
@@ -61,9 +66,19 @@ class JobAdamW:
                 weight_decay=self.weight_decay,
                 eps=EPS,
                 maximize=False,
+                grad_scale=clip,
             )
         self.steps += 1
         self.params.refresh()
+
+    def may_overflow(self, lr: float) -> bool:
+        """Whether a step at this rate can turn finite values and gradients into values that are not finite.
+
+        An update is at most 8 rates long (Cauchy-Schwarz on the two moments, with these betas), so that at a rate of
+        at most 1, with decay that shrinks, no number of steps leads out of float32.
+        """
+        rate = lr * max((self.lr_scales.get(name, 1.0) for name in self.params.groups), default=0.0)
+        return rate > 1.0 or rate * self.weight_decay > 1.0
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name, for a checkpoint; `steps` is kept beside them."""

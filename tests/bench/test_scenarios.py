@@ -15,7 +15,7 @@ import pytest
 
 from mlora_sched.bench.record import Outcome, Result, Unit
 from mlora_sched.bench.run import write
-from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, small
+from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, options, small
 from mlora_sched.bench.setting import Setting, machine
 from mlora_sched.cli.local.bench import NAMES
 
@@ -26,6 +26,9 @@ SMALL: dict[str, Callable[[Setting], Outcome]] = {
     "flat": lambda setting: flat.run(setting, flat.Plan(jobs=(1, 2, 4), tokens=64)),
     "small": lambda setting: small.run(setting, small.Plan(tokens=(16, 32), jobs=2, longest_row=16)),
     "moe": lambda setting: moe.run(setting, moe.Plan(jobs=2, tokens=64, row=16)),
+    "options": lambda setting: options.run(
+        setting, options.Plan(jobs=2, tokens=64, options=("checkpoint-activations", "bfloat16"))
+    ),
     "memory": lambda setting: memory.run(setting, memory.Plan(mix=mix.Plan(ranks=(4, 8), batch_size=2), steps=1)),
 }
 SYSTEMS = {
@@ -34,6 +37,9 @@ SYSTEMS = {
     "flat": {"ours", "outside"},
     "small": {"ours", "peft"},
     "moe": {"mixlora", "lora", "mixlora_one_job", "experts_one_by_one"},
+    "options": {
+        system + what for system in ("plain", "checkpoint-activations", "bfloat16") for what in ("", ", peak tensors")
+    },
     "memory": {"together, pss", "together, tensors", "processes, pss", "processes, tensors"},
 }
 
@@ -72,7 +78,8 @@ def result_of(name: str, setting: Setting, outcome: Outcome) -> Result:
 
 
 def test_the_command_names_every_scenario() -> None:
-    assert tuple(SCENARIOS) == NAMES == tuple(SMALL)
+    assert tuple(SCENARIOS) == NAMES
+    assert set(SMALL) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +97,7 @@ def test_scenario_gives_a_record_that_recomputes(
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert record["scenario"] == name
     assert record["ratio"] == record["ratios"][0]["value"] > 0
-    assert record["ratios"][0]["bar"] is not None
+    assert (record["ratios"][0]["bar"] is None) == (name == "options")
     assert {series["system"] for series in record["series"]} == SYSTEMS[name]
     assert {len(series["samples"]) for series in record["series"]} == {1 if name == "memory" else setting.pairs}
     assert {"cpu", "cores", "threads", "versions", "commit"} <= record["machine"].keys()
@@ -110,6 +117,26 @@ def test_flat_divides_the_same_rows_among_more_jobs(outcome_of: Callable[[str], 
 def test_moe_compares_equal_numbers_of_parameters(outcome_of: Callable[[str], Outcome]) -> None:
     counts: Any = outcome_of("moe").counts
     assert counts["parameters_lora"] == pytest.approx(counts["parameters_mixlora"], rel=0.02)
+
+
+def test_checkpointing_saves_memory_and_bfloat16_halves_the_base(outcome_of: Callable[[str], Outcome]) -> None:
+    found = {ratio.name: ratio.value for ratio in outcome_of("options").ratios}
+    assert found["checkpoint-activations ÷ plain, peak tensors"] < 1
+    assert found["bfloat16 ÷ plain, peak tensors"] < 0.8
+
+
+def test_an_option_that_is_refused_is_left_out_with_its_reason(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    outcome = options.run(
+        dataclasses.replace(setting, pairs=1),
+        options.Plan(jobs=1, tokens=32, options=("checkpoint-activations", "compile")),
+    )
+    left_out: Any = outcome.counts["left_out"]
+    assert list(left_out) == ["compile"]
+    assert "no-such-compiler" in left_out["compile"]
+    assert not any("compile" in ratio.name for ratio in outcome.ratios)
 
 
 @pytest.mark.parametrize("change", ["ratio", "value", "low", "sample"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.methods import METHOD_CASES
+from adapters.methods import METHOD_CASES, MethodCase
 
 from engine.bench import Bench
 from mlora_sched.adapters.lora import LoraAdapter, LoraOp
@@ -57,19 +57,42 @@ def test_a_rate_that_explodes(tmp_path: Path, neighbour: bytes, held_out: tuple[
 
 
 @pytest.mark.parametrize("where", ["value", "grad"])
-def test_a_nan_in_the_adapter(tmp_path: Path, neighbour: bytes, where: str) -> None:
+def test_a_nan_in_the_adapter(tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     bench = Bench(tmp_path, pack_tokens=128)
     bench.attach(bench.start(max_steps=4, batch_size=7))
     bench.attach(with_neighbour(bench))
-    (group,) = bench.trainer.residents["job"].state.adapter.params.groups.values()
+    adapter = bench.trainer.residents["job"].state.adapter
+    (group,) = adapter.params.groups.values()
     if where == "value":
         group.value[0] = torch.nan
     else:
-        group.grad[0] = torch.nan
+        op = next(iter(adapter.site_ops.values()))
+        real = op.backward
+
+        def backward(*args: Any) -> Any:
+            carry = real(*args)
+            group.grad[0] = torch.nan
+            return carry
+
+        monkeypatch.setattr(op, "backward", backward)
     bench.finish()
     says = "loss is nan at step 1" if where == "value" else "gradient norm is nan at step 1"
     assert_only(bench, ErrorCode.NON_FINITE_LOSS, says, neighbour)
     assert bench.of(StepDone) == []
+
+
+@pytest.mark.parametrize("method", METHOD_CASES, ids=str)
+def test_nothing_of_an_abandoned_step_comes_through(tmp_path: Path, method: MethodCase) -> None:
+    """Gradients that a failed pack left behind, here as bad as can be, are written over and not multiplied by zero."""
+    alone = Bench(tmp_path / "alone")
+    alone.run(alone.start(adapter=method.adapter(), max_steps=2))
+    bench = Bench(tmp_path / "disturbed")
+    bench.attach(bench.start(adapter=method.adapter(), max_steps=2))
+    params = bench.trainer.residents["job"].state.adapter.params
+    for name in params:
+        params[name].grad.fill_(torch.nan)
+    bench.finish()
+    assert bench.adapter() == alone.adapter()
 
 
 # ---------------------------------------------------------------- an adapter's own code

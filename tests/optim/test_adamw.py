@@ -121,3 +121,26 @@ def test_state_brings_back_the_same_bits(before: int, after: int, seed: int) -> 
     steps(second, before, after)
     for name in whole.params:
         assert torch.equal(second.params[name].value, whole.params[name].value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.floats(-30, 18), min_size=1, max_size=12), signs=st.integers(0, 4095))
+def test_an_update_is_at_most_eight_rates(sizes: list[float], signs: int) -> None:
+    """Whatever the gradients: that is why a bounded rate cannot lead out of float32."""
+    params = params_of([((4,), "all")], seed=0)
+    params.load({"p0": torch.zeros(4)})
+    optimizer = JobAdamW(params, {}, 0.0, 0.0)
+    for at, size in enumerate(sizes):
+        before = params["p0"].value.clone()
+        params["p0"].grad.fill_((1 if signs >> at & 1 else -1) * 10.0**size)
+        optimizer.step(0.5, optimizer.grad_norm())
+        assert float((params["p0"].value - before).abs().max()) <= 8 * 0.5
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay", "scales", "may"),
+    [(1.0, 1.0, {}, False), (1.01, 0.0, {}, True), (0.1, 11.0, {}, True), (0.1, 0.0, {"B": 16.0}, True)],
+)
+def test_only_extreme_settings_may_overflow(lr: float, decay: float, scales: dict[str, float], may: bool) -> None:
+    optimizer = JobAdamW(params_of([((2,), "A"), ((2,), "B")], seed=0), scales, decay, 1.0)
+    assert optimizer.may_overflow(lr) is may

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mlora_sched.bench.record import Outcome
-from mlora_sched.bench.scenarios import ceiling, flat, memory, mix, moe, small
+from mlora_sched.bench.scenarios import ceiling, flat, memory, mix, moe, options, small
 from mlora_sched.bench.setting import Setting
 
 
@@ -33,6 +33,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "small": Scenario(small.QUESTION, small.run, small.step),
         "moe": Scenario(moe.QUESTION, moe.run, moe.step),
         "memory": Scenario(memory.QUESTION, memory.run, memory.step),
+        "options": Scenario(options.QUESTION, options.run, options.step),
     }
 )
 """In the order in which they run when none is named."""
