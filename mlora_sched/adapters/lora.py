@@ -52,7 +52,7 @@ class LoraOp:
 
     def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> Tensor:
         """y += s · drop(x) Aᵀ Bᵀ; keeps A drop(x)ᵀ, which is small."""
-        s_KN = self._a_KD @ part.drop(self.group, x_ND, self.dropout).T
+        s_KN = torch.mm(self._a_KD, part.drop(self.group, x_ND, self.dropout).T)
         for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.chunk(len(self._pairs)), strict=True):
             ys[place].addmm_(s_RN.T, bt_RO, alpha=self.scale)
         return s_KN
