@@ -75,7 +75,7 @@ class DoraOp:
         for m, direction_NO in zip(self.magnitudes, directions, strict=True):
             dy_NO = dys[m.place]
             found_O = (wide(dy_NO) * wide(direction_NO)).sum(0).div_(m.norm_O)
-            m.magnitude.grad.copy_(found_O if part.beta == 0.0 else m.magnitude.grad + found_O)
+            m.magnitude.grad.copy_(found_O if part.beta == 0.0 else part.beta * m.magnitude.grad + found_O)
             dy_NO.mul_(m.ratio_O)
         return self.pair.backward(dys, x_ND, s_KN, part)
 

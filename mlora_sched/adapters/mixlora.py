@@ -59,6 +59,11 @@ class Routing:
         """The token of every sorted row."""
         return self.order_M // self.choice_NK.shape[1]
 
+    @property
+    def back_NK(self) -> Tensor:
+        """Where a token's choices stand among the sorted rows."""
+        return self.back_M.view(self.choice_NK.shape)
+
 
 def route(x_ND: Tensor, router_ED: Tensor, top_k: int) -> Routing:
     """Top-k routing; equal probabilities go to the lower expert."""
@@ -91,10 +96,11 @@ class ExpertPairs:
         pieces = zip(x_M.split(list(counts)), self.a.compute, strict=True)
         return torch.cat([x @ a_RD.T for x, a_RD in pieces])
 
-    def expand(self, s_MR: Tensor, counts: Sequence[int]) -> Tensor:
-        """s · B_e (A_e x), (M, out)."""
-        pieces = zip(s_MR.split(list(counts)), self.b.compute, strict=True)
-        return torch.cat([s @ b_OR.T for s, b_OR in pieces]).mul_(self.scale)
+    def expand(self, s_MR: Tensor, y_M: Tensor, counts: Sequence[int]) -> None:
+        """y += s · B_e (A_e x), (M, out), in place."""
+        sizes = list(counts)
+        for y, s, b_OR in zip(y_M.split(sizes), s_MR.split(sizes), self.b.compute, strict=True):
+            y.addmm_(s, b_OR.T, alpha=self.scale)
 
     def backward(self, dy_M: Tensor, x_M: Tensor, s_MR: Tensor, counts: Sequence[int], beta: float) -> Tensor:
         """Accumulate dA and dB (`SegmentPart.beta`); return the gradient of x through the pair, (M, in)."""
@@ -178,10 +184,12 @@ class MixLoraOp:
         return dx_ND, _sum_choices(dgate_MF, r), _sum_choices(dup_MF, r)
 
     def _half(self, name: str, base_MF: Tensor, x_MD: Tensor, routing: Routing) -> _Half:
+        """The projection of the routed rows; `base_MF` is theirs alone, and changed in place."""
         if name not in self.pairs:
             return _Half(base_MF, None)
         s_MR = self.pairs[name].shrink(x_MD, routing.counts)
-        return _Half(base_MF + self.pairs[name].expand(s_MR, routing.counts), s_MR)
+        self.pairs[name].expand(s_MR, base_MF, routing.counts)
+        return _Half(base_MF, s_MR)
 
     def _down(
         self, product_MF: Tensor, routing: Routing, part: SegmentPart
@@ -195,7 +203,9 @@ class MixLoraOp:
             mask = part.mask(f"{self.ffn}.down_proj", product_MF, self.spec.dropout)[routing.order_M]
         dropped = product_MF if mask is None else product_MF * mask
         s_MR = self.pairs["down_proj"].shrink(dropped, routing.counts)
-        return mask, dropped, s_MR, self.pairs["down_proj"].expand(s_MR, routing.counts)
+        delta_MD = product_MF.new_zeros(len(product_MF), self.pairs["down_proj"].b.value.shape[1])
+        self.pairs["down_proj"].expand(s_MR, delta_MD, routing.counts)
+        return mask, dropped, s_MR, delta_MD
 
     def _dx_of_pairs(self, dgate_MF: Tensor, dup_MF: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:
         dx_MD: Tensor | None = None
@@ -234,13 +244,21 @@ def _chosen(routing: Routing) -> Tensor:
 
 def _combine(rows_M: Tensor, r: Routing) -> Tensor:
     """Σ_k w_k rows_k for every token, from rows sorted by expert."""
-    by_token = rows_M[r.back_M].view(*r.w_NK.shape, rows_M.shape[1])
-    return (by_token * r.w_NK[:, :, None].to(rows_M.dtype)).sum(dim=1)
+    w_NK = r.w_NK.to(rows_M.dtype)
+    first, *others = range(w_NK.shape[1])
+    mixed_N = rows_M[r.back_NK[:, first]].mul_(w_NK[:, first, None])
+    for k in others:
+        mixed_N.addcmul_(rows_M[r.back_NK[:, k]], w_NK[:, k, None])
+    return mixed_N
 
 
 def _sum_choices(rows_M: Tensor, r: Routing) -> Tensor:
     """Σ_k rows_k for every token."""
-    return rows_M[r.back_M].view(*r.w_NK.shape, rows_M.shape[1]).sum(dim=1)
+    first, *others = r.back_NK.unbind(dim=1)
+    summed_N = rows_M[first]
+    for back_N in others:
+        summed_N.add_(rows_M[back_N])
+    return summed_N
 
 
 class MixLoraAdapter(Adapter):

@@ -2,8 +2,8 @@
 
     pack → parts (one a segment) → ops into the slot → hidden states → token losses → backward → results by segment
 
-Gradients end in the jobs' own buffers, in segment order. Nothing is stepped here, and nothing is lost when it raises:
-the caller zeroes the accumulators of the jobs in the pack.
+Gradients end in the jobs' own buffers, in segment order; those of a step's first chunk are written over what lay there,
+the others are added. Nothing is stepped here, and nothing is lost when it raises: the jobs begin their step anew.
 
 Legend: T rows of the pack, S rows that carry loss.
 """
@@ -83,7 +83,7 @@ class PartError(Exception):
 def run_pack(
     base: FrozenBase, pack: PackedBatch, members: Mapping[str, PackMember], *, training: bool, buckets: Sequence[int]
 ) -> list[SegmentResult]:
-    """Run a pack. With `training`, add each segment's gradients to its job's buffers.
+    """Run a pack. With `training`, bring each segment's gradients into its job's buffers.
 
     Args:
         members: by job id; every segment's job is in it.
@@ -107,7 +107,7 @@ def run_pack(
             raise
         raise PartError(culprit.job_id) from error
     finally:
-        base.slot.placed, base.slot.routed, base.slot.active = {}, {}, None
+        base.slot.clear()
 
 
 def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:

@@ -19,7 +19,7 @@ from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import Head, head_of
 from mlora_sched.model.quantize import Nf4Site, check_bitsandbytes
-from mlora_sched.model.rowwise import row_norm, use_half_rotation
+from mlora_sched.model.rowwise import put, row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
@@ -171,7 +171,7 @@ def _replace_linears(model: Any, slot: PackSlot, quantize: Quantize, device: tor
         weight_OD = weight if isinstance(module, nn.Linear) else weight.T
         bias = None if module.bias is None else module.bias.detach()
         sites[name] = kind(name, weight_OD, bias, isinstance(module, Conv1D))
-        _set(model, name, sites[name])
+        put(model, name, sites[name])
     _group(sites, slot)
     return sites
 
@@ -195,7 +195,7 @@ def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> d
     for name, module in list(model.named_modules()):
         if all(hasattr(module, part) for part in _GATED_FFN) and f"{name}.down_proj" in sites:
             ffns[name] = PackedFfn(name, module.gate_proj, module.up_proj, module.down_proj, module.act_fn, slot)
-            _set(model, name, ffns[name])
+            put(model, name, ffns[name])
     return ffns
 
 
@@ -204,14 +204,9 @@ def _shorten_rows(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         norm = row_norm(module)
         if norm is not None:
-            _set(model, name, norm)
+            put(model, name, norm)
         else:
             use_half_rotation(module)
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 def hash_base(base: FrozenBase) -> str:

@@ -48,11 +48,12 @@ class PackedFfn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product = self.gated(self.act_fn, gate, up)
         placed = self.slot.routed.get(self.name, ())
         if not placed:
-            out: Tensor = self.down_proj(product)
+            out: Tensor = self.down_proj(self.gated(self.act_fn, gate, up))
             return out
+        # all rows of the product or none: what a kernel gives a row may depend on how many it is given
+        product = None if len(placed) == self.slot.segments else self.gated(self.act_fn, gate, up)
         anchor = self.gate_proj.group.anchor if self.slot.training else None
         mixed, delta = _Mix.apply(x, gate, up, product, anchor, self, placed)  # type: ignore[no-untyped-call]
         y: Tensor = _AddRows.apply(self.down_proj(mixed), delta, placed)  # type: ignore[no-untyped-call]
@@ -64,7 +65,10 @@ def _rows(at: Placed[RoutedOp]) -> slice:
 
 
 class _Mix(torch.autograd.Function):
-    """Replace the routed rows of the product; stack what is to be added after the down projection."""
+    """The product with its routed rows replaced, and what is to be added after the down projection, stacked.
+
+    `product` is None where every segment is routed; the padding's rows are zeros then.
+    """
 
     @staticmethod
     def forward(
@@ -72,13 +76,14 @@ class _Mix(torch.autograd.Function):
         x: Tensor,
         gate: Tensor,
         up: Tensor,
-        product: Tensor,
+        product: Tensor | None,
         anchor: Tensor | None,  # noqa: ARG004 - makes autograd call backward
         ffn: PackedFfn,
         placed: Sequence[Placed[RoutedOp]],
     ) -> tuple[Tensor, Tensor]:
         x_TD, gate_TF, up_TF = (t.reshape(-1, t.shape[-1]) for t in (x, gate, up))
-        mixed = product.clone()
+        ctx.end = placed[-1].part.stop
+        mixed = _empty_but_padding(gate, gate.shape, ctx.end) if product is None else product.clone()
         mixed_TF = mixed.view(-1, mixed.shape[-1])
         deltas, ctx.saved = [], []
         for at in placed:
@@ -88,16 +93,19 @@ class _Mix(torch.autograd.Function):
             ffn.slot.active = None
             deltas.append(delta_ND)
             ctx.saved.append(saved)
-        ctx.ffn, ctx.placed, ctx.shapes = ffn, placed, (x.shape, gate.shape)
+        ctx.ffn, ctx.placed, ctx.alone, ctx.shapes = ffn, placed, product is None, (x.shape, gate.shape)
         return mixed, torch.cat(deltas)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None, None]:
         dmixed, ddelta = grads
         x_shape, gate_shape = ctx.shapes
-        dproduct = dmixed.clone()
-        dmixed_TF, dproduct_TF = dmixed.reshape(-1, gate_shape[-1]), dproduct.view(-1, gate_shape[-1])
-        dx, dgate, dup = dmixed.new_zeros(x_shape), dmixed.new_zeros(gate_shape), dmixed.new_zeros(gate_shape)
+        if ctx.alone:
+            dx, dgate, dup = (_empty_but_padding(dmixed, shape, ctx.end) for shape in (x_shape, gate_shape, gate_shape))
+        else:
+            dx, dgate, dup = (dmixed.new_zeros(shape) for shape in (x_shape, gate_shape, gate_shape))
+        dproduct = None if ctx.alone else dmixed.clone()
+        dmixed_TF = dmixed.reshape(-1, gate_shape[-1])
         dx_TD, dgate_TF, dup_TF = (t.view(-1, t.shape[-1]) for t in (dx, dgate, dup))
         at_row = 0
         for at, saved in zip(ctx.placed, ctx.saved, strict=True):
@@ -107,17 +115,25 @@ class _Mix(torch.autograd.Function):
                 dmixed_TF[rows], ddelta[at_row : at_row + n], saved, at.part
             )
             ctx.ffn.slot.active = None
-            dproduct_TF[rows] = 0
+            if dproduct is not None:
+                dproduct.view(-1, gate_shape[-1])[rows] = 0
             at_row += n
         return (dx if ctx.needs_input_grad[0] else None), dgate, dup, dproduct, None, None, None
 
 
+def _empty_but_padding(like: Tensor, shape: torch.Size, end: int) -> Tensor:
+    """Room for the rows of all segments; the rows of padding, from `end` on, are zeros."""
+    made = like.new_empty(shape)
+    made.view(-1, shape[-1])[end:] = 0
+    return made
+
+
 class _AddRows(torch.autograd.Function):
-    """y[rows of each segment] += its part of delta, in place of a second full-size tensor."""
+    """y with each segment's part of delta added to its rows."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, delta: Tensor, placed: Sequence[Placed[RoutedOp]]) -> Tensor:
-        out = y.clone()
+        out = y.clone()  # y is a view of another function's output, which autograd lets nobody change
         out_TD = out.view(-1, out.shape[-1])
         at_row = 0
         for at in placed:

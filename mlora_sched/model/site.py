@@ -82,6 +82,7 @@ class PackSlot:
         training: True when gradients are wanted.
         buckets: row counts whose GEMMs were probed; the experts of a mixture base pad to them.
         active: the part whose adapter code is running, for blame when it raises.
+        holding: groups that hold outputs which the model has not asked for yet.
     """
 
     sizes: tuple[int, ...] = ()
@@ -90,6 +91,18 @@ class PackSlot:
     training: bool = False
     buckets: tuple[int, ...] = ()
     active: Part | None = None
+    holding: set[SiteGroup] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Let go of everything of the pack that has ended, well or not."""
+        self.sizes, self.placed, self.routed, self.training, self.active = (), {}, {}, False, None
+        for group in list(self.holding):
+            group.forget()
+
+    @property
+    def segments(self) -> int:
+        """Of the pack."""
+        return len(self.sizes) - 1
 
 
 class Site(nn.Module):
@@ -130,6 +143,7 @@ class SiteGroup:
     Attributes:
         name: of the group, e.g. "model.layers.0.self_attn.qkv", or the site's own where it is alone.
         sites: in the order in which ops see their outputs.
+        runs: how often it has been computed.
     """
 
     def __init__(self, name: str, sites: Sequence[Site], slot: PackSlot) -> None:
@@ -137,6 +151,7 @@ class SiteGroup:
         for site in self.sites:
             site.group = self
         self.anchor = torch.zeros((), requires_grad=True)
+        self.runs = 0
         self._input: Tensor | None = None
         self._waiting: dict[Site, Tensor] = {}
 
@@ -153,16 +168,24 @@ class SiteGroup:
         ys: tuple[Tensor, ...] = _GroupFunction.apply(x, anchor, self, placed)  # type: ignore[no-untyped-call]
         found = dict(zip(self.sites, ys, strict=True))
         own = found.pop(site)
-        self._input, self._waiting = (x if found else None), found
+        self.runs += 1
+        if found:
+            self._input, self._waiting = x, found
+            self.slot.holding.add(self)
         return own
+
+    def forget(self) -> None:
+        """Drop outputs that nobody has asked for, and with them the graph that they hang on."""
+        self._input, self._waiting = None, {}
+        self.slot.holding.discard(self)
 
     def _claim(self, site: Site, x: Tensor) -> Tensor:
         if x is not self._input:
-            self._input, self._waiting = None, {}
+            self.forget()
             raise BaseError(f"{site.name} reads another input than {self.sites[0].name}: this base cannot be served")
         own = self._waiting.pop(site)
         if not self._waiting:
-            self._input = None
+            self.forget()
         return own
 
 

@@ -23,6 +23,7 @@ from mlora_sched.errors import BaseError
 from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan, packed_attention
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.experts import PACKED_EXPERTS
+from mlora_sched.model.rowwise import as_transformers
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the largest logit, by dtype; other dtypes have bfloat16's."""
@@ -49,9 +50,12 @@ def verify_base(base: FrozenBase) -> float:
     assert not base.slot.placed, "a pack is running"
     assert not base.slot.routed, "a pack is running"
     rows = _random_rows(base)
+    groups = {site.group for site in base.sites.values()}
+    before = {group: group.runs for group in groups}
     with torch.no_grad():
         packed_TV, windows = _packed_logits(base, rows)
         _check_windows(base, windows)
+        _check_runs(base, [group.name for group in groups if group.runs > before[group] + 1])
         eager_TV = _eager_logits(base, rows)
     by_token_T = (packed_TV - eager_TV).abs().amax(dim=1) / eager_TV.abs().max()
     worst = torch.quantile(by_token_T, MIXTURE_QUANTILE) if base.is_mixture else by_token_T.max()
@@ -102,7 +106,8 @@ def _eager_logits(base: FrozenBase, rows: Sequence[Tensor]) -> Tensor:
     if base.is_mixture:
         base.model.set_experts_implementation("eager")
     try:
-        return torch.cat([base.model(input_ids=row[None], use_cache=False).logits[0] for row in rows]).float()
+        with as_transformers(base.model):
+            return torch.cat([base.model(input_ids=row[None], use_cache=False).logits[0] for row in rows]).float()
     finally:
         base.model.set_attn_implementation(PACKED_ATTENTION)
         if base.is_mixture:
@@ -127,6 +132,15 @@ def _check_windows(base: FrozenBase, seen: Sequence[int | None]) -> None:
             f"base {base.name}: the config of {config.model_type} has {expected} layers with a sliding window"
             f"{'' if window is None else f' of {window}'}, but its attention was handed {found or 'none'}; "
             f"long sequences would see too much or too little"
+        )
+
+
+def _check_runs(base: FrozenBase, repeated: Sequence[str]) -> None:
+    """No layer is applied twice: an adapter's op writes the gradient of its step's first chunk once."""
+    if repeated:
+        raise BaseError(
+            f"base {base.name}: {base.model.config.model_type} applies {min(repeated)} more than once in a forward; "
+            f"models that share layers cannot be served"
         )
 
 

@@ -80,17 +80,21 @@ def test_every_base_weight_is_multiplied_once_forward_and_at_most_once_backward(
 
 
 def test_adapter_gemms_a_job_stay_few() -> None:
-    """Forward: shrink and expand. Backward: ds, dA, dB, and dx but for the three sites that read the embeddings."""
+    """A site: expand, ds, dB. A group of sites that read one input: shrink, dA, and dx but for the first group of all,
+    which reads the embeddings."""
     base = base_of("1B, 3 layers")
     one, four = (step_counts(base, [64] * jobs)[0] for jobs in (1, 4))
-    most = 6 * len(base.sites) - 3
-    assert one.other_gemms <= most
-    assert four.other_gemms <= 4 * most
+    groups = {site.group for site in base.sites.values()}
+    expected = 3 * len(base.sites) + 3 * len(groups) - 1
+    assert len(groups) == 4 * base.model.config.num_hidden_layers
+    assert one.other_gemms == expected
+    assert four.other_gemms == 4 * expected
 
 
 def test_bytes_a_token_stay_few() -> None:
-    """Beside the base and the jobs' buffers, a step holds what its backward needs: in bfloat16 and for plain
-    transformers layers about 8·ff + 20·h + 14·r bytes a token and layer (MLP, then attention, norms and residuals)."""
+    """Beside the base and the jobs' buffers, a step holds what its backward needs: in bfloat16 6·ff + 20·h + 14·r bytes
+    a token and layer (gate, up and their product; then attention, norms and residuals). Plain transformers layers keep
+    the activation as well, 8·ff in all."""
     base = base_of("1B, 3 layers")
     peaks = []
     for rows in (63, 127):  # of 8 tokens: on the meta device attention keeps its scores, which must not matter here
@@ -100,9 +104,9 @@ def test_bytes_a_token_stay_few() -> None:
             count(functools.partial(ours.run, pack), [])  # which lets results be fetched from the meta device
         peaks.append(peak.peak)
     config = base.model.config
-    layer = 8 * config.intermediate_size + 20 * config.hidden_size + 14 * 16
+    layer = 6 * config.intermediate_size + 20 * config.hidden_size + 14 * 16
     ends = 16 * config.hidden_size + 8 * 128  # embeddings, last norm, gradient of the hidden states
-    assert (peaks[1] - peaks[0]) / 512 <= 1.1 * (layer * config.num_hidden_layers + ends)
+    assert (peaks[1] - peaks[0]) / 512 <= 1.05 * (layer * config.num_hidden_layers + ends)
 
 
 def test_a_product_that_is_not_in_the_tables_is_no_zero() -> None:

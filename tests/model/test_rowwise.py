@@ -12,9 +12,19 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.glm4 import modeling_glm4
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2 import modeling_olmo2
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from mlora_sched.model.base import adopt
-from mlora_sched.model.rowwise import RowNorm, gated_product, half_rotation, row_norm, turns_halves, use_half_rotation
+from mlora_sched.model.rowwise import (
+    RowNorm,
+    as_transformers,
+    gated_product,
+    half_rotation,
+    row_norm,
+    turns_halves,
+    use_half_rotation,
+)
 
 ROTARY = modeling_llama.apply_rotary_pos_emb
 
@@ -31,13 +41,15 @@ def norm_of(kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
     return module.to(dtype).requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [LlamaRMSNorm, GemmaRMSNorm])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, GemmaRMSNorm, Olmo2RMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_norm_is_the_models_own(kind: type[nn.Module], dtype: torch.dtype) -> None:
     theirs = norm_of(kind, dtype)
     ours = row_norm(theirs)
     assert ours is not None
     assert ours.shift == (1.0 if kind is GemmaRMSNorm else 0.0)
+    assert ours.gain_wide == (kind is not LlamaRMSNorm)
+    assert dict(ours.named_parameters()).keys() == {"weight"}, "the original is no part of the tree"
     x, dy = seeded(2, 7, 24, dtype=dtype).requires_grad_(), seeded(2, 7, 24, dtype=dtype)
     y, expected = ours(x), theirs(x)
     torch.testing.assert_close(y.detach(), expected.detach())
@@ -47,9 +59,11 @@ def test_a_norm_is_the_models_own(kind: type[nn.Module], dtype: torch.dtype) -> 
     assert float((dx - dx_expected).abs().max()) <= 8 * torch.finfo(dtype).eps * largest
 
 
-@pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_the_gradient_of_a_norm_is_the_limit_of_differences(shift: float) -> None:
-    ours = RowNorm(nn.Parameter(seeded(6), requires_grad=False), 1e-3, shift)
+@pytest.mark.parametrize(("shift", "gain_wide"), [(0.0, False), (0.0, True), (1.0, True)])
+def test_the_gradient_of_a_norm_is_the_limit_of_differences(shift: float, gain_wide: bool) -> None:
+    original = LlamaRMSNorm(6).requires_grad_(False)
+    original.weight = nn.Parameter(seeded(6), requires_grad=False)
+    ours = RowNorm(original, 1e-3, shift, gain_wide)
     assert torch.autograd.gradcheck(ours, (seeded(3, 6).requires_grad_(),))
 
 
@@ -64,7 +78,29 @@ class OtherRMSNorm(nn.Module):
         return x / x.abs().mean(-1, keepdim=True) * self.weight
 
 
-@pytest.mark.parametrize("module", [OtherRMSNorm(), nn.LayerNorm(8), nn.Linear(8, 8)], ids=lambda m: type(m).__name__)
+class BiasedRMSNorm(LlamaRMSNorm):
+    """More than a gain."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.bias = nn.Parameter(torch.zeros(8))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) + self.bias
+
+
+class RoundingRMSNorm(LlamaRMSNorm):
+    """Like Llama's in float32, another in bfloat16."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.weight * (hidden_states / hidden_states.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [OtherRMSNorm(), BiasedRMSNorm(), RoundingRMSNorm(64), nn.LayerNorm(8), nn.Linear(8, 8)],
+    ids=lambda module: type(module).__name__,
+)
 def test_what_computes_something_else_stays(module: nn.Module) -> None:
     assert row_norm(module) is None
 
@@ -119,6 +155,23 @@ def test_a_served_base_changes_no_other_model() -> None:
     attention = served.model.base_model.layers[0].self_attn
     assert "forward" in vars(attention)
     assert "forward" not in vars(plain.base_model.layers[0].self_attn)
+
+
+def test_angles_of_another_precision_are_left_to_the_model() -> None:
+    """OLMo-2's are float32 on a bfloat16 base, and its own function casts back."""
+    q, k, cos, sin = (tensor.to(torch.bfloat16) for tensor in rotated())
+    turned = half_rotation(modeling_olmo2.apply_rotary_pos_emb)(q, k, cos.float(), sin.float())
+    assert {tensor.dtype for tensor in turned} == {torch.bfloat16}
+
+
+def test_the_models_own_pieces_come_back_for_a_while() -> None:
+    served = adopt(model_of(llama_config()), name="served")
+    attention = served.model.base_model.layers[0].self_attn
+    with as_transformers(served.model):
+        assert not any(isinstance(module, RowNorm) for module in served.model.modules())
+        assert "forward" not in vars(attention)
+    assert isinstance(served.model.base_model.norm, RowNorm)
+    assert "forward" in vars(attention)
 
 
 def test_a_module_without_rotation_keeps_its_forward() -> None:

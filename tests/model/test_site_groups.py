@@ -48,6 +48,23 @@ def test_another_input_for_a_member_is_refused(base: FrozenBase) -> None:
         attention.k_proj(x + 1)
 
 
+def test_what_an_aborted_forward_computed_ahead_is_let_go(base: FrozenBase) -> None:
+    """Outputs that the model never asked for would keep the graph of all layers before them."""
+    attention = base.model.base_model.layers[1].self_attn
+    real = attention.k_proj.forward
+    attention.k_proj.forward = lambda _x: 1 / 0
+    ids, positions = torch.arange(1, 9)[None], torch.arange(8)[None]
+    with pytest.raises(ZeroDivisionError):
+        base.hidden(ids, positions, SpanPlan.of([8], 8))
+    group = attention.q_proj.group
+    assert group in base.slot.holding
+    base.slot.clear()
+    assert not base.slot.holding
+    assert not group._waiting
+    attention.k_proj.forward = real
+    base.hidden(ids, positions, SpanPlan.of([8], 8))
+
+
 @pytest.mark.parametrize("model_type", SETTINGS)
 def test_no_architecture_multiplies_a_weight_twice(model_type: str) -> None:
     """Nor leaves an output of a group unclaimed."""

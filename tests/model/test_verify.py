@@ -25,10 +25,27 @@ def test_packed_logits_equal_transformers(model_type: str) -> None:
     assert verify_base(base) < 5e-6
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("model_type", SETTINGS)
 def test_bfloat16_within_its_rounding(model_type: str) -> None:
     base = base_of(config_of(model_type), torch.bfloat16, scale=SCALE)
     assert verify_base(base) <= TOLERANCE[torch.bfloat16]
+
+
+def test_a_norm_in_place_of_another_is_refused() -> None:
+    """The comparison is with the model's own norms, not with ours."""
+    base = base_of(config_of("llama"), scale=SCALE)
+    base.model.base_model.norm.eps = 1.0
+    with pytest.raises(BaseError, match="differ from transformers"):
+        verify_base(base)
+
+
+def test_a_layer_that_is_applied_twice_is_refused() -> None:
+    """A step's first chunk writes its gradients: a second backward of the same op would lose those of the first."""
+    base = base_of(config_of("llama"), scale=SCALE)
+    layers = base.model.base_model.layers
+    layers[1] = layers[0]
+    with pytest.raises(BaseError, match="more than once in a forward"):
+        verify_base(base)
 
 
 def test_the_base_is_left_as_it_was() -> None:

@@ -56,7 +56,7 @@ def logits(base: FrozenBase, adapter: Adapter, rows: Sequence[np.ndarray]) -> li
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None]
     positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None]
     slot = base.slot
-    slot.sizes = (sum(lengths),)
+    slot.sizes = (sum(lengths), 0)
     slot.placed = {group: [Placed(op, part, 0)] for group, op in adapter.site_ops.items()}
     slot.routed = {ffn: [Placed(op, part, 0)] for ffn, op in adapter.routed_ops.items()}
     try:
