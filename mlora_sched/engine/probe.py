@@ -41,13 +41,13 @@ _COPIES, _COMPANY = ("first", "middle", "last"), "company"
 
 
 def bucket_ladder(pack_tokens: int) -> tuple[int, ...]:
-    """Candidate pack lengths up to `pack_tokens`: steps of 32 to 512, then an eighth of the power of two below.
+    """Candidate pack lengths up to `pack_tokens`: steps of 32 to 1024, then a sixteenth of the power of two below.
 
     Multiples of 32; the last holds `pack_tokens`.
     """
     ladder = [32]
     while ladder[-1] < pack_tokens:
-        step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 8)
+        step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 16)
         ladder.append(ladder[-1] + step)
     return tuple(ladder)
 
