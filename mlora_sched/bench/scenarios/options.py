@@ -28,6 +28,8 @@ OPTIONS: Mapping[str, Mapping[str, JsonValue]] = MappingProxyType(
     }
 )
 """What is set otherwise than in the plain daemon, by name on the command line."""
+_UNWATCHED = ("compile",)
+"""Compiled code refuses to run where tensors are watched."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
             samples=tuple(float(_peak(jobs)) for _ in range(setting.pairs)),
         )
         for name, jobs in systems.items()
+        if name not in _UNWATCHED
     }
     names = [name for name in systems if name != _PLAIN]
     return Outcome(
@@ -72,6 +75,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
             *(
                 ratio_of(series, f"{name} ÷ plain, peak tensors", f"tensors {name}", f"tensors {_PLAIN}")
                 for name in names
+                if name not in _UNWATCHED
             ),
         ),
         series=tuple(series.values()),
