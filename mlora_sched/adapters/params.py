@@ -125,11 +125,6 @@ class Params:
             if flat.compute is not flat.value:
                 flat.compute.copy_(flat.value)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of an unfinished or finished step."""
-        for flat in self.groups.values():
-            flat.grad.zero_()
-
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor itself, or in float32 where its dtype is narrower: the precision of parameters and accumulators."""

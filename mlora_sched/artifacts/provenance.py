@@ -44,6 +44,7 @@ def provenance(
         steps: finished optimiser steps. resumes: how often the job went on from a checkpoint.
         other_numerics: it went on under another numerics key, so nothing exact is claimed.
     """
+    quantised = ("bitsandbytes",) if origin.numerics.quantize == "nf4" else ()
     return {
         "spec": spec.model_dump(mode="json"),
         "base": {"name": origin.base_name, "location": origin.base_location, "sha256": origin.base_hash},
@@ -51,7 +52,7 @@ def provenance(
         "seed": spec.training.seed,
         "steps": steps,
         "resumes": resumes,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in (*_PACKAGES, *quantised)},
         "numerics": origin.numerics.model_dump(mode="json"),
         "same_as_alone": OTHER_NUMERICS if other_numerics else str(origin.verdict),
         "probe": origin.verdict.model_dump(mode="json"),

@@ -146,6 +146,11 @@ class Trainer:
         if start.spec.adapter.init_from is not None:
             config, model = (files[f"{start.spec.adapter.init_from.rstrip('/')}/{name}"] for name in ADAPTER_FILES)
             adapter.read(read_adapter(config, model))
+            if not adapter.params.finite:
+                raise SpecError(
+                    f"adapter.init_from: {start.spec.adapter.init_from} holds weights that are not finite; start from "
+                    f"an adapter whose training did not diverge"
+                )
         return TrainState(start.job_id, start.spec, data, adapter)
 
     # ------------------------------------------------------------------ a slice

@@ -33,7 +33,7 @@ from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.wire import Exactness, ProbeVerdict
 
 _PROBED = (7, 13, 3)
-"""Row lengths of the chunk that is compared: 23 tokens, so that it fits the smallest bucket."""
+"""Row lengths of the two chunks that are compared: 23 tokens, so that it fits the smallest bucket."""
 _PERIOD = 8
 """Tokens of the sequence that fills a whole pack; every bucket is a multiple of it."""
 _COPIES, _COMPANY = ("first", "middle", "last"), "company"
@@ -190,17 +190,26 @@ def _row(rng: np.random.Generator, length: int, vocabulary: int) -> Row:
 def _layouts(rows: Sequence[Row], bucket: int, rng: np.random.Generator, vocabulary: int) -> Iterator[PackedBatch]:
     """The probed rows at the first, a middle and the very last rows of a pack, in one pack where there is room."""
     size = sum(_PROBED)
-    probed = {name: (Chunk(name, 0, tuple(range(len(rows))), size), rows) for name in _COPIES}
+    probed = {name: _two_chunks(name, rows) for name in _COPIES}
     spare = bucket - len(_COPIES) * size
     if spare >= 0:
         before = spare // 3
         gaps = [_company(before, rng, vocabulary), _company(spare - before, rng, vocabulary)]
-        layouts = [[probed["first"], gaps[0], probed["middle"], gaps[1], probed["last"]]]
+        layouts = [[*probed["first"], gaps[0], *probed["middle"], gaps[1], *probed["last"]]]
     else:
         company = _company(bucket - size, rng, vocabulary)
-        layouts = [[probed["first"], company], [company, probed["last"]]]
+        layouts = [[*probed["first"], company], [company, *probed["last"]]]
     for pieces in layouts:
         yield build_pack([piece for piece in pieces if piece[0].tokens], [bucket])
+
+
+def _two_chunks(name: str, rows: Sequence[Row]) -> list[tuple[Chunk, Sequence[Row]]]:
+    """The probed rows as the first chunk of a step, whose gradients are written, and a second, whose are added."""
+    pieces = (rows[:-1], rows[-1:])
+    return [
+        (Chunk(name, index, tuple(range(len(piece))), sum(len(row.input_ids) for row in piece)), piece)
+        for index, piece in enumerate(pieces)
+    ]
 
 
 def _company(tokens: int, rng: np.random.Generator, vocabulary: int) -> tuple[Chunk, Sequence[Row]]:
@@ -226,11 +235,10 @@ def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
 
 
 def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], buckets: Sequence[int]) -> Iterator[_Bits]:
-    for member in members.values():
-        member.adapter.params.zero_grad()
-    for result in run_pack(base, pack, members, training=True, buckets=buckets):
-        if result.job_id in _COPIES:
-            yield _Bits(result.loss_sum, members[result.job_id].adapter.params.groups["all"].grad.clone())
+    results = run_pack(base, pack, members, training=True, buckets=buckets)
+    for name in dict.fromkeys(result.job_id for result in results if result.job_id in _COPIES):
+        loss = sum(result.loss_sum for result in results if result.job_id == name)
+        yield _Bits(loss, members[name].adapter.params.groups["all"].grad.clone())
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
-from mlora_sched.model.compiled import compile_rows
+from mlora_sched.model.compiled import check_compiler, compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
@@ -31,6 +31,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    if config.compile:
+        check_compiler(device)  # before the base is loaded, which takes longer
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device, config.quantize)
     if config.compile:
         compile_rows(base)

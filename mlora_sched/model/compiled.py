@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
+import stat
 import sysconfig
 import warnings
 from pathlib import Path
@@ -38,7 +40,7 @@ def check_compiler(device: torch.device) -> None:
     Raises:
         BaseError: there is no C++ compiler, no Python header, or, for a GPU, no Triton.
     """
-    compiler = os.environ.get("CXX", "g++")
+    compiler, *_ = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     header = Path(sysconfig.get_path("include")) / "Python.h"
     lacks = None
     if shutil.which(compiler) is None:
@@ -55,7 +57,7 @@ def compile_rows(base: FrozenBase) -> None:
     """Compile the row-wise pieces of the base, in place, and run each of them once.
 
     Raises:
-        BaseError: torch.compile lacks something on this machine, cannot compile a piece of this base, or finds none.
+        BaseError: torch.compile cannot compile a piece of this base, or finds none.
     """
     from torch._dynamo.exc import TorchDynamoException
 
@@ -65,7 +67,6 @@ def compile_rows(base: FrozenBase) -> None:
             f"--compile: base {base.name} ({base.model.config.model_type}) has neither norms that torch does not "
             f"compute in one operation already, nor gated FFNs; serve it without --compile"
         )
-    check_compiler(base.device)
     _settle()
     for module in norms:
         module.compile(dynamic=True, fullgraph=True)
@@ -123,11 +124,17 @@ def _settle() -> None:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlora_sched" / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
     except OSError as error:
         raise BaseError(
             f"--compile: {folder}, where compiled code is kept, cannot be made ({error.strerror}); name another "
             f"directory in the variable {_CACHE_VARIABLE}, or serve without --compile"
         ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise BaseError(
+            f"--compile: {folder}, whose code would be run, is not this user's alone; remove it, or name another "
+            f"directory in the variable {_CACHE_VARIABLE}"
+        )
     os.environ[_CACHE_VARIABLE] = str(folder)
 
 

@@ -66,15 +66,17 @@ def blas(device: torch.device) -> str:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_FROM_HEAP = 32 * 2**20  # more is refused by glibc
 _NEVER_TRIM = -1
+_MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed for the next pack, instead of giving every large tensor back.
 
     A step frees what the next one asks for again; pages that went back to the kernel in between must be zeroed and
-    mapped anew (measured: up to a tenth of a step). Other C libraries have no such knobs, and are left as they are.
+    mapped anew (measured: up to a tenth of a step). The heap then stays as large as the largest pack made it. What the
+    user has set by malloc's own variables stays; other C libraries have no such knobs, and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is not None and not any(name in os.environ for name in _MALLOC_VARIABLES):
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_FROM_HEAP)
         mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)

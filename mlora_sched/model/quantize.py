@@ -11,8 +11,11 @@ Legend: O output width, D input width.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +42,24 @@ def check_bitsandbytes() -> None:
         )
 
 
+def _functional() -> Any:
+    """bitsandbytes' functions, without the code that it would fetch from a hub and run.
+
+    Its import does so where the package `kernels` is there, for products that are not used here.
+    """
+    if "bitsandbytes" not in sys.modules:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says that it did not
+        there = sys.modules.get("kernels")
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails, and is excused there
+        try:
+            importlib.import_module("bitsandbytes")
+        finally:
+            del sys.modules["kernels"]
+            if there is not None:
+                sys.modules["kernels"] = there
+    return importlib.import_module("bitsandbytes.functional")
+
+
 class Nf4Site(Site):
     """A site whose weight is kept in 4 bits. It has no attribute `weight`.
 
@@ -52,10 +73,7 @@ class Nf4Site(Site):
     def __init__(self, name: str, weight_OD: Tensor, bias_O: Tensor | None, stored_transposed: bool = False) -> None:
         super().__init__(name, weight_OD, bias_O, stored_transposed)
         del self.weight
-        # its warnings are about kernels that are not used here
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        from bitsandbytes import functional
-
+        functional = _functional()
         # Flat: the CPU's kernel starts every row with a new block, the one that quantises does not.
         flat = weight_OD.reshape((-1, _BLOCK) if weight_OD.numel() % _BLOCK == 0 else (1, -1))
         codes, self._state = functional.quantize_4bit(
@@ -69,9 +87,7 @@ class Nf4Site(Site):
 
     def dense(self) -> Tensor:
         """(O, D) in the dtype of the base, made anew."""
-        from bitsandbytes import functional
-
-        weight: Tensor = functional.dequantize_4bit(self.codes, self._state)
+        weight: Tensor = _functional().dequantize_4bit(self.codes, self._state)
         return weight.view(self.out_features, self.in_features)
 
 

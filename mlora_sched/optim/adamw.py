@@ -45,7 +45,8 @@ class JobAdamW:
     def step(self, lr: float, grad_norm: float) -> None:
         """Clip by `grad_norm` (as `grad_norm()` gave it), update the values, refresh the compute copies.
 
-        The gradients are clipped while the kernel reads them, not in a pass of their own.
+        The gradients are clipped while the kernel reads them, not in a pass of their own; by a float32 factor, as the
+        kernel wants it, also where the parameters are float64.
         """
         clip: Tensor | None = None
         if self.max_grad_norm and grad_norm > self.max_grad_norm:

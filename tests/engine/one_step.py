@@ -52,7 +52,8 @@ def step(
         rows = token_set(lengths, seed=at, vocab=base.head.weight_VD.shape[0])
         chunk_rows = [rows.row(row) for row in range(len(lengths))]
         pieces += [(Chunk(name, index, tuple(range(len(lengths))), sum(lengths)), chunk_rows) for index in (0, 1)]
-        members[name].adapter.params.zero_grad()
+        for group in members[name].adapter.params.groups.values():
+            group.grad.zero_()
     results = run_pack(base, build_pack(pieces, BUCKETS), members, training=training, buckets=BUCKETS)
     flat = {name: member.adapter.params.groups for name, member in members.items()}
     return results, {name: torch.cat([group.grad for group in groups.values()]) for name, groups in flat.items()}

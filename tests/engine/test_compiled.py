@@ -162,3 +162,19 @@ def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(BaseError, match="where compiled code is kept, cannot be made"):
         compiled._settle()
+
+
+def test_a_cache_that_others_can_write_to_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies there is run."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "mlora_sched" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(BaseError, match="not this user's alone"):
+        compiled._settle()
+
+
+def test_a_compiler_with_arguments_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env g++")
+    check_compiler(CPU)

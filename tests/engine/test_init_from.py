@@ -191,3 +191,21 @@ def test_an_integer_rank_written_as_a_string_is_no_rank(trained: Trained, tmp_pa
     bench = Bench(tmp_path)
     bench.run(bench.start(init_from=folder))
     assert "says r = '4', the job needs 4" in bench.failure().message
+
+
+def test_weights_that_are_not_finite_are_refused(trained: Trained, tmp_path: Path) -> None:
+    """Where no token is routed to them, neither loss nor gradient would show them."""
+    folder, _ = trained("mixlora")
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    tensors = load_file(broken / MODEL)
+    name = next(name for name in tensors if "experts.3" in name)
+    tensors[name][0, 0] = torch.inf
+    save_file(tensors, broken / MODEL)
+    bench = Bench(tmp_path)
+    (case,) = (case for case in METHOD_CASES if case.method == "mixlora")
+    bench.run(bench.start(adapter=case.adapter(), init_from=broken))
+    failed = bench.failure()
+    assert failed.code is ErrorCode.BAD_SPEC
+    assert "adapter.init_from" in failed.message
+    assert "not finite" in failed.message

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +165,13 @@ def test_it_loads_from_a_directory(tmp_path: Path) -> None:
     loaded = load_base("tiny", str(tmp_path), torch.float32, torch.device("cpu"), "nf4")
     wanted = base_of(llama_config(), scale=3.0, quantize="nf4")
     assert hash_base(loaded) == hash_base(wanted)
+
+
+@NEEDS_BITSANDBYTES
+def test_no_code_from_a_hub_is_run(tmp_path: Path) -> None:
+    """Where the package `kernels` is there, bitsandbytes would fetch some with it. It asks once a process."""
+    (tmp_path / "kernels.py").write_text("raise SystemExit('kernels was imported')\n", encoding="utf-8")
+    program = "from mlora_sched.model.quantize import _functional; print(_functional().__name__)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "bitsandbytes.functional"), done.stderr

@@ -282,24 +282,23 @@ def test_a_base_quantised_otherwise_is_refused(tmp_path: Path) -> None:
     assert "began on tiny with --quantize none, and now it is served with nf4" in bench.failure().message
 
 
-def test_a_checkpoint_of_an_earlier_release_is_of_the_same_numerics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("layout", ["another", None], ids=["other", "none"])
+def test_a_checkpoint_that_lays_out_parameters_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str | None
 ) -> None:
-    """It has no word of the options that came later; it was made without them."""
+    """Flat tensors say nothing of what lies where in them; releases before the first had no word of it."""
     saved_twice(tmp_path)
 
-    def without(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    def laid_out_otherwise(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
         checkpoint, notes = read_newest(job_dir)
         assert checkpoint is not None
-        for name in ("quantize", "compile"):
-            del checkpoint.state["numerics"][name]
+        checkpoint.state["layout"] = layout
         return checkpoint, notes
 
-    monkeypatch.setattr(saving, "read_newest", without)
+    monkeypatch.setattr(saving, "read_newest", laid_out_otherwise)
     bench = Bench(tmp_path)
     bench.run(bench.start(max_steps=6, save_every=2))
-    assert bench.succeeded()
-    assert bench.notes() == []
+    assert "lays out parameters otherwise" in bench.failure().message
 
 
 def test_provenance_counts_the_resumes(tmp_path: Path) -> None:

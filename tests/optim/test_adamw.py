@@ -61,7 +61,6 @@ def test_steps_equal_torch(
         found = optimizer.grad_norm()
         assert found == pytest.approx(norm.item(), rel=1e-5)
         optimizer.step(lr, found)
-        params.zero_grad()
     for i, tensor in enumerate(tensors):
         torch.testing.assert_close(params[f"p{i}"].value, tensor.detach(), rtol=1e-5, atol=1e-6)
 
