@@ -52,9 +52,9 @@ def test_the_page_shows_every_ratio_as_it_is_recorded() -> None:
     assert on_page == set().union(*(shown(result) for result in results().values()))
 
 
-def test_all_records_are_of_one_machine_and_one_commit() -> None:
+def test_all_records_are_of_one_machine() -> None:
     machines = [result.machine for result in results().values()]
-    assert len({(it.cpu, it.threads, it.dtype, it.commit, tuple(it.versions.items())) for it in machines}) == 1
+    assert len({(it.cpu, it.threads, it.dtype, tuple(it.versions.items())) for it in machines}) == 1
     assert machines[0].cpu in PAGE
     assert all(f"{name} {version}" in PAGE for name, version in machines[0].versions.items() if name != "mlora_sched")
 
