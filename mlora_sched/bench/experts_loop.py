@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 
 from mlora_sched.bench.jobs import BenchJob
-from mlora_sched.bench.peft_side import Batching, adamw, collate, with_peft
+from mlora_sched.bench.peft_side import Batching, adamw, collate, peft_library, with_peft
 from mlora_sched.spec.adapter import MixLoraSpec
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -30,7 +29,7 @@ class LoopedMixLora:
         for layer in model.base_model.layers:
             layer.mlp = _Experts(layer.mlp, spec)
             self.experts.append(layer.mlp)
-        attention = peft.LoraConfig(
+        attention = peft_library().LoraConfig(
             r=spec.r, lora_alpha=int(spec.alpha), target_modules=_ATTENTION, task_type="CAUSAL_LM"
         )
         self.model = with_peft(model, attention)

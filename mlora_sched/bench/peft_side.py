@@ -7,6 +7,7 @@ the longest of their own batch, gradients for the adapter alone, torch's fused A
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import IGNORE, RowLike
+from mlora_sched.model.quantize import settle_bitsandbytes
 from mlora_sched.spec.adapter import ALL_LINEAR
 from mlora_sched.spec.job import JobSpec
 
@@ -89,12 +90,18 @@ class PeftJobs:
         return adamw([parameter for parameter in self.model.parameters() if parameter.requires_grad], job.spec)
 
 
-def with_peft(model: Any, config: peft.LoraConfig, name: str = "default") -> Any:
+def peft_library() -> Any:
+    """PEFT, imported without what bitsandbytes would fetch."""
+    settle_bitsandbytes()
+    return importlib.import_module("peft")
+
+
+def with_peft(model: Any, config: Any, name: str = "default") -> Any:
     """The model with PEFT's adapter in it, changed in place."""
     with warnings.catch_warnings():
         # PEFT asks transformers for a property by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return peft.get_peft_model(model, config, adapter_name=name)
+        return peft_library().get_peft_model(model, config, adapter_name=name)
 
 
 def adamw(trained: Sequence[nn.Parameter], spec: JobSpec) -> torch.optim.AdamW:
@@ -114,9 +121,9 @@ def train_step(model: Any, optimizer: torch.optim.AdamW, batch: Batch, spec: Job
 
 def _config(spec: JobSpec) -> Any:
     adapter = spec.adapter
-    return peft.LoraConfig(
+    return peft_library().LoraConfig(
         r=adapter.r,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes floats too
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules if adapter.target_modules == ALL_LINEAR else list(adapter.target_modules),
         task_type="CAUSAL_LM",

@@ -108,6 +108,9 @@ class Meter:
 
         Works for jobs with one answer a row.
         """
+        from mlora_sched.model.quantize import settle_bitsandbytes
+
+        settle_bitsandbytes()
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 

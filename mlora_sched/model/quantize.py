@@ -42,21 +42,28 @@ def check_bitsandbytes() -> None:
         )
 
 
-def _functional() -> Any:
-    """bitsandbytes' functions, without the code that it would fetch from a hub and run.
+def settle_bitsandbytes() -> None:
+    """Import bitsandbytes, where it is installed, without the code that it would fetch from a hub and run.
 
-    Its import does so where the package `kernels` is there, for products that are not used here.
+    Its import does so where the package `kernels` is there, for products that are not used here. To be called before
+    a library is imported that imports it by itself (PEFT).
     """
-    if "bitsandbytes" not in sys.modules:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says that it did not
-        there = sys.modules.get("kernels")
-        sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails, and is excused there
-        try:
-            importlib.import_module("bitsandbytes")
-        finally:
-            del sys.modules["kernels"]
-            if there is not None:
-                sys.modules["kernels"] = there
+    if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
+        return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says that it did not
+    there = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # an import of it fails, and is excused there
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        if there is not None:
+            sys.modules["kernels"] = there
+
+
+def _functional() -> Any:
+    """bitsandbytes' functions."""
+    settle_bitsandbytes()
     return importlib.import_module("bitsandbytes.functional")
 
 
