@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.state import ErrorCode
 
 
@@ -89,6 +90,10 @@ class WorkerConfig(Frozen):
         pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
         checkpoint_activations: keep only the layers' inputs for backward, and compute the rest again; changes no bit.
         compile: run the base's row-wise pieces through torch.compile.
+        memory_budget: bytes of the device that the worker may use, base included; None for all of it.
+        memory_margin: share of those bytes that is kept free.
+        host_memory: bytes of the host's memory that the state of parked jobs may take; None for half of it.
+        corrections: what earlier workers have learned about their estimates on this base.
     """
 
     base_name: str
@@ -100,6 +105,10 @@ class WorkerConfig(Frozen):
     pack_tokens: int = Field(default=2048, ge=64)
     checkpoint_activations: bool = False
     compile: bool = False
+    memory_budget: int | None = Field(default=None, ge=1)
+    memory_margin: float = Field(default=0.05, ge=0, lt=1)
+    host_memory: int | None = Field(default=None, ge=0)
+    corrections: tuple[Correction, ...] = ()
 
 
 class JobStart(Frozen):
@@ -142,7 +151,7 @@ class Prepare(Frozen):
 
 
 class Attach(Frozen):
-    """Make a prepared job resident; answer `Attached` or `JobFailed`."""
+    """Make a prepared job resident; answer `Attached` or `JobFailed`. A parked job goes on where it was parked."""
 
     kind: Literal["attach"] = "attach"
     start: JobStart
@@ -151,12 +160,15 @@ class Attach(Frozen):
 class Detach(Frozen):
     """Let a job go after the current pack; answer `Detached`. The partial batch is dropped.
 
-    save=True writes a checkpoint of its last finished step (pause, preemption); save=False drops it (cancel).
+    save=True writes a checkpoint of its last finished step (pause); save=False drops it (cancel). With `park`, a job
+    that is to come back (preemption) stays in the host's memory where there is room, and is saved only where there
+    is none. Of a parked job `Detach` without `park` saves or drops what is parked.
     """
 
     kind: Literal["detach"] = "detach"
     job_id: str
     save: bool
+    park: bool = False
 
 
 class Share(Frozen):
@@ -189,17 +201,19 @@ Command = Annotated[Init | Prepare | Attach | Detach | Slice | Shutdown, Field(d
 
 
 class Ready(Frozen):
-    """The base is loaded and probed."""
+    """The base is loaded and probed; `shape` and `memory` say what jobs will take of the device and what there is."""
 
     kind: Literal["ready"] = "ready"
     verdict: ProbeVerdict
     numerics: NumericsKey
     parameters: int
     base_hash: str
+    shape: BaseShape | None = None
+    memory: MemoryReport | None = None
 
 
 class Prepared(Frozen):
-    """A job's data is tokenised."""
+    """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's."""
 
     kind: Literal["prepared"] = "prepared"
     job_id: str
@@ -209,6 +223,8 @@ class Prepared(Frozen):
     tokens: int
     truncated: int
     total_steps: int
+    largest_chunk: int = 0
+    longest: int = 0
 
 
 class Attached(Frozen):
@@ -283,12 +299,13 @@ class JobFailed(Frozen):
 
 
 class Detached(Frozen):
-    """A job has been let go after `step` finished steps."""
+    """A job has been let go after `step` finished steps; `parked` when its state stays in the host's memory."""
 
     kind: Literal["detached"] = "detached"
     job_id: str
     epoch: int
     step: int
+    parked: bool = False
 
 
 class SliceDone(Frozen):
@@ -330,6 +347,7 @@ Report = Annotated[
     | JobFailed
     | Detached
     | SliceDone
+    | MemoryReport
     | Note
     | Fatal,
     Field(discriminator="kind"),

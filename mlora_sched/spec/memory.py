@@ -1,0 +1,170 @@
+"""What processes tell one another about memory: the shape of a base, corrections, and a worker's report.
+
+All sizes are bytes. Records only: the arithmetic is `mlora_sched.memory`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mlora_sched.spec.common import Frozen
+
+
+class Linear(Frozen):
+    """Bytes that grow with a pack: fixed + rows · T + squares · Σ L², over T rows and sequences of L rows."""
+
+    fixed: float = 0.0
+    rows: float = 0.0
+    squares: float = 0.0
+
+    def at(self, rows: int, squares: int = 0) -> float:
+        """Bytes of a pack of so many rows."""
+        return self.fixed + self.rows * rows + self.squares * squares
+
+
+class SiteShape(Frozen):
+    """A linear of a decoder layer: dotted path within the layer, and its output width."""
+
+    path: str
+    outputs: int
+
+
+class GroupShape(Frozen):
+    """Sites that read one input of width `inputs`.
+
+    Attributes:
+        kept: the layer keeps that input for its own backward anyway.
+        source: the earlier group of the layer that reads the same tensor, or None.
+    """
+
+    sites: tuple[SiteShape, ...]
+    inputs: int
+    kept: bool
+    source: int | None
+
+
+class Moment(Frozen):
+    """The most that lies in memory between two groups of a layer, beyond what all layers up to it keep.
+
+    Attributes:
+        group: the group whose own products the moment is of, or None between groups.
+        pending: in a forward, how many of the layer's groups have run; in a backward, how many have yet to.
+    """
+
+    group: int | None
+    pending: int
+    bytes: Linear
+
+
+class FfnShape(Frozen):
+    """A gated FFN of a layer, where routed experts can sit: its path, and the widths of its input and product."""
+
+    path: str
+    hidden: int
+    width: int
+
+
+class LayerShape(Frozen):
+    """One kind of decoder layer, without adapters.
+
+    Attributes:
+        saved: what it keeps for backward. inputs: what it keeps when activations are recomputed: its own arguments.
+        forward, backward: the moments of running it, in order.
+    """
+
+    groups: tuple[GroupShape, ...]
+    ffns: tuple[FfnShape, ...]
+    saved: Linear
+    inputs: Linear
+    forward: tuple[Moment, ...]
+    backward: tuple[Moment, ...]
+
+
+class HeadShape(Frozen):
+    """The head: vocabulary, most rows of a piece, and whether logits are capped or scaled."""
+
+    vocabulary: int
+    rows_per_piece: int
+    capped: bool
+    scaled: bool
+
+
+class BaseShape(Frozen):
+    """All that decides how much memory jobs take on a base, under the options it is served with.
+
+    Attributes:
+        weights: of the frozen base, a tied head counted once, quantised where it is served so.
+        path: of the decoder layers in the model, e.g. "model.layers".
+        kinds: the kinds of layers. order: the kind of every layer, from the first on.
+        ends: what lies beside the layers during a pack: embeddings, positions, last hidden states and their gradient.
+        itemsize: bytes of a number of the base. dense_site: widest linear that is made anew for each product (nf4).
+        recompute: activations are recomputed. window: rows beyond which `squares` count, None for always.
+    """
+
+    weights: int
+    path: str
+    kinds: tuple[LayerShape, ...]
+    order: tuple[int, ...]
+    ends: Linear
+    head: HeadShape
+    hidden: int
+    itemsize: int
+    dense_site: int
+    recompute: bool
+    window: int | None
+
+
+class Correction(Frozen):
+    """What measuring has taught about an estimate.
+
+    Attributes:
+        methods: the adapter methods of the packs, sorted, joined by "+". rows: their size class, a power of two.
+        training: packs with a backward.
+        factor: measured ÷ estimated, of the packs' own bytes (without base and jobs); what estimates are multiplied by.
+        error: largest relative error of the corrected estimates since. packs: how many were measured.
+    """
+
+    methods: str
+    rows: int
+    training: bool
+    factor: float
+    error: float
+    packs: int
+
+
+class JobBytes(Frozen):
+    """What one job holds: on the device while it is attached, in the host's memory while it is parked."""
+
+    job_id: str
+    device: int
+    host: int
+
+
+class MemoryReport(Frozen):
+    """How a worker's memory stands. Sent after every slice in which something has changed.
+
+    Attributes:
+        total: of the device. limit: what this daemon may use at most (`--memory-budget`, or total).
+        others: what other processes hold of the device now. base: the frozen base and what the device's runtime takes.
+        margin: kept free.
+        budget: what jobs and packs may take together now: min(limit, total − others) − base − margin; may be negative.
+        jobs: by job. host_limit: what parked jobs may take of the host's memory.
+        rows: rows of the last measured pack, 0 for none. estimated, measured: its peak, with base and jobs.
+        peak: highest measured so far, with base and jobs.
+        corrections: all that are known.
+    """
+
+    kind: Literal["memory"] = "memory"
+    total: int
+    limit: int
+    others: int
+    base: int
+    margin: int
+    budget: int
+    jobs: tuple[JobBytes, ...] = ()
+    host_limit: int = 0
+    rows: int = 0
+    estimated: int = 0
+    measured: int = 0
+    peak: int = 0
+    corrections: tuple[Correction, ...] = ()
