@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
-from mlora_sched.spec.adapter import ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter import ALL_LINEAR, EXPERT_NAMES, AdapterCommon, ends_with
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,6 @@ class Adapter(ABC):
         return {}
 
 
-_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-"""On a mixture base PEFT takes these names for the experts' projections of older transformers releases, wherever they
-stand (a shared expert, a dense first layer), and then looks for weights that no adapter of ours has."""
-
-
 def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
     """The sites a job's `target_modules` name: all, or those whose path ends with one of them (as PEFT matches).
 
@@ -89,19 +84,22 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
     Raises:
         SpecError: a name that no site of the base has.
     """
-    sites = {name: site for name, site in base.sites.items() if not (base.is_mixture and _is_expert_name(name))}
-    if spec.target_modules == ALL_LINEAR:
-        return tuple(sites.values())
-    for name in spec.target_modules:
-        if not any(_ends_with(site, name) for site in sites):
-            known = sorted({site.rpartition(".")[2] for site in sites})
-            why = (
-                "cannot be adapted on a mixture of experts: PEFT would take it for the experts' own"
-                if any(_ends_with(site, name) for site in base.sites)
-                else f"is no linear of base {base.name}"
-            )
-            raise SpecError(f"adapter.target_modules: {name!r} {why}; choose from {', '.join(known)}")
-    return tuple(site for name, site in sites.items() if any(_ends_with(name, want) for want in spec.target_modules))
+    found = spec.targets(base.sites, base.is_mixture)
+    if spec.target_modules != ALL_LINEAR:
+        for name in spec.target_modules:
+            if not any(ends_with(site, name) for site in found):
+                _refuse_target(name, base)
+    return tuple(base.sites[name] for name in found)
+
+
+def _refuse_target(name: str, base: FrozenBase) -> NoReturn:
+    known = sorted({site.rpartition(".")[2] for site in base.sites} - set(EXPERT_NAMES if base.is_mixture else ()))
+    why = (
+        "cannot be adapted on a mixture of experts: PEFT would take it for the experts' own"
+        if any(ends_with(site, name) for site in base.sites)
+        else f"is no linear of base {base.name}"
+    )
+    raise SpecError(f"adapter.target_modules: {name!r} {why}; choose from {', '.join(known)}")
 
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
@@ -109,14 +107,6 @@ def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
     if spec.target_modules == ALL_LINEAR:
         return sorted({site.name.rpartition(".")[2] for site in sites})
     return sorted(spec.target_modules)
-
-
-def _is_expert_name(site: str) -> bool:
-    return site.rpartition(".")[2] in _EXPERT_NAMES
-
-
-def _ends_with(site: str, name: str) -> bool:
-    return site == name or site.endswith("." + name)
 
 
 def to_file(value: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.device import numbers
+from mlora_sched.model.experts import rows_by_expert
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import SiteOp
 from mlora_sched.spec.adapter import MixLoraSpec
@@ -72,7 +74,7 @@ def route(x_ND: Tensor, router_ED: Tensor, top_k: int) -> Routing:
     choice_NK = sorted_e[:, :top_k]
     w_NK = sorted_p[:, :top_k] / sorted_p[:, :top_k].sum(dim=-1, keepdim=True)
     order_M = torch.argsort(choice_NK.reshape(-1), stable=True)
-    counts = torch.bincount(choice_NK.reshape(-1), minlength=router_ED.shape[0]).tolist()
+    counts = rows_by_expert(choice_NK.reshape(-1), router_ED.shape[0])
     return Routing(p_NE, choice_NK, w_NK, order_M, torch.argsort(order_M), counts)
 
 
@@ -318,7 +320,8 @@ class MixLoraAdapter(Adapter):
         seen = sum(share.tokens for share in shares)
         chosen_E = torch.stack([share.chosen_E for share in shares]).sum(dim=0) / seen
         probability_E = torch.stack([share.probability_E for share in shares]).sum(dim=0) / seen
-        balance = float((chosen_E * probability_E).sum()) * self.spec.num_experts
+        (shared,) = numbers((chosen_E * probability_E).sum()[None])
+        balance = shared * self.spec.num_experts
         return {"aux_loss": self.spec.router_aux_loss_coef * balance}
 
     def files(self) -> AdapterFiles:

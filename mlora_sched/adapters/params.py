@@ -6,6 +6,7 @@ kept beside, refreshed once a step. On a float64 base, which tests use, everythi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Params:
                 views = (spec.view(buffer[place]) for buffer in (flat.value, flat.grad, flat.compute))
                 self._views[spec.name] = Param(*views)
         self.load({spec.name: spec.start for spec in self._specs})
+        # from here on only their shapes are asked for
+        self._specs = tuple(dataclasses.replace(spec, start=spec.start.to("meta")) for spec in self._specs)
 
     def __getitem__(self, name: str) -> Param:
         return self._views[name]

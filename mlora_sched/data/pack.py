@@ -118,6 +118,18 @@ def cut_chunks(job_id: str, rows: Sequence[int], lengths: IntArray, chunk_tokens
     )
 
 
+def bucket_ladder(pack_tokens: int) -> tuple[int, ...]:
+    """Candidate pack lengths up to `pack_tokens`: steps of 32 to 1024, then a sixteenth of the power of two below.
+
+    Multiples of 32; the last holds `pack_tokens`.
+    """
+    ladder = [32]
+    while ladder[-1] < pack_tokens:
+        step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 16)
+        ladder.append(ladder[-1] + step)
+    return tuple(ladder)
+
+
 def bucket_for(tokens: int, buckets: Sequence[int]) -> int | None:
     """The smallest bucket that holds `tokens`, None when there is none."""
     return next((bucket for bucket in buckets if bucket >= tokens), None)

@@ -17,11 +17,10 @@ import torch
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.artifacts.adapter_files import read_adapter
-from mlora_sched.data.pack import Chunk, build_pack
+from mlora_sched.data.pack import Chunk, bucket_ladder, build_pack
 from mlora_sched.data.token_set import TokenSet
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.demo.training import DemoJob
-from mlora_sched.engine.probe import bucket_ladder
 from mlora_sched.engine.step import SegmentResult, run_pack
 from mlora_sched.evaluate.exact_match import Question, exact_match
 from mlora_sched.model.base import load_base

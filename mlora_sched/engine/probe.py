@@ -12,13 +12,12 @@ Not covered: lengths beyond the candidates, and layers that differ from the firs
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlora_sched.adapters.lora import LoraAdapter
 from mlora_sched.data.pack import Chunk, IntArray, PackedBatch, build_pack
@@ -28,7 +27,7 @@ from mlora_sched.engine.step import run_pack
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import token_losses
-from mlora_sched.model.layers import decoder_layers
+from mlora_sched.model.layers import first_layers
 from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.wire import Exactness, ProbeVerdict
 
@@ -38,18 +37,6 @@ _PERIOD = 8
 """Tokens of the sequence that fills a whole pack; every bucket is a multiple of it."""
 _COPIES, _COMPANY = ("first", "middle", "last"), "company"
 """Three jobs with the same rows and the same adapter stand at three places of a pack, with random company between."""
-
-
-def bucket_ladder(pack_tokens: int) -> tuple[int, ...]:
-    """Candidate pack lengths up to `pack_tokens`: steps of 32 to 1024, then a sixteenth of the power of two below.
-
-    Multiples of 32; the last holds `pack_tokens`.
-    """
-    ladder = [32]
-    while ladder[-1] < pack_tokens:
-        step = max(32, 2 ** ((ladder[-1]).bit_length() - 1) // 16)
-        ladder.append(ladder[-1] + step)
-    return tuple(ladder)
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ def probe(base: FrozenBase, candidates: Sequence[int], seed: int = 0) -> ProbeVe
         half of the longest candidate; else `within rounding` with every candidate and the largest difference seen.
     """
     usable = aligned(candidates, base, torch.get_num_threads())
-    with _first_layers(base) as names:
+    with first_layers(base) as names:
         seen = {bucket: _Evidence(*parts) for bucket, parts in _measure(base, names, usable, seed)}
     steady = [bucket for bucket in usable if 2 * bucket >= candidates[-1] and seen[bucket].agrees(seen[bucket])]
     if steady:
@@ -239,26 +226,3 @@ def _run(base: FrozenBase, pack: PackedBatch, members: dict[str, _Member], bucke
     for name in dict.fromkeys(result.job_id for result in results if result.job_id in _COPIES):
         loss = sum(result.loss_sum for result in results if result.job_id == name)
         yield _Bits(loss, members[name].adapter.params.groups["all"].grad.clone())
-
-
-@contextlib.contextmanager
-def _first_layers(base: FrozenBase) -> Iterator[list[str]]:
-    """Leave only the first decoder layers, enough to see every kind; yield the names of the sites in them."""
-    inner = base.model.base_model
-    path, layers = decoder_layers(base.model)
-    keep = _kinds(base, layers)
-    parent_path, _, leaf = path.rpartition(".")
-    parent = inner.get_submodule(parent_path)
-    setattr(parent, leaf, nn.ModuleList(list(layers)[:keep]))
-    try:
-        kept = {id(module) for module in inner.modules()}
-        yield [name for name, site in base.sites.items() if id(site) in kept]
-    finally:
-        setattr(parent, leaf, layers)
-
-
-def _kinds(base: FrozenBase, layers: nn.ModuleList) -> int:
-    """How many layers it takes to see every combination of attention type and sub-module classes."""
-    types = getattr(base.model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
-    kinds = [(types[at], tuple(type(module).__name__ for module in layer.modules())) for at, layer in enumerate(layers)]
-    return max(kinds.index(kind) for kind in set(kinds)) + 1

@@ -6,9 +6,10 @@ import torch
 import transformers
 
 from mlora_sched.artifacts.provenance import Origin
+from mlora_sched.data.pack import bucket_ladder
 from mlora_sched.data.tokens import load_tokenizer
 from mlora_sched.engine.loop import Trainer
-from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.engine.probe import probe
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import hash_base, load_base
 from mlora_sched.model.compiled import check_compiler, compile_rows

@@ -22,6 +22,7 @@ from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.data.pack import PackedBatch, Segment
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.device import numbers
 from mlora_sched.model.head import TokenLosses, token_losses
 from mlora_sched.model.site import Placed
 from mlora_sched.objectives.sft import row_weight
@@ -178,7 +179,7 @@ def _results(
     sizes = [len(segment.loss_rows) for segment in pack.segments]
     sums: list[Tensor] = [piece.sum() for piece in losses.loss_S.split(sizes)]
     hits: list[Tensor] = [piece.sum() for piece in losses.correct_S.split(sizes)]
-    loss_sums, corrects = torch.stack(sums).tolist(), torch.stack(hits).tolist()
+    loss_sums, corrects = numbers(torch.stack(sums)), numbers(torch.stack(hits))
     return [
         SegmentResult(
             job_id=part.job_id,

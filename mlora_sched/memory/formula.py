@@ -1,15 +1,25 @@
 """Closed form: what a job and a pack take of a device, from the base's shape, specs and sizes alone.
 
-No weights, no tensors, no torch: the server refuses by it, the daemon admits by it and the worker sizes its packs by it.
+No weights, no tensors, no torch: the server refuses by it, the daemon admits by it, the worker sizes its packs by it.
+
+A pack's peak is the highest of a few moments: the head, with all that the layers keep; and the stretches of the last
+layer of each kind, in its forward and its backward, since layers of one kind are alike and the last has the most below
+it. `BaseShape` says what a layer has in memory at each stretch when adapters keep nothing but their groups' inputs;
+`mlora_sched.memory.costs` says what the adapters add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mlora_sched.memory.costs import LayerCost, OpCost, RoutedCost, derived, layer_cost, parameters, step_work
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.memory import BaseShape
+from mlora_sched.spec.memory import BaseShape, LayerShape, Linear, Moment, Work
+
+_WIDE = 4
+_HEAD_STEP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,7 @@ class JobMemory:
         parameters, gradients, moments: float32 buffers; moments are AdamW's two.
         compute: copy of the parameters in the base's dtype, 0 on a float32 base.
         derived: what the method keeps beside (DoRA's row norms).
+        step: what beginning a step takes for a moment; not held.
     """
 
     parameters: int
@@ -27,10 +38,11 @@ class JobMemory:
     moments: int
     compute: int
     derived: int
+    step: int
 
     @property
     def resident(self) -> int:
-        """All of them."""
+        """All that is held."""
         return self.parameters + self.gradients + self.moments + self.compute + self.derived
 
     @property
@@ -53,14 +65,15 @@ class PackPlan:
     """A pack as far as its memory goes.
 
     Attributes:
-        rows: padded length, a bucket. squares: Σ L² over its sequences (an upper bound is enough).
-        training: with a backward.
+        rows: padded length, a bucket. training: with a backward.
+        squares, longest: Σ L² over its sequences, and the longest; upper bounds are enough.
     """
 
     rows: int
     segments: tuple[SegmentPlan, ...]
     training: bool
     squares: int
+    longest: int
 
     @classmethod
     def of_chunk(cls, adapter: AdapterSpec, tokens: int, longest: int, buckets: Sequence[int]) -> PackPlan:
@@ -70,19 +83,233 @@ class PackPlan:
             longest: tokens of its longest row. buckets: pack lengths in use, ascending; a larger chunk keeps its size.
         """
         rows = next((bucket for bucket in buckets if bucket >= tokens), tokens)
-        return cls(rows, (SegmentPlan(adapter, tokens, tokens),), True, tokens * min(longest, tokens))
+        longest = min(longest, tokens)
+        return cls(rows, (SegmentPlan(adapter, tokens, tokens),), True, tokens * longest, longest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of an adapter: its job, and its cost in each kind of layer."""
+
+    job: JobMemory
+    layers: tuple[LayerCost, ...]
 
 
 class Formula:
-    """The closed form for one base. Asking costs well below a millisecond; what depends on a spec alone is remembered."""
+    """The closed form for one base. What depends on a spec alone is remembered; asking costs well below a millisecond.
 
-    def __init__(self, shape: BaseShape) -> None:
+    Args:
+        buckets: pack lengths in use, ascending, to which the pieces of the head are padded.
+    """
+
+    def __init__(self, shape: BaseShape, buckets: Sequence[int] = ()) -> None:
         self.shape = shape
+        self.buckets = tuple(buckets)
+        self._known: dict[AdapterSpec, _Known] = {}
 
     def job(self, adapter: AdapterSpec) -> JobMemory:
         """What a job with this adapter holds while it is attached."""
-        raise NotImplementedError
+        return self._of(adapter).job
 
     def pack(self, plan: PackPlan) -> int:
         """Most bytes that running this pack takes at once, beside the base and what the jobs hold."""
-        raise NotImplementedError
+        costs = [(segment.tokens, self._of(segment.adapter)) for segment in plan.segments]
+        begin = max((known.job.step for _, known in costs), default=0)
+        peak = self._training(plan, costs) if plan.training else self._evaluation(plan, costs)
+        return max(begin, int(peak) + 1)
+
+    # ------------------------------------------------------------------ a pack
+
+    def _training(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
+        shape, squares = self.shape, self._squares(plan)
+        layers = [
+            _Layer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], plan.rows, squares, shape)
+            for kind, layer in enumerate(shape.kinds)
+        ]
+        below = ends = shape.ends.at(plan.rows, squares) - shape.entrance.at(plan.rows, squares)
+        last = {kind: at for at, kind in enumerate(shape.order)}
+        peaks: list[float] = []
+        for at, kind in enumerate(shape.order):
+            if last[kind] == at:
+                peaks.extend(layers[kind].peaks(below))
+            below += layers[kind].kept
+        assert below >= ends
+        gradient = plan.rows * shape.hidden * shape.itemsize
+        return max(*peaks, below + gradient + self._head(plan))
+
+    def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
+        work = 0.0
+        for kind in range(len(self.shape.kinds)):
+            ops = [(tokens, op) for tokens, known in costs for op in known.layers[kind].ops.values()]
+            work = max(work, max((tokens * (op.saved + op.forward) for tokens, op in ops), default=0.0))
+            routed = [(tokens, known.layers[kind].routed) for tokens, known in costs]
+            found = [tokens * (cost.saved + cost.forward) for tokens, cost in routed if cost is not None]
+            work = max(work, sum(found) + plan.rows * self.shape.itemsize * _widest(routed) if found else 0.0)
+        layers = self.shape.evaluation.at(plan.rows, self._squares(plan)) + work
+        return max(layers, 2 * plan.rows * self.shape.hidden * self.shape.itemsize + self._head(plan))
+
+    def _head(self, plan: PackPlan) -> float:
+        """One piece of the head."""
+        head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
+        longest = min(head.rows_per_piece, self.buckets[-1]) if self.buckets else head.rows_per_piece
+        rows = min(longest, max(1, targets))
+        padded = next((bucket for bucket in self.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
+        return head.piece.at(padded)
+
+    def _squares(self, plan: PackPlan) -> int:
+        window = self.shape.window
+        return plan.squares if not window or plan.longest > window else 0
+
+    # ------------------------------------------------------------------ an adapter
+
+    def _of(self, adapter: AdapterSpec) -> _Known:
+        if adapter not in self._known:
+            self._known[adapter] = self._work_out(adapter)
+        return self._known[adapter]
+
+    def _work_out(self, adapter: AdapterSpec) -> _Known:
+        shape = self.shape
+        targets = self._targets(adapter)
+        count = sum(parameters(adapter, shape.kinds[kind], targets[at]) for at, kind in enumerate(shape.order))
+        nothing = Linear()
+        loose = LayerShape(groups=shape.loose, ffns=(), saved=nothing, forward=(), backward=())
+        named = frozenset(adapter.targets((s.path for g in shape.loose for s in g.sites), shape.is_mixture))
+        count += parameters(adapter, loose, named)
+        of_layer = list(zip(shape.order, targets, strict=True))
+        job = JobMemory(
+            parameters=count * _WIDE,
+            gradients=count * _WIDE,
+            moments=2 * count * _WIDE,
+            compute=count * shape.itemsize if shape.itemsize < _WIDE else 0,
+            derived=sum(derived(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
+            step=max(step_work(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
+        )
+        layers = []
+        for kind, layer in enumerate(shape.kinds):
+            # named in some layers of a kind only: counted as if in all of them
+            anywhere = frozenset(path for of, found in of_layer if of == kind for path in found)
+            layers.append(layer_cost(adapter, layer, anywhere, shape.itemsize))
+        return _Known(job, tuple(layers))
+
+    def _targets(self, adapter: AdapterSpec) -> list[frozenset[str]]:
+        """Paths within each layer of the sites that the adapter sits on."""
+        found = []
+        for at, kind in enumerate(self.shape.order):
+            prefix = f"{self.shape.path}.{at}."
+            sites = [prefix + site.path for group in self.shape.kinds[kind].groups for site in group.sites]
+            named = adapter.targets(sites, self.shape.is_mixture)
+            found.append(frozenset(name.removeprefix(prefix) for name in named))
+        return found
+
+
+def _widest(routed: Sequence[tuple[int, RoutedCost | None]]) -> int:
+    return max((cost.ffn.width for _, cost in routed if cost is not None), default=0)
+
+
+class _Layer:
+    """One kind of layer in one pack."""
+
+    def __init__(
+        self, layer: LayerShape, costs: Sequence[tuple[int, LayerCost]], rows: int, squares: int, shape: BaseShape
+    ) -> None:
+        self._layer, self._rows, self._squares, self._shape = layer, rows, squares, shape
+        self._ops: dict[int, list[tuple[int, OpCost]]] = {}
+        for tokens, cost in costs:
+            for at, op in cost.ops.items():
+                self._ops.setdefault(at, []).append((tokens, op))
+        self._routed = [(tokens, cost.routed) for tokens, cost in costs if cost.routed is not None]
+        self._all_routed = bool(costs) and len(self._routed) == len(costs)
+        self._unkept = list(self._inputs_not_kept())
+        self._base_saved = layer.saved.at(rows, squares)
+
+    @property
+    def kept(self) -> float:
+        """What a layer of this kind keeps for backward."""
+        if self._shape.recompute:
+            return self._base_saved
+        unkept = sum(size for _, size in self._unkept)
+        return self._base_saved - unkept + self._ops_saved() + self._routed_saved() - self._gated()
+
+    def peaks(self, below: float) -> Iterator[float]:
+        """The stretches of the last layer of this kind, over `below` bytes of what lies beneath it."""
+        for moment in self._layer.forward:
+            own = 0.0 if self._shape.recompute else self._ops_saved(moment.alive)
+            yield below + own + self._at(moment) + self._mixing(moment, backward=False)
+        reached = not self._shape.recompute
+        for moment in self._layer.backward:
+            reached = reached or moment.work is Work.BACKWARD
+            own = self._ops_saved() if reached else self._ops_saved(moment.alive)
+            routed = self._routed_saved() if reached else 0.0
+            yield below + self._base_saved + own + routed + self._at(moment) + self._mixing(moment, backward=reached)
+
+    def _at(self, moment: Moment) -> float:
+        """The layer's own bytes at a stretch, and what the ops of the group take that runs then."""
+        size = moment.bytes.at(self._rows, self._squares)
+        size -= sum(unkept for at, unkept in self._unkept if at < moment.alive)
+        ops = [] if moment.group is None else self._ops.get(moment.group, [])
+        if not ops:
+            return size
+        if moment.work is Work.FORWARD:
+            return size + sum(n * op.saved for n, op in ops) + max(n * op.forward for n, op in ops)
+        size += sum(n * op.held for n, op in ops) + self._rows * max(op.copied for _, op in ops)
+        if moment.work is Work.BACKWARD:
+            return size + max(n * op.backward for n, op in ops)
+        return size + max(n * op.input for n, op in ops)
+
+    def _mixing(self, moment: Moment, *, backward: bool) -> float:
+        """What routed experts take beside: between gate and up and down, in place of the plain product."""
+        if not self._routed:
+            return 0.0
+        width = self._routed[0][1].ffn.width * self._shape.itemsize * self._rows
+        hidden = self._routed[0][1].ffn.hidden * self._shape.itemsize * self._rows
+        inner = self._before_experts()
+        between = moment.group is None and moment.alive == inner + 1
+        if not backward:
+            if moment.alive <= inner:
+                return 0.0
+            working = max(n * cost.forward for n, cost in self._routed) if between else 0.0
+            plain = 0 if self._all_routed else width
+            return self._routed_saved() + hidden + (width + plain if between else 0) + working
+        if moment.alive > inner + 1:
+            return -2 * width if self._all_routed else 0.0
+        if not between:
+            return 0.0
+        working = max(n * cost.backward for n, cost in self._routed)
+        return hidden + working + (0 if self._all_routed else width)
+
+    def _before_experts(self) -> int:
+        """Place of the group that gate and up form."""
+        path = self._routed[0][1].ffn.path
+        return next(
+            at
+            for at, group in enumerate(self._layer.groups)
+            if any(site.path == f"{path}.gate_proj" for site in group.sites)
+        )
+
+    def _gated(self) -> float:
+        """Gate and up, which the plain product keeps, and which nobody keeps where all rows are routed."""
+        if not self._all_routed:
+            return 0.0
+        return 2.0 * self._routed[0][1].ffn.width * self._shape.itemsize * self._rows
+
+    def _ops_saved(self, alive: int | None = None) -> float:
+        return sum(n * op.saved for at, ops in self._ops.items() if alive is None or at < alive for n, op in ops)
+
+    def _routed_saved(self) -> float:
+        return sum(n * cost.saved for n, cost in self._routed)
+
+    def _inputs_not_kept(self) -> Iterator[tuple[int, float]]:
+        """Groups without an op in the pack, whose inputs nobody keeps, and the bytes of those."""
+        groups = self._layer.groups
+        sources = [at if group.source is None else group.source for at, group in enumerate(groups)]
+        used = {sources[at] for at in self._ops}
+        if self._routed:
+            used.add(sources[self._before_experts()])
+        for at, group in enumerate(groups):
+            if group.source is None and at not in used and not group.kept:
+                yield at, float(self._rows * group.inputs * self._shape.itemsize)
+
+
+def methods_of(plan: PackPlan) -> str:
+    """The adapter methods of a pack, as corrections name them."""
+    return "+".join(sorted(Counter(segment.adapter.method for segment in plan.segments)))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mlora_sched.errors import BaseError
 
@@ -40,6 +43,17 @@ def resolve_device(wanted: str) -> torch.device:
             f"--device {wanted}: torch {torch.__version__} sees {count} CUDA devices; use cpu or another index"
         )
     return device
+
+
+def is_hollow(tensor: Tensor) -> bool:
+    """It has a shape and no numbers: what is read off it must not decide anything but sizes."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+def numbers(values_N: Tensor) -> list[Any]:
+    """What a vector holds; zeros where it has no numbers."""
+    found: list[Any] = [0] * len(values_N) if is_hollow(values_N) else values_N.tolist()
+    return found
 
 
 def nvidia_driver() -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mlora_sched.data.pack import bucket_for
+from mlora_sched.model.device import is_hollow
 
 PACKED_EXPERTS = "mlora_packed"
 SLOT = "mlora_slot"
@@ -36,9 +37,9 @@ def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     T, K = top_k_index.shape
     D = hidden_states.shape[-1]
     choice, order = torch.sort(top_k_index.reshape(-1), stable=True)
+    counts = rows_by_expert(choice, module.num_experts)
     # Expanded, then permuted: autograd adds a token's K gradients in the order of its choices, whatever the company.
     x_sorted = hidden_states[:, None].expand(T, K, D).reshape(T * K, D).index_select(0, order)
-    counts = torch.bincount(choice, minlength=module.num_experts).tolist()
     pieces = []
     for expert, x_ND in enumerate(torch.split(x_sorted, counts)):
         if len(x_ND) and expert < module.num_experts:
@@ -49,6 +50,18 @@ def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_
             pieces.append(torch.zeros_like(x_ND))
     y_TKD = torch.cat(pieces).index_select(0, torch.argsort(order)).view(T, K, D)
     return (y_TKD * top_k_weights[..., None]).sum(dim=1).to(hidden_states.dtype)
+
+
+def rows_by_expert(choice_M: Tensor, experts: int) -> list[int]:
+    """How many of the routed rows fall on each expert; more than `experts` counts where sentinels stand beyond them.
+
+    Rows without numbers fall evenly: of all ways to fall the one that pads the most experts.
+    """
+    if is_hollow(choice_M):
+        each, more = divmod(len(choice_M), experts)
+        return [each + (expert < more) for expert in range(experts)]
+    counts: list[int] = torch.bincount(choice_M, minlength=experts).tolist()
+    return counts
 
 
 def _expert(module: Any, expert: int, x_ND: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
-"""Where a model keeps its decoder layers. Nothing is changed here."""
+"""Where a model keeps its decoder layers, and which of them differ. Nothing is changed here but for a while."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
+
+from mlora_sched.model.base import FrozenBase
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -16,3 +20,32 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     outer = (name for name in lists if not any(name.startswith(f"{other}.") for other in lists))
     path = max(outer, key=lambda name: len(lists[name]))
     return path, lists[path]
+
+
+def layer_kinds(base: FrozenBase) -> tuple[int, ...]:
+    """The kind of every decoder layer: layers of equal attention type and sub-module classes are of one kind.
+
+    Kinds are numbered in the order in which they first appear.
+    """
+    _, layers = decoder_layers(base.model)
+    types: Sequence[str] = getattr(base.model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
+    kinds = [(types[at], tuple(type(module).__name__ for module in layer.modules())) for at, layer in enumerate(layers)]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    return tuple(numbers[kind] for kind in kinds)
+
+
+@contextlib.contextmanager
+def first_layers(base: FrozenBase) -> Iterator[list[str]]:
+    """Leave only the first decoder layers, enough to see every kind; yield the names of the sites in them."""
+    inner = base.model.base_model
+    path, layers = decoder_layers(base.model)
+    kinds = layer_kinds(base)
+    keep = max(kinds.index(kind) for kind in set(kinds)) + 1
+    parent_path, _, leaf = path.rpartition(".")
+    parent = inner.get_submodule(parent_path)
+    setattr(parent, leaf, nn.ModuleList(list(layers)[:keep]))
+    try:
+        kept = {id(module) for module in inner.modules()}
+        yield [name for name, site in base.sites.items() if id(site) in kept]
+    finally:
+        setattr(parent, leaf, layers)

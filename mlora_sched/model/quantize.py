@@ -25,6 +25,8 @@ from mlora_sched.model.site import Site
 
 _BLOCK = 64
 """Weights that share a scale."""
+_SCALE_BLOCK = 256
+"""Blocks whose scales share a scale of their own."""
 _HALF_GAP, _SLACK = 0.2, 0.02
 """Most that a weight may change: of its block's largest (half the widest gap of NF4 is 0.152), of the largest of all
 (the scales are quantised, too)."""
@@ -80,6 +82,10 @@ class Nf4Site(Site):
     def __init__(self, name: str, weight_OD: Tensor, bias_O: Tensor | None, stored_transposed: bool = False) -> None:
         super().__init__(name, weight_OD, bias_O, stored_transposed)
         del self.weight
+        self._dtype = weight_OD.dtype
+        if weight_OD.is_meta:
+            self._measure(weight_OD)
+            return
         functional = _functional()
         # Flat: the CPU's kernel starts every row with a new block, the one that quantises does not.
         flat = weight_OD.reshape((-1, _BLOCK) if weight_OD.numel() % _BLOCK == 0 else (1, -1))
@@ -92,8 +98,21 @@ class Nf4Site(Site):
         self.register_buffer("absmax_offset", self._state.offset.reshape(1))
         _check(name, weight_OD, self.dense())
 
+    def _measure(self, weight_OD: Tensor) -> None:
+        """The sizes of a weight without numbers, which cannot be quantised."""
+        self._state = None
+        blocks = -(-weight_OD.numel() // _BLOCK)
+        sizes = {"codes": (-(-weight_OD.numel() // 2), 1), "absmax": (blocks,), "absmax_offset": (1,)}
+        for name, size in sizes.items():
+            kind = torch.float32 if name == "absmax_offset" else torch.uint8
+            self.register_buffer(name, weight_OD.new_empty(size, dtype=kind))
+        scales = -(-blocks // _SCALE_BLOCK)
+        self.register_buffer("absmax_scale", weight_OD.new_empty((scales,), dtype=torch.float32))
+
     def dense(self) -> Tensor:
         """(O, D) in the dtype of the base, made anew."""
+        if self._state is None:
+            return self.codes.new_empty(self.out_features, self.in_features, dtype=self._dtype)
         weight: Tensor = _functional().dequantize_4bit(self.codes, self._state)
         return weight.view(self.out_features, self.in_features)
 

@@ -221,7 +221,7 @@ class _GatedProduct(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         ctx.act = act
         activated: Tensor = act(gate)
-        return activated * up if activated.data_ptr() == gate.data_ptr() else activated.mul_(up)
+        return activated * up if _shares_memory(activated, gate) else activated.mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -232,6 +232,11 @@ class _GatedProduct(torch.autograd.Function):
             activated: Tensor = ctx.act(gate)
         (dgate,) = torch.autograd.grad(activated, gate, dproduct * up)
         return dgate, activated.detach() * dproduct, None
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    """They are views of one storage."""
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:

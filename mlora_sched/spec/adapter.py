@@ -6,6 +6,7 @@ one row in the tests. The mathematics lives in `adapters/`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,11 @@ from mlora_sched.spec.common import Frozen
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 _SHARED = ("lm_head", "embed_tokens", "wte", "wpe", "embed_out", "embed_in", "modules_to_save")
+
+
+EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""On a mixture base PEFT takes these names for the experts' projections of older transformers releases, wherever they
+stand (a shared expert, a dense first layer), and then looks for weights that no adapter of ours has."""
 
 
 class AdapterCommon(Frozen):
@@ -49,6 +55,20 @@ class AdapterCommon(Frozen):
                     f'and which stays frozen; leave it out or write "all-linear"'
                 )
         return names
+
+    def targets(self, sites: Iterable[str], is_mixture: bool) -> list[str]:
+        """Of a base's linears, by dotted path, those that this adapter sits on: all, or those whose path ends with one
+        of the names (as PEFT matches). On a mixture base only those that PEFT can name there.
+        """
+        usable = [site for site in sites if not (is_mixture and site.rpartition(".")[2] in EXPERT_NAMES)]
+        if self.target_modules == ALL_LINEAR:
+            return usable
+        return [site for site in usable if any(ends_with(site, name) for name in self.target_modules)]
+
+
+def ends_with(site: str, name: str) -> bool:
+    """The dotted path `site` ends with the path or name `name`."""
+    return site == name or site.endswith("." + name)
 
 
 class LoraSpec(AdapterCommon):

@@ -5,6 +5,7 @@ All sizes are bytes. Records only: the arithmetic is `mlora_sched.memory`'s.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from mlora_sched.spec.common import Frozen
@@ -43,16 +44,25 @@ class GroupShape(Frozen):
     source: int | None
 
 
+class Work(StrEnum):
+    """What of an adapter's op runs at a moment."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    INPUT = "input"
+
+
 class Moment(Frozen):
-    """The most that lies in memory between two groups of a layer, beyond what all layers up to it keep.
+    """The most that lies in memory at a stretch of a layer's work, beyond what all layers up to it keep.
 
     Attributes:
-        group: the group whose own products the moment is of, or None between groups.
-        pending: in a forward, how many of the layer's groups have run; in a backward, how many have yet to.
+        group: the group whose ops run then, doing `work`; both None between groups.
+        alive: how many of the layer's groups, in forward order, hold what their ops keep for backward.
     """
 
     group: int | None
-    pending: int
+    work: Work | None
+    alive: int
     bytes: Linear
 
 
@@ -65,28 +75,26 @@ class FfnShape(Frozen):
 
 
 class LayerShape(Frozen):
-    """One kind of decoder layer, without adapters.
+    """One kind of decoder layer, every group of it with an adapter that keeps nothing but the group's input.
 
     Attributes:
-        saved: what it keeps for backward. inputs: what it keeps when activations are recomputed: its own arguments.
-        forward, backward: the moments of running it, in order.
+        groups: in forward order. ffns: where routed experts can sit.
+        saved: what it keeps for backward; its own arguments alone where activations are recomputed.
+        forward, backward: the stretches of running it, in order.
     """
 
     groups: tuple[GroupShape, ...]
     ffns: tuple[FfnShape, ...]
     saved: Linear
-    inputs: Linear
     forward: tuple[Moment, ...]
     backward: tuple[Moment, ...]
 
 
 class HeadShape(Frozen):
-    """The head: vocabulary, most rows of a piece, and whether logits are capped or scaled."""
+    """The head: most rows of a piece, and what a piece takes, by its padded rows (`Linear.rows`)."""
 
-    vocabulary: int
     rows_per_piece: int
-    capped: bool
-    scaled: bool
+    piece: Linear
 
 
 class BaseShape(Frozen):
@@ -96,9 +104,13 @@ class BaseShape(Frozen):
         weights: of the frozen base, a tied head counted once, quantised where it is served so.
         path: of the decoder layers in the model, e.g. "model.layers".
         kinds: the kinds of layers. order: the kind of every layer, from the first on.
-        ends: what lies beside the layers during a pack: embeddings, positions, last hidden states and their gradient.
-        itemsize: bytes of a number of the base. dense_site: widest linear that is made anew for each product (nf4).
-        recompute: activations are recomputed. window: rows beyond which `squares` count, None for always.
+        ends: what lies beside the layers at the end of a forward: embeddings, positions, last hidden states.
+        entrance: what the lowest layer keeps only where a gradient comes from below, where none does.
+        evaluation: the most that a forward without gradients takes before the head.
+        hidden: width of the hidden states. itemsize: bytes of a number of the base.
+        recompute: activations are recomputed.
+        window: rows of a sequence beyond which `Linear.squares` count; 0 for always.
+        is_mixture: it routes tokens to experts of its own. loose: linears outside the decoder layers, by full path.
     """
 
     weights: int
@@ -106,12 +118,15 @@ class BaseShape(Frozen):
     kinds: tuple[LayerShape, ...]
     order: tuple[int, ...]
     ends: Linear
+    entrance: Linear
+    evaluation: Linear
     head: HeadShape
     hidden: int
     itemsize: int
-    dense_site: int
     recompute: bool
-    window: int | None
+    window: int
+    is_mixture: bool
+    loose: tuple[GroupShape, ...]
 
 
 class Correction(Frozen):

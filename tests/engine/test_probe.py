@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.bases import base_of, llama_config, model_of
-from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.data.pack import bucket_ladder
+from mlora_sched.engine.probe import probe
 from mlora_sched.model import site as site_module
 from mlora_sched.model.base import FrozenBase, adopt
 from mlora_sched.spec.wire import Exactness, ProbeVerdict

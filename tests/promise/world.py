@@ -21,10 +21,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.artifacts.provenance import Origin
-from mlora_sched.data.pack import PackedBatch
+from mlora_sched.data.pack import PackedBatch, bucket_ladder
 from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
-from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.engine.probe import probe
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job

@@ -1,0 +1,189 @@
+"""What each adapter method holds and needs, in closed form: parameters of a job, bytes a token of its ops.
+
+One function a method, beside the formula that adds them up. The counts follow the ops in `mlora_sched.adapters` line
+by line; a trace of the real step checks them. No torch here.
+
+Legend of sizes: i bytes of a number of the base, w bytes of its float32 copy (0 where the base is float32 already),
+D input width, O output widths of a group's sites, R rank, F width of an FFN's product, K choices a token, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlora_sched.spec.adapter import AdapterSpec, DoraSpec, MixLoraSpec
+from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
+
+_WIDE = 4
+"""Bytes of float32."""
+_DRAW = 3
+"""Bytes an element while a dropout mask is drawn: 16 bits of noise, and what they compare to."""
+_EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """Bytes a token of one job's op at one group.
+
+    Attributes:
+        saved: kept for backward. forward, backward, input: let go again when that part of the op is done.
+        held: from its backward until the group's input gradient is complete.
+        copied: a token of the whole pack, where the method scales the gradients of the outputs.
+    """
+
+    saved: float
+    forward: float
+    backward: float
+    held: float
+    input: float
+    copied: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedCost:
+    """Bytes a token of one job's routed experts at one FFN: `saved` for backward, the others while they run."""
+
+    ffn: FfnShape
+    saved: float
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One job's adapter in one kind of layer: its ops by place of the group, its routed experts."""
+
+    ops: dict[int, OpCost]
+    routed: RoutedCost | None
+
+
+def layer_cost(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> LayerCost:
+    """What an adapter costs in a kind of layer.
+
+    Args:
+        targets: paths within the layer of the sites that it sits on.
+    """
+    inside = _inside_experts(adapter, layer)
+    ops: dict[int, OpCost] = {}
+    for at, group in enumerate(layer.groups):
+        outputs = [site.outputs for site in group.sites if site.path in targets - inside]
+        if outputs:
+            ops[at] = _op_cost(adapter, group, outputs, itemsize)
+    routed = None
+    if isinstance(adapter, MixLoraSpec) and targets & inside:
+        ffn = next(ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in _EXPERT_SITES))
+        routed = _routed_cost(adapter, ffn, f"{ffn.path}.down_proj" in targets, itemsize)
+    return LayerCost(ops, routed)
+
+
+def _inside_experts(adapter: AdapterSpec, layer: LayerShape) -> frozenset[str]:
+    """Paths of the sites that a routed method makes experts of."""
+    if not isinstance(adapter, MixLoraSpec):
+        return frozenset()
+    return frozenset(f"{ffn.path}.{name}" for ffn in layer.ffns for name in _EXPERT_SITES)
+
+
+def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i: int) -> OpCost:
+    """`LoraOp` at a group, and what `DoraOp` adds."""
+    D, K, w = group.inputs, adapter.r * len(outputs), _WIDE if i < _WIDE else 0
+    mask = D * i if adapter.dropout else 0
+    drawing = max(_DRAW * D + mask, 2 * mask) if adapter.dropout else 0
+    widening = max(w * (adapter.r + max(outputs)), w * (K + D))
+    cost = OpCost(
+        saved=K * i,
+        forward=drawing,
+        backward=max(widening, drawing) if not adapter.dropout else drawing + w * (K + D),
+        held=K * i + 2 * mask,
+        input=mask,
+        copied=0,
+    )
+    if not isinstance(adapter, DoraSpec):
+        return cost
+    products = (3 if w else 1) * _WIDE * max(outputs)
+    return OpCost(
+        saved=cost.saved + i * sum(outputs),
+        forward=cost.forward,
+        backward=max(cost.backward, products),
+        held=cost.held,
+        input=cost.input,
+        copied=i * sum(site.outputs for site in group.sites),
+    )
+
+
+def _routed_cost(adapter: MixLoraSpec, ffn: FfnShape, has_down: bool, i: int) -> RoutedCost:
+    """`MixLoraOp`: routed rows are K a token."""
+    K, E, R, F, h = adapter.top_k, adapter.num_experts, adapter.r, ffn.width, ffn.hidden
+    w = _WIDE if i < _WIDE else 0
+    masks = 2 if adapter.dropout and has_down else 0  # the mask and what it leaves
+    routing = (_WIDE + 8) * E + (_WIDE + 8 + 8) * K
+    saved = K * i * (F * (4 + masks) + h + 3 * R + (h if has_down else 0)) + routing
+    drawing = K * F * max(_DRAW - i, i) if masks else 0
+    forward = max(2 * F * i, F * i + 2 * h * i, F * i + drawing)
+    through = 1 if has_down else 0
+    steps = K * i * ((5 + through) * F + 2 * through * h)
+    widening = K * (F * (i + (3 if w else 1) * _WIDE) + through * h * i)
+    return RoutedCost(ffn, saved, forward, max(steps, widening))
+
+
+# ---------------------------------------------------------------------- what a job holds
+
+_ALIGN = 16
+"""Numbers to a multiple of which every parameter starts."""
+
+
+def parameters(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str]) -> int:
+    """Trained numbers of an adapter in one layer, with their alignment."""
+    inside = _inside_experts(adapter, layer)
+    count = sum(_pairs(adapter, group, targets - inside) for group in layer.groups)
+    if isinstance(adapter, MixLoraSpec):
+        count += sum(_experts(adapter, ffn, targets) for ffn in layer.ffns)
+    return count
+
+
+def _pairs(adapter: AdapterSpec, group: GroupShape, targets: frozenset[str]) -> int:
+    outputs = [site.outputs for site in group.sites if site.path in targets]
+    count = _aligned(adapter.r * group.inputs * len(outputs)) + sum(_aligned(adapter.r * width) for width in outputs)
+    return count + (sum(map(_aligned, outputs)) if isinstance(adapter, DoraSpec) else 0)
+
+
+def _experts(adapter: MixLoraSpec, ffn: FfnShape, targets: frozenset[str]) -> int:
+    found = [name for name in _EXPERT_SITES if f"{ffn.path}.{name}" in targets]
+    if not found:
+        return 0
+    widths = {
+        "gate_proj": (ffn.hidden, ffn.width),
+        "up_proj": (ffn.hidden, ffn.width),
+        "down_proj": (ffn.width, ffn.hidden),
+    }
+    each = (_aligned(adapter.num_experts * adapter.r * width) for name in found for width in widths[name])
+    return _aligned(adapter.num_experts * ffn.hidden) + sum(each)
+
+
+def derived(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> int:
+    """Bytes that a method keeps beside its parameters in one layer: DoRA's row norms and ratios."""
+    if not isinstance(adapter, DoraSpec):
+        return 0
+    return sum(
+        site.outputs * (2 * _WIDE + itemsize) for group in layer.groups for site in group.sites if site.path in targets
+    )
+
+
+def step_work(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> int:
+    """Bytes that beginning a step takes for a moment: DoRA takes the row norms of one site after another."""
+    if not isinstance(adapter, DoraSpec):
+        return 0
+    wide = _WIDE if itemsize < _WIDE else 0
+    return max(
+        (
+            site.outputs * (wide * group.inputs + 3 * _WIDE * adapter.r)
+            for group in layer.groups
+            for site in group.sites
+            if site.path in targets
+        ),
+        default=0,
+    )
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGN) * _ALIGN

@@ -1,0 +1,343 @@
+"""Read the shape of a base off its own layers: one forward and backward of every kind of layer, traced without numbers.
+
+What a layer keeps and needs for itself differs between architectures in a hundred small ways; so nobody writes it
+down. The first layers of the base, enough to see every kind, run hollow at three sizes, each group of sites with an op
+that does nothing but mark the time; between two marks the peak is noted. Bytes are linear in the rows of a pack (and
+in Σ L² where attention keeps scores or masks), so three sizes give them for all. The closed form then adds what
+adapters, head and packs take.
+
+Needs torch. Not here: anything about a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlora_sched.data.pack import bucket_ladder
+from mlora_sched.memory.hollow import HollowBase, hollow_base
+from mlora_sched.memory.marks import Groups, Mark, Marks, Place, marked
+from mlora_sched.model.attention import SpanPlan
+from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.ffn import PackedFfn
+from mlora_sched.model.head import token_losses
+from mlora_sched.model.layers import decoder_layers, first_layers, layer_kinds
+from mlora_sched.model.site import SiteGroup
+from mlora_sched.spec.memory import (
+    BaseShape,
+    FfnShape,
+    GroupShape,
+    HeadShape,
+    LayerShape,
+    Linear,
+    Moment,
+    SiteShape,
+    Work,
+)
+from mlora_sched.spec.wire import Quantize
+
+_ROW = 32
+"""Tokens of the sequences that are traced where their length does not matter."""
+_SIZES = (512, 1024)
+_LONG = 256
+"""Tokens of the sequence whose scores and masks are traced, where no window asks for a longer one."""
+_NOISE = 0.005
+"""Share of a size below which what a long sequence takes more is neither scores nor masks."""
+_HEAD_ROWS = (32, 64)
+
+
+def profile_base(
+    config: Any, dtype: torch.dtype, *, quantize: Quantize = "none", recompute: bool = False, name: str = "base"
+) -> BaseShape:
+    """The shape of the base that a transformers config describes, served with these options.
+
+    Raises:
+        BaseError: a model that the engine cannot serve.
+    """
+    plain = hollow_base(config, dtype, name=name, quantize=quantize)
+    traced = hollow_base(config, dtype, name=name, quantize=quantize, recompute=True) if recompute else plain
+    order, window = layer_kinds(plain.base), _window(config)
+    with first_layers(plain.base), first_layers(traced.base):
+        groups = _groups(plain)
+        fit = _Fit.of(traced, max(_LONG, 2 * window))
+        first = [order.index(kind) for kind in range(max(order) + 1)]
+        return BaseShape(
+            weights=sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model)),
+            path=_path(plain.base),
+            kinds=tuple(_layer_shape(plain.base, at, groups[at], fit) for at in first),
+            order=order,
+            ends=fit.linear(lambda trace: trace.ends),
+            entrance=fit.linear(lambda trace: trace.entrance),
+            evaluation=fit.linear(lambda trace: trace.evaluation),
+            head=_head_shape(plain),
+            hidden=plain.base.head.weight_VD.shape[1],
+            itemsize=dtype.itemsize,
+            recompute=recompute,
+            window=window,
+            is_mixture=plain.base.is_mixture,
+            loose=_loose(plain.base),
+        )
+
+
+def _window(config: Any) -> int:
+    """Rows beyond which attention makes masks; 0 where it keeps scores of every length, or nothing of either."""
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        return 0
+    window = getattr(text, "sliding_window", None)
+    return int(window) if window and getattr(text, "use_sliding_window", True) else 0
+
+
+def _held(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, what shares its memory once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return list({tensor.untyped_storage()._cdata: tensor for tensor in tensors}.values())
+
+
+def _path(base: FrozenBase) -> str:
+    """Of the decoder layers, as sites are named."""
+    _, layers = decoder_layers(base.model)
+    names: dict[int, str] = {id(module): name for name, module in base.model.named_modules()}
+    return names[id(layers)]
+
+
+# ---------------------------------------------------------------------- one trace
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A `Moment` at one size."""
+
+    group: int | None
+    work: Work | None
+    alive: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Bytes of one hollow pack through the first layers, beside the weights.
+
+    Attributes:
+        rows, squares: of the pack. saved: what each layer keeps. ends: what lies beside that after the forward.
+        forward, backward: the stretches of every layer.
+        entrance: what is kept less where the embeddings want no gradient.
+        evaluation: the most of a forward without gradients.
+    """
+
+    rows: int
+    squares: int
+    saved: tuple[int, ...]
+    ends: int
+    entrance: int
+    forward: tuple[tuple[_Stretch, ...], ...]
+    backward: tuple[tuple[_Stretch, ...], ...]
+    evaluation: int
+
+
+def _trace(hollow: HollowBase, lengths: Sequence[int], rows: int) -> _Trace:
+    """Run a hollow pack of sequences of these lengths, padded to `rows`."""
+    base, held = hollow.base, _held(hollow.base.model)
+    _, layers = decoder_layers(base.model)
+    buckets = bucket_ladder(rows)
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    with hollow.mode:
+        marks, entering, evaluating = Marks(held), Marks(held), Marks(held)
+        with marked(base, layers, marks, tokens, rows, buckets, keep=True), marks:
+            hidden_TD = _hidden(base, lengths, rows)
+            marks.put(Place.HIDDEN)
+            total, losses = token_losses(base.head, hidden_TD, *_targets(min(_HEAD_ROWS)), [min(_HEAD_ROWS)])
+            marks.put(Place.HEAD)
+            total.backward()
+            marks.put(Place.END)
+            del total, losses, hidden_TD
+        with marked(base, layers, entering, tokens, rows, buckets, keep=True, below=False), entering:
+            hidden_TD = _hidden(base, lengths, rows)
+            entering.put(Place.HIDDEN)
+            del hidden_TD
+        base.slot.buckets = buckets
+        with torch.no_grad(), evaluating:
+            _hidden(base, lengths, rows)
+        evaluating.put(Place.END)
+    places = [mark.place for mark in marks.seen]
+    entrance = marks.seen[places.index(Place.HIDDEN)].live - entering.seen[-1].live
+    return _read(marks.seen, len(layers), rows, squares, entrance, evaluating.seen[-1].peak)
+
+
+def _hidden(base: FrozenBase, lengths: Sequence[int], rows: int) -> Tensor:
+    ids_1T, positions_1T = torch.zeros(1, rows, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
+    return base.hidden(ids_1T, positions_1T, SpanPlan.of(lengths, rows))
+
+
+def _targets(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows that carry loss, their targets and their weights."""
+    return torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), torch.ones(rows)
+
+
+def _read(
+    seen: Sequence[Mark], layers: int, rows: int, squares: int, entrance: int, evaluation: int
+) -> _Trace:
+    """Take the marks of one pack apart."""
+    entered = {mark.layer: mark.live for mark in seen if mark.place is Place.ENTER}
+    left = {mark.layer: mark.live for mark in seen if mark.place is Place.LEAVE}
+    saved = tuple(left[at] - entered[at] for at in range(layers))
+    places = [mark.place for mark in seen]
+    hidden, head = places.index(Place.HIDDEN), places.index(Place.HEAD)
+    ends = seen[hidden].live - sum(saved)
+    below = [ends + sum(saved[:at]) for at in range(layers + 1)]
+    return _Trace(
+        rows=rows,
+        squares=squares,
+        saved=saved,
+        ends=ends,
+        entrance=entrance,
+        forward=tuple(_stretches(seen[:hidden], at, below[at]) for at in range(layers)),
+        backward=tuple(_stretches(seen[head + 1 :], at, below[at + 1]) for at in range(layers)),
+        evaluation=evaluation,
+    )
+
+
+def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, ...]:
+    """One layer's stretches between marks; what comes before a mark of a layer is that layer's."""
+    own = [mark for mark in seen if mark.layer == layer and mark.place is not Place.ENTER]
+    runs_forward = any(mark.place is Place.FORWARD for mark in own)  # in a backward: activations are recomputed
+    alive = 0 if runs_forward else sum(mark.place is Place.BACKWARD for mark in own)
+    found: list[_Stretch] = []
+    for mark in own:
+        if mark.place is Place.INPUT:
+            found.append(_Stretch(mark.group, Work.INPUT, alive, mark.peak - below))
+            alive -= 1
+            continue
+        found.append(_Stretch(None, None, alive, mark.peak - below))
+        if mark.place is Place.FORWARD:
+            found.append(_Stretch(mark.group, Work.FORWARD, alive, mark.live - below))
+            alive += 1
+        elif mark.place is Place.BACKWARD:
+            found.append(_Stretch(mark.group, Work.BACKWARD, alive, mark.live - below))
+    return tuple(found)
+
+
+# ---------------------------------------------------------------------- from sizes to lines
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The same pack at two sizes, and one long sequence."""
+
+    few: _Trace
+    many: _Trace
+    long: _Trace
+
+    @classmethod
+    def of(cls, hollow: HollowBase, long: int) -> _Fit:
+        """Trace a base."""
+        few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size) for size in _SIZES)
+        return cls(few, many, _trace(hollow, [long], long + _ROW))
+
+    def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
+        """The line through what the three traces say of one thing."""
+        few, many, long = (bytes_of(trace) for trace in (self.few, self.many, self.long))
+        rows = (many - few) / (self.many.rows - self.few.rows)
+        fixed = few - rows * self.few.rows
+        more = long - (fixed + rows * self.long.rows)
+        squares = more / self.long.squares if more > _NOISE * long else 0.0
+        return Linear(fixed=fixed, rows=rows, squares=squares)
+
+    def moments(self, stretches: Callable[[_Trace], Sequence[_Stretch]]) -> tuple[Moment, ...]:
+        """The lines through stretches, which are the same at every size."""
+        return tuple(
+            Moment(
+                group=stretch.group,
+                work=stretch.work,
+                alive=stretch.alive,
+                bytes=self.linear(lambda trace, at=at: stretches(trace)[at].bytes),  # type: ignore[misc]
+            )
+            for at, stretch in enumerate(stretches(self.few))
+        )
+
+
+def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit: _Fit) -> LayerShape:
+    _, layers = decoder_layers(base.model)
+    prefix = f"{_path(base)}.{at}."
+    ffns = [module for module in layers[at].modules() if isinstance(module, PackedFfn)]
+    return LayerShape(
+        groups=groups,
+        ffns=tuple(
+            FfnShape(
+                path=ffn.name.removeprefix(prefix), hidden=ffn.gate_proj.in_features, width=ffn.gate_proj.out_features
+            )
+            for ffn in ffns
+        ),
+        saved=fit.linear(lambda trace: trace.saved[at]),
+        forward=fit.moments(lambda trace: trace.forward[at]),
+        backward=fit.moments(lambda trace: trace.backward[at]),
+    )
+
+
+# ---------------------------------------------------------------------- groups and head
+
+
+def _groups(hollow: HollowBase) -> list[tuple[GroupShape, ...]]:
+    """The groups of every layer, and which of their inputs the layers keep for themselves."""
+    base, marks = hollow.base, Marks([])
+    _, layers = decoder_layers(base.model)
+    lengths, rows = [_ROW, _ROW - 1], 2 * _ROW
+    with hollow.mode, marked(base, layers, marks, sum(lengths), rows, bucket_ladder(rows), keep=False) as found, marks:
+        hidden_TD = _hidden(base, lengths, rows)
+        kept = {group for group, storage in found.inputs.items() if storage() is not None}
+        del hidden_TD
+    return [_of_layer(base, at, found, kept) for at in range(len(layers))]
+
+
+def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[SiteGroup]) -> tuple[GroupShape, ...]:
+    prefix, order = f"{_path(base)}.{at}.", found.order[at]
+    return tuple(
+        GroupShape(
+            sites=tuple(
+                SiteShape(path=site.name.removeprefix(prefix), outputs=site.out_features) for site in group.sites
+            ),
+            inputs=group.sites[0].in_features,
+            kept=group in kept,
+            source=_first_reader(group, order[:place], found),
+        )
+        for place, group in enumerate(order)
+    )
+
+
+def _first_reader(group: SiteGroup, earlier: Sequence[SiteGroup], found: Groups) -> int | None:
+    """Place of the earlier group that reads the very tensor that this one reads."""
+    sources = [found.sources[other] for other in earlier]
+    return sources.index(found.sources[group]) if found.sources[group] in sources else None
+
+
+def _loose(base: FrozenBase) -> tuple[GroupShape, ...]:
+    """Linears outside the decoder layers; where there are any they are small."""
+    inside = f"{_path(base)}."
+    return tuple(
+        GroupShape(
+            sites=(SiteShape(path=name, outputs=site.out_features),), inputs=site.in_features, kept=True, source=None
+        )
+        for name, site in base.sites.items()
+        if not name.startswith(inside)
+    )
+
+
+def _head_shape(hollow: HollowBase) -> HeadShape:
+    """What one piece of the head takes, by its rows, beside the gradient of the hidden states."""
+    base = hollow.base
+    peaks = []
+    for rows in _HEAD_ROWS:
+        with hollow.mode:
+            hidden_TD = torch.zeros(rows, base.head.weight_VD.shape[1], dtype=base.dtype).requires_grad_()
+            marks = Marks([*_held(base.model), hidden_TD])
+            with marks:
+                token_losses(base.head, hidden_TD, *_targets(rows), [rows])
+            marks.put(Place.HEAD)
+        peaks.append(marks.seen[-1].peak - rows * hidden_TD.shape[1] * base.dtype.itemsize)
+    few, many = _HEAD_ROWS
+    slope = (peaks[1] - peaks[0]) / (many - few)
+    return HeadShape(rows_per_piece=base.head.rows_per_piece, piece=Linear(fixed=peaks[0] - slope * few, rows=slope))
