@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlora_sched.bench.footprint import PeakTensors
+from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.site import Placed, Site, SiteGroup
 
@@ -52,20 +52,16 @@ class Marks(PeakTensors):
     """Tracks live bytes while it is on, and keeps the marks that are put.
 
     Args:
-        weights: counted from the start, and left out of every mark.
+        weights: they count in no mark.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        super().__init__()
-        for weight in weights:
-            self._note(weight.untyped_storage())
-        self._weights = self.live
-        self.peak = self.live
+        super().__init__(apart=weights)
         self.seen: list[Mark] = []
 
     def put(self, place: Place, layer: int = 0, group: int | None = None) -> None:
         """Mark this moment."""
-        self.seen.append(Mark(place, layer, group, self.live - self._weights, self.peak - self._weights))
+        self.seen.append(Mark(place, layer, group, self.live, self.peak))
         self.peak = self.live
 
 

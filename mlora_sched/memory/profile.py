@@ -178,9 +178,7 @@ def _targets(rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), torch.ones(rows)
 
 
-def _read(
-    seen: Sequence[Mark], layers: int, rows: int, squares: int, entrance: int, evaluation: int
-) -> _Trace:
+def _read(seen: Sequence[Mark], layers: int, rows: int, squares: int, entrance: int, evaluation: int) -> _Trace:
     """Take the marks of one pack apart."""
     entered = {mark.layer: mark.live for mark in seen if mark.place is Place.ENTER}
     left = {mark.layer: mark.live for mark in seen if mark.place is Place.LEAVE}

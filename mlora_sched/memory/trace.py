@@ -10,7 +10,6 @@ Needs torch. Not here: files, daemons, devices.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +19,12 @@ import torch
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.registry import build_adapter
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.data.pack import Chunk, build_pack
 from mlora_sched.data.token_set import Row
 from mlora_sched.engine.step import run_pack
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.memory.hollow import HollowBase
+from mlora_sched.memory.meter import PeakTensors, bytes_of
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.spec.adapter import AdapterSpec
@@ -81,21 +80,14 @@ def weigh(base: FrozenBase, chunks: Sequence[Chunked], buckets: Sequence[int], *
         [(Chunk(name, 0, tuple(range(len(m.chunk.lengths))), m.chunk.tokens), m.rows) for name, m in members.items()],
         buckets,
     )
-    meter = PeakTensors()
-    for tensor in (*base.model.parameters(), *base.model.buffers()):
-        meter._note(tensor.untyped_storage())
-    weights = meter.live
-    for member in members.values():
-        for tensor in member.held:
-            meter._note(tensor.untyped_storage())
-    jobs = meter.live - weights
-    with meter, contextlib.ExitStack() as stack:
-        if not training:
-            stack.enter_context(torch.no_grad())
+    weights = [*base.model.parameters(), *base.model.buffers()]
+    held = [tensor for member in members.values() for tensor in member.held]
+    meter = PeakTensors(apart=[*weights, *held])
+    with meter, torch.set_grad_enabled(training):
         for member in members.values():
             member.adapter.begin_step()
         run_pack(base, pack, members, training=training, buckets=buckets)
-    return Weighed(weights, jobs, meter.peak - weights - jobs)
+    return Weighed(bytes_of(weights), bytes_of(held), meter.peak)
 
 
 @dataclass

@@ -221,7 +221,9 @@ class _GatedProduct(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         ctx.act = act
         activated: Tensor = act(gate)
-        return activated * up if _shares_memory(activated, gate) else activated.mul_(up)
+        # storages and not addresses: what a trace computes with has none
+        same = activated.untyped_storage()._cdata == gate.untyped_storage()._cdata
+        return activated * up if same else activated.mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -232,11 +234,6 @@ class _GatedProduct(torch.autograd.Function):
             activated: Tensor = ctx.act(gate)
         (dgate,) = torch.autograd.grad(activated, gate, dproduct * up)
         return dgate, activated.detach() * dproduct, None
-
-
-def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    """They are views of one storage."""
-    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
