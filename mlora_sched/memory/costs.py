@@ -89,11 +89,11 @@ def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i:
     D, K, w = group.inputs, adapter.r * len(outputs), _WIDE if i < _WIDE else 0
     mask = D * i if adapter.dropout else 0
     drawing = max(_DRAW * D + mask, 2 * mask) if adapter.dropout else 0
-    widening = max(w * (adapter.r + max(outputs)), w * (K + D))
+    again = max(_DRAW * D - mask, 0) if adapter.dropout else 0
     cost = OpCost(
         saved=K * i,
         forward=drawing,
-        backward=max(widening, drawing) if not adapter.dropout else drawing + w * (K + D),
+        backward=max(w * (adapter.r + max(outputs)), w * (K + D), again),
         held=K * i + 2 * mask,
         input=mask,
         copied=0,
@@ -119,10 +119,12 @@ def _routed_cost(adapter: MixLoraSpec, ffn: FfnShape, has_down: bool, i: int) ->
     routing = (_WIDE + 8) * E + (_WIDE + 8 + 8) * K
     saved = K * i * (F * (4 + masks) + h + 3 * R + (h if has_down else 0)) + routing
     drawing = K * F * max(_DRAW - i, i) if masks else 0
-    forward = max(2 * F * i, F * i + 2 * h * i, F * i + drawing)
+    delta = K * h * i if has_down else 0
+    forward = max(2 * F * i - delta, F * i + 2 * h * i, F * i + drawing)
     through = 1 if has_down else 0
-    steps = K * i * ((5 + through) * F + 2 * through * h)
-    widening = K * (F * (i + (3 if w else 1) * _WIDE) + through * h * i)
+    rows = K * i * ((4 + through) * F + (1 + through) * h)  # gradients of the routed rows, until the end
+    steps = rows + i * max(K * F, 3 * F + h, 3 * K * h)
+    widening = K * (F * (i + (3 if w else 1) * _WIDE) + h * i)
     return RoutedCost(ffn, saved, forward, max(steps, widening))
 
 

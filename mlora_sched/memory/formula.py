@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mlora_sched.memory.costs import LayerCost, OpCost, RoutedCost, derived, layer_cost, parameters, step_work
+from mlora_sched.memory.costs import LayerCost, OpCost, derived, layer_cost, parameters, step_work
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import BaseShape, LayerShape, Linear, Moment, Work
 
@@ -89,10 +89,11 @@ class PackPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is remembered of an adapter: its job, and its cost in each kind of layer."""
+    """What is remembered of an adapter: its job, and its cost in each kind of layer, in training and evaluation."""
 
     job: JobMemory
     layers: tuple[LayerCost, ...]
+    evaluating: tuple[LayerCost, ...]
 
 
 class Formula:
@@ -126,27 +127,24 @@ class Formula:
             _Layer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], plan.rows, squares, shape)
             for kind, layer in enumerate(shape.kinds)
         ]
-        below = ends = shape.ends.at(plan.rows, squares) - shape.entrance.at(plan.rows, squares)
+        first = min(layers[shape.order[0]].used, default=0)
+        below = shape.ends.at(plan.rows, squares) - shape.entrance[first].at(plan.rows, squares)
         last = {kind: at for at, kind in enumerate(shape.order)}
         peaks: list[float] = []
         for at, kind in enumerate(shape.order):
             if last[kind] == at:
                 peaks.extend(layers[kind].peaks(below))
             below += layers[kind].kept
-        assert below >= ends
         gradient = plan.rows * shape.hidden * shape.itemsize
         return max(*peaks, below + gradient + self._head(plan))
 
     def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
-        work = 0.0
-        for kind in range(len(self.shape.kinds)):
-            ops = [(tokens, op) for tokens, known in costs for op in known.layers[kind].ops.values()]
-            work = max(work, max((tokens * (op.saved + op.forward) for tokens, op in ops), default=0.0))
-            routed = [(tokens, known.layers[kind].routed) for tokens, known in costs]
-            found = [tokens * (cost.saved + cost.forward) for tokens, cost in routed if cost is not None]
-            work = max(work, sum(found) + plan.rows * self.shape.itemsize * _widest(routed) if found else 0.0)
-        layers = self.shape.evaluation.at(plan.rows, self._squares(plan)) + work
-        return max(layers, 2 * plan.rows * self.shape.hidden * self.shape.itemsize + self._head(plan))
+        shape, squares = self.shape, self._squares(plan)
+        peaks = [plan.rows * shape.hidden * shape.itemsize + self._head(plan)]
+        for kind, layer in enumerate(shape.kinds):
+            found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
+            peaks.extend(_Layer(layer, found, plan.rows, squares, shape).evaluating())
+        return max(peaks)
 
     def _head(self, plan: PackPlan) -> float:
         """One piece of the head."""
@@ -154,7 +152,7 @@ class Formula:
         longest = min(head.rows_per_piece, self.buckets[-1]) if self.buckets else head.rows_per_piece
         rows = min(longest, max(1, targets))
         padded = next((bucket for bucket in self.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
-        return head.piece.at(padded)
+        return (head.piece if plan.training else head.evaluation).at(padded)
 
     def _squares(self, plan: PackPlan) -> int:
         window = self.shape.window
@@ -172,7 +170,7 @@ class Formula:
         targets = self._targets(adapter)
         count = sum(parameters(adapter, shape.kinds[kind], targets[at]) for at, kind in enumerate(shape.order))
         nothing = Linear()
-        loose = LayerShape(groups=shape.loose, ffns=(), saved=nothing, forward=(), backward=())
+        loose = LayerShape(groups=shape.loose, ffns=(), saved=nothing, forward=(), backward=(), evaluating=())
         named = frozenset(adapter.targets((s.path for g in shape.loose for s in g.sites), shape.is_mixture))
         count += parameters(adapter, loose, named)
         of_layer = list(zip(shape.order, targets, strict=True))
@@ -184,12 +182,16 @@ class Formula:
             derived=sum(derived(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
             step=max(step_work(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
         )
-        layers = []
-        for kind, layer in enumerate(shape.kinds):
-            # named in some layers of a kind only: counted as if in all of them
-            anywhere = frozenset(path for of, found in of_layer if of == kind for path in found)
-            layers.append(layer_cost(adapter, layer, anywhere, shape.itemsize))
-        return _Known(job, tuple(layers))
+        # named in some layers of a kind only: counted as if in all of them
+        anywhere = [
+            frozenset(path for of, found in of_layer if of == kind for path in found)
+            for kind in range(len(shape.kinds))
+        ]
+        layers, evaluating = (
+            tuple(layer_cost(spec, *pair, shape.itemsize) for pair in zip(shape.kinds, anywhere, strict=True))
+            for spec in (adapter, adapter.model_copy(update={"dropout": 0.0}))
+        )
+        return _Known(job, layers, evaluating)
 
     def _targets(self, adapter: AdapterSpec) -> list[frozenset[str]]:
         """Paths within each layer of the sites that the adapter sits on."""
@@ -200,10 +202,6 @@ class Formula:
             named = adapter.targets(sites, self.shape.is_mixture)
             found.append(frozenset(name.removeprefix(prefix) for name in named))
         return found
-
-
-def _widest(routed: Sequence[tuple[int, RoutedCost | None]]) -> int:
-    return max((cost.ffn.width for _, cost in routed if cost is not None), default=0)
 
 
 class _Layer:
@@ -242,10 +240,21 @@ class _Layer:
             routed = self._routed_saved() if reached else 0.0
             yield below + self._base_saved + own + routed + self._at(moment) + self._mixing(moment, backward=reached)
 
-    def _at(self, moment: Moment) -> float:
+    def evaluating(self) -> Iterator[float]:
+        """The stretches of a forward that keeps nothing."""
+        for moment in self._layer.evaluating:
+            yield self._at(moment, unkept=False) + self._mixing(moment, backward=False)
+
+    @property
+    def used(self) -> set[int]:
+        """Groups whose inputs an adapter needs."""
+        return {*self._ops, self._before_experts()} if self._routed else set(self._ops)
+
+    def _at(self, moment: Moment, *, unkept: bool = True) -> float:
         """The layer's own bytes at a stretch, and what the ops of the group take that runs then."""
         size = moment.bytes.at(self._rows, self._squares)
-        size -= sum(unkept for at, unkept in self._unkept if at < moment.alive)
+        if unkept:
+            size -= sum(width for at, width in self._unkept if at < moment.alive)
         ops = [] if moment.group is None else self._ops.get(moment.group, [])
         if not ops:
             return size
@@ -264,18 +273,25 @@ class _Layer:
         hidden = self._routed[0][1].ffn.hidden * self._shape.itemsize * self._rows
         inner = self._before_experts()
         between = moment.group is None and moment.alive == inner + 1
+        plain = 0 if self._all_routed else width
         if not backward:
             if moment.alive <= inner:
                 return 0.0
-            working = max(n * cost.forward for n, cost in self._routed) if between else 0.0
-            plain = 0 if self._all_routed else width
-            return self._routed_saved() + hidden + (width + plain if between else 0) + working
+            if not between:  # the experts' outputs wait to be added
+                return self._routed_saved() + 2 * hidden
+            # the mixed product lies where the plain one would, the experts' outputs where that of the group below would
+            return self._routed_saved() + plain + max(n * cost.forward for n, cost in self._routed)
         if moment.alive > inner + 1:
             return -2 * width if self._all_routed else 0.0
         if not between:
             return 0.0
-        working = max(n * cost.backward for n, cost in self._routed)
-        return hidden + working + (0 if self._all_routed else width)
+        # the gradients of gate and up are there when the group of both goes back; with them lie those of the mixed
+        # product, of x, of the experts' outputs and of what goes round the FFN
+        bare = moment.bytes.at(self._rows, self._squares)
+        then = next(m for m in self._layer.backward if m.work is Work.BACKWARD and m.group == inner)
+        mixing = then.bytes.at(self._rows, self._squares) + width + (3 if self._all_routed else 2) * hidden
+        mixing += max(n * cost.backward for n, cost in self._routed)
+        return (mixing if self._all_routed else max(mixing + 3 * width, bare + 2 * width + hidden)) - bare
 
     def _before_experts(self) -> int:
         """Place of the group that gate and up form."""
@@ -302,9 +318,7 @@ class _Layer:
         """Groups without an op in the pack, whose inputs nobody keeps, and the bytes of those."""
         groups = self._layer.groups
         sources = [at if group.source is None else group.source for at, group in enumerate(groups)]
-        used = {sources[at] for at in self._ops}
-        if self._routed:
-            used.add(sources[self._before_experts()])
+        used = {sources[at] for at in self.used}
         for at, group in enumerate(groups):
             if group.source is None and at not in used and not group.kept:
                 yield at, float(self._rows * group.inputs * self._shape.itemsize)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -125,8 +125,9 @@ def marked(
     rows: int,
     buckets: Sequence[int],
     *,
-    keep: bool,
+    keep: bool = True,
     below: bool = True,
+    without: Collection[SiteGroup] = (),
 ) -> Iterator[Groups]:
     """Let the base's layers put marks while the context lasts.
 
@@ -134,13 +135,14 @@ def marked(
         tokens, rows: of the pack. buckets: pack lengths, to which the experts of a mixture pad.
         keep: every group keeps its input for backward, as if an adapter needed it.
         below: the embeddings want a gradient, as if there were layers with adapters below.
+        without: groups that get no op.
     """
     slot, groups = base.slot, Groups([[] for _ in layers], {}, {})
     slot.sizes, slot.training, slot.buckets = (tokens, rows - tokens), keep, tuple(buckets)
     hooks = [base.model.get_input_embeddings().register_forward_hook(_require_grad)] if below else []
     for at, layer in enumerate(layers):
         found = dict.fromkeys(module.group for module in layer.modules() if isinstance(module, Site))
-        for group in found:
+        for group in found.keys() - set(without):
             slot.placed[group.name] = [Placed(_Marker(group, at, marks, groups), _Part(0, tokens), 0)]
         hooks.append(layer.register_forward_pre_hook(lambda *_, at=at: marks.put(Place.ENTER, at)))
         hooks.append(layer.register_forward_hook(lambda *_, at=at: marks.put(Place.LEAVE, at)))

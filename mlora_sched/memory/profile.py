@@ -61,18 +61,23 @@ def profile_base(
     plain = hollow_base(config, dtype, name=name, quantize=quantize)
     traced = hollow_base(config, dtype, name=name, quantize=quantize, recompute=True) if recompute else plain
     order, window = layer_kinds(plain.base), _window(config)
-    with first_layers(plain.base), first_layers(traced.base):
+    with first_layers(plain.base, above=True), first_layers(traced.base, above=True):
         groups = _groups(plain)
-        fit = _Fit.of(traced, max(_LONG, 2 * window))
-        first = [order.index(kind) for kind in range(max(order) + 1)]
+        fit = _Fit.of(traced, max(_LONG, 2 * window), groups[0])
+        # of each kind the highest that is left: while one above it runs, the embeddings lie there, too
+        highest = {kind: at for at, kind in enumerate(order[: len(groups)])}
         return BaseShape(
             weights=sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model)),
             path=_path(plain.base),
-            kinds=tuple(_layer_shape(plain.base, at, groups[at], fit) for at in first),
+            kinds=tuple(
+                _layer_shape(plain.base, at, groups[at], fit) for at in map(highest.__getitem__, sorted(highest))
+            ),
             order=order,
             ends=fit.linear(lambda trace: trace.ends),
-            entrance=fit.linear(lambda trace: trace.entrance),
-            evaluation=fit.linear(lambda trace: trace.evaluation),
+            entrance=tuple(
+                fit.linear(lambda trace, at=at: trace.entrance[at])  # type: ignore[misc]
+                for at in range(len(groups[0]))
+            ),
             head=_head_shape(plain),
             hidden=plain.base.head.weight_VD.shape[1],
             itemsize=dtype.itemsize,
@@ -124,53 +129,85 @@ class _Trace:
 
     Attributes:
         rows, squares: of the pack. saved: what each layer keeps. ends: what lies beside that after the forward.
-        forward, backward: the stretches of every layer.
-        entrance: what is kept less where the embeddings want no gradient.
-        evaluation: the most of a forward without gradients.
+        forward, backward, evaluating: the stretches of every layer.
+        entrance: what the lowest layer keeps less where no gradient comes from below, by its first group with an op.
     """
 
     rows: int
     squares: int
     saved: tuple[int, ...]
     ends: int
-    entrance: int
+    entrance: tuple[int, ...]
     forward: tuple[tuple[_Stretch, ...], ...]
     backward: tuple[tuple[_Stretch, ...], ...]
-    evaluation: int
+    evaluating: tuple[tuple[_Stretch, ...], ...]
 
 
-def _trace(hollow: HollowBase, lengths: Sequence[int], rows: int) -> _Trace:
-    """Run a hollow pack of sequences of these lengths, padded to `rows`."""
+def _trace(hollow: HollowBase, lengths: Sequence[int], rows: int, lowest: Sequence[GroupShape]) -> _Trace:
+    """Run a hollow pack of sequences of these lengths, padded to `rows`: for training, and for an evaluation."""
     base, held = hollow.base, _held(hollow.base.model)
     _, layers = decoder_layers(base.model)
-    buckets = bucket_ladder(rows)
-    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    pack = _Pack(tuple(lengths), rows)
     with hollow.mode:
-        marks, entering, evaluating = Marks(held), Marks(held), Marks(held)
-        with marked(base, layers, marks, tokens, rows, buckets, keep=True), marks:
-            hidden_TD = _hidden(base, lengths, rows)
+        marks, evaluating = Marks(held), Marks(held)
+        with marked(base, layers, marks, pack.tokens, rows, pack.buckets) as found, marks:
+            hidden_TD = _hidden(base, pack)
             marks.put(Place.HIDDEN)
             total, losses = token_losses(base.head, hidden_TD, *_targets(min(_HEAD_ROWS)), [min(_HEAD_ROWS)])
             marks.put(Place.HEAD)
             total.backward()
             marks.put(Place.END)
             del total, losses, hidden_TD
-        with marked(base, layers, entering, tokens, rows, buckets, keep=True, below=False), entering:
-            hidden_TD = _hidden(base, lengths, rows)
-            entering.put(Place.HIDDEN)
-            del hidden_TD
-        base.slot.buckets = buckets
-        with torch.no_grad(), evaluating:
-            _hidden(base, lengths, rows)
-        evaluating.put(Place.END)
-    places = [mark.place for mark in marks.seen]
-    entrance = marks.seen[places.index(Place.HIDDEN)].live - entering.seen[-1].live
-    return _read(marks.seen, len(layers), rows, squares, entrance, evaluating.seen[-1].peak)
+        with torch.no_grad(), marked(base, layers, evaluating, pack.tokens, rows, pack.buckets, keep=False), evaluating:
+            _hidden(base, pack)
+        places = [mark.place for mark in marks.seen]
+        whole = marks.seen[places.index(Place.HIDDEN)].live
+        entrance = tuple(
+            whole - _entering(hollow, pack, found.order[0][:first], lowest) for first in range(len(lowest))
+        )
+    return _read(marks.seen, evaluating.seen, len(layers), pack, entrance)
 
 
-def _hidden(base: FrozenBase, lengths: Sequence[int], rows: int) -> Tensor:
-    ids_1T, positions_1T = torch.zeros(1, rows, dtype=torch.int64), torch.zeros(1, rows, dtype=torch.int64)
-    return base.hidden(ids_1T, positions_1T, SpanPlan.of(lengths, rows))
+@dataclass(frozen=True)
+class _Pack:
+    """Sequences of a hollow pack, and its padded rows."""
+
+    lengths: tuple[int, ...]
+    rows: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        return bucket_ladder(self.rows)
+
+
+def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], lowest: Sequence[GroupShape]) -> int:
+    """What lives after a forward in which no gradient comes from below, and these first groups have no ops.
+
+    With the inputs of those groups, which the formula leaves out by itself.
+    """
+    base = hollow.base
+    _, layers = decoder_layers(base.model)
+    marks = Marks(_held(base.model))
+    with marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, below=False, without=without), marks:
+        hidden_TD = _hidden(base, pack)
+        marks.put(Place.HIDDEN)
+        del hidden_TD
+    read_later = {group.source for group in lowest[len(without) :]}
+    left_out = sum(
+        group.inputs
+        for at, group in enumerate(lowest[: len(without)])
+        if group.source is None and not group.kept and at not in read_later
+    )
+    return marks.seen[-1].live + left_out * pack.rows * base.dtype.itemsize
+
+
+def _hidden(base: FrozenBase, pack: _Pack) -> Tensor:
+    ids_1T, positions_1T = (torch.zeros(1, pack.rows, dtype=torch.int64) for _ in range(2))
+    return base.hidden(ids_1T, positions_1T, SpanPlan.of(pack.lengths, pack.rows))
 
 
 def _targets(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +215,9 @@ def _targets(rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), torch.ones(rows)
 
 
-def _read(seen: Sequence[Mark], layers: int, rows: int, squares: int, entrance: int, evaluation: int) -> _Trace:
+def _read(
+    seen: Sequence[Mark], evaluating: Sequence[Mark], layers: int, pack: _Pack, entrance: tuple[int, ...]
+) -> _Trace:
     """Take the marks of one pack apart."""
     entered = {mark.layer: mark.live for mark in seen if mark.place is Place.ENTER}
     left = {mark.layer: mark.live for mark in seen if mark.place is Place.LEAVE}
@@ -188,14 +227,14 @@ def _read(seen: Sequence[Mark], layers: int, rows: int, squares: int, entrance: 
     ends = seen[hidden].live - sum(saved)
     below = [ends + sum(saved[:at]) for at in range(layers + 1)]
     return _Trace(
-        rows=rows,
-        squares=squares,
+        rows=pack.rows,
+        squares=sum(length**2 for length in pack.lengths),
         saved=saved,
         ends=ends,
         entrance=entrance,
         forward=tuple(_stretches(seen[:hidden], at, below[at]) for at in range(layers)),
         backward=tuple(_stretches(seen[head + 1 :], at, below[at + 1]) for at in range(layers)),
-        evaluation=evaluation,
+        evaluating=tuple(_stretches(evaluating, at, 0) for at in range(layers)),
     )
 
 
@@ -231,10 +270,10 @@ class _Fit:
     long: _Trace
 
     @classmethod
-    def of(cls, hollow: HollowBase, long: int) -> _Fit:
-        """Trace a base."""
-        few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size) for size in _SIZES)
-        return cls(few, many, _trace(hollow, [long], long + _ROW))
+    def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
+        """Trace a base, whose lowest layer has these groups."""
+        few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
+        return cls(few, many, _trace(hollow, [long], long + _ROW, lowest))
 
     def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
         """The line through what the three traces say of one thing."""
@@ -273,6 +312,7 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
         saved=fit.linear(lambda trace: trace.saved[at]),
         forward=fit.moments(lambda trace: trace.forward[at]),
         backward=fit.moments(lambda trace: trace.backward[at]),
+        evaluating=fit.moments(lambda trace: trace.evaluating[at]),
     )
 
 
@@ -283,9 +323,13 @@ def _groups(hollow: HollowBase) -> list[tuple[GroupShape, ...]]:
     """The groups of every layer, and which of their inputs the layers keep for themselves."""
     base, marks = hollow.base, Marks([])
     _, layers = decoder_layers(base.model)
-    lengths, rows = [_ROW, _ROW - 1], 2 * _ROW
-    with hollow.mode, marked(base, layers, marks, sum(lengths), rows, bucket_ladder(rows), keep=False) as found, marks:
-        hidden_TD = _hidden(base, lengths, rows)
+    pack = _Pack((_ROW, _ROW - 1), 2 * _ROW)
+    with (
+        hollow.mode,
+        marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, keep=False) as found,
+        marks,
+    ):
+        hidden_TD = _hidden(base, pack)
         kept = {group for group, storage in found.inputs.items() if storage() is not None}
         del hidden_TD
     return [_of_layer(base, at, found, kept) for at in range(len(layers))]
@@ -325,17 +369,26 @@ def _loose(base: FrozenBase) -> tuple[GroupShape, ...]:
 
 
 def _head_shape(hollow: HollowBase) -> HeadShape:
-    """What one piece of the head takes, by its rows, beside the gradient of the hidden states."""
-    base = hollow.base
+    """What one piece of the head takes, by its rows, beside the hidden states and their gradient."""
+    return HeadShape(
+        rows_per_piece=hollow.base.head.rows_per_piece,
+        piece=_piece(hollow, training=True),
+        evaluation=_piece(hollow, training=False),
+    )
+
+
+def _piece(hollow: HollowBase, *, training: bool) -> Linear:
+    base, width = hollow.base, hollow.base.head.weight_VD.shape[1]
     peaks = []
     for rows in _HEAD_ROWS:
         with hollow.mode:
-            hidden_TD = torch.zeros(rows, base.head.weight_VD.shape[1], dtype=base.dtype).requires_grad_()
+            hidden_TD = torch.zeros(rows, width, dtype=base.dtype).requires_grad_(training)
             marks = Marks([*_held(base.model), hidden_TD])
             with marks:
                 token_losses(base.head, hidden_TD, *_targets(rows), [rows])
             marks.put(Place.HEAD)
-        peaks.append(marks.seen[-1].peak - rows * hidden_TD.shape[1] * base.dtype.itemsize)
+        gradient = rows * width * base.dtype.itemsize if training else 0
+        peaks.append(marks.seen[-1].peak - gradient)
     few, many = _HEAD_ROWS
     slope = (peaks[1] - peaks[0]) / (many - few)
-    return HeadShape(rows_per_piece=base.head.rows_per_piece, piece=Linear(fixed=peaks[0] - slope * few, rows=slope))
+    return Linear(fixed=peaks[0] - slope * few, rows=slope)

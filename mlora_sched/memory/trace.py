@@ -1,4 +1,4 @@
-"""Trace: one packed step of the real engine over tensors without numbers, and the same step weighed where there are some.
+"""Trace: one packed step of the real engine over tensors without numbers, and the same step weighed with numbers.
 
 The closed form's cross-check, for every architecture and method: the very step that trains runs under a
 `FakeTensorMode`, so that a 70B base is traced on a laptop. What a trace cannot see: what kernels take inside one

@@ -110,6 +110,7 @@ class _TokenLosses(torch.autograd.Function):
             loss_S[piece], correct_S[piece] = loss, correct
             if dh_TD is not None and dh_SD is not None:
                 dh_TD[rows] = dh_SD[: len(rows)]
+            del h_SD, dh_SD  # the next piece takes their place
         ctx.save_for_backward(dh_TD)
         ctx.mark_non_differentiable(loss_S, correct_S)
         return (loss_S * weights_S).sum(), loss_S, correct_S

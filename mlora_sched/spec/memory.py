@@ -80,7 +80,8 @@ class LayerShape(Frozen):
     Attributes:
         groups: in forward order. ffns: where routed experts can sit.
         saved: what it keeps for backward; its own arguments alone where activations are recomputed.
-        forward, backward: the stretches of running it, in order.
+        forward, backward: the stretches of running it, in order. evaluating: those of a forward without gradients, with
+            all that lies beside the weights.
     """
 
     groups: tuple[GroupShape, ...]
@@ -88,13 +89,15 @@ class LayerShape(Frozen):
     saved: Linear
     forward: tuple[Moment, ...]
     backward: tuple[Moment, ...]
+    evaluating: tuple[Moment, ...]
 
 
 class HeadShape(Frozen):
-    """The head: most rows of a piece, and what a piece takes, by its padded rows (`Linear.rows`)."""
+    """The head: most rows of a piece, and what a piece takes by its padded rows, in training and in an evaluation."""
 
     rows_per_piece: int
     piece: Linear
+    evaluation: Linear
 
 
 class BaseShape(Frozen):
@@ -105,8 +108,8 @@ class BaseShape(Frozen):
         path: of the decoder layers in the model, e.g. "model.layers".
         kinds: the kinds of layers. order: the kind of every layer, from the first on.
         ends: what lies beside the layers at the end of a forward: embeddings, positions, last hidden states.
-        entrance: what the lowest layer keeps only where a gradient comes from below, where none does.
-        evaluation: the most that a forward without gradients takes before the head.
+        entrance: what the lowest layer keeps less than others, since no gradient comes from below; by the first of its
+            groups that has an adapter.
         hidden: width of the hidden states. itemsize: bytes of a number of the base.
         recompute: activations are recomputed.
         window: rows of a sequence beyond which `Linear.squares` count; 0 for always.
@@ -118,8 +121,7 @@ class BaseShape(Frozen):
     kinds: tuple[LayerShape, ...]
     order: tuple[int, ...]
     ends: Linear
-    entrance: Linear
-    evaluation: Linear
+    entrance: tuple[Linear, ...]
     head: HeadShape
     hidden: int
     itemsize: int
