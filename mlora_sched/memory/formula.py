@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from mlora_sched.memory.costs import LayerCost, OpCost, derived, layer_cost, parameters, step_work
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.memory import BaseShape, LayerShape, Linear, Moment, Work
+from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear, Moment, Work
 
 _WIDE = 4
 _HEAD_STEP = 32
@@ -122,13 +122,13 @@ class Formula:
     # ------------------------------------------------------------------ a pack
 
     def _training(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
-        shape, squares = self.shape, self._squares(plan)
+        shape, extent = self.shape, self._extent(plan)
         layers = [
-            _Layer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], plan.rows, squares, shape)
+            _Layer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], extent, shape)
             for kind, layer in enumerate(shape.kinds)
         ]
         first = min(layers[shape.order[0]].used, default=0)
-        below = shape.ends.at(plan.rows, squares) - shape.entrance[first].at(plan.rows, squares)
+        below = shape.ends.at(extent) - shape.entrance[first].at(extent)
         last = {kind: at for at, kind in enumerate(shape.order)}
         peaks: list[float] = []
         for at, kind in enumerate(shape.order):
@@ -139,11 +139,11 @@ class Formula:
         return max(*peaks, below + gradient + self._head(plan))
 
     def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
-        shape, squares = self.shape, self._squares(plan)
+        shape, extent = self.shape, self._extent(plan)
         peaks = [plan.rows * shape.hidden * shape.itemsize + self._head(plan)]
         for kind, layer in enumerate(shape.kinds):
             found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
-            peaks.extend(_Layer(layer, found, plan.rows, squares, shape).evaluating())
+            peaks.extend(_Layer(layer, found, extent, shape).evaluating())
         return max(peaks)
 
     def _head(self, plan: PackPlan) -> float:
@@ -152,11 +152,13 @@ class Formula:
         longest = min(head.rows_per_piece, self.buckets[-1]) if self.buckets else head.rows_per_piece
         rows = min(longest, max(1, targets))
         padded = next((bucket for bucket in self.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
-        return (head.piece if plan.training else head.evaluation).at(padded)
+        return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
-    def _squares(self, plan: PackPlan) -> int:
+    def _extent(self, plan: PackPlan) -> Extent:
         window = self.shape.window
-        return plan.squares if not window or plan.longest > window else 0
+        if window and plan.longest <= window:
+            return Extent(plan.rows)
+        return Extent(plan.rows, plan.squares, plan.longest**2)
 
     # ------------------------------------------------------------------ an adapter
 
@@ -208,9 +210,9 @@ class _Layer:
     """One kind of layer in one pack."""
 
     def __init__(
-        self, layer: LayerShape, costs: Sequence[tuple[int, LayerCost]], rows: int, squares: int, shape: BaseShape
+        self, layer: LayerShape, costs: Sequence[tuple[int, LayerCost]], pack: Extent, shape: BaseShape
     ) -> None:
-        self._layer, self._rows, self._squares, self._shape = layer, rows, squares, shape
+        self._layer, self._pack, self._rows, self._shape = layer, pack, pack.rows, shape
         self._ops: dict[int, list[tuple[int, OpCost]]] = {}
         for tokens, cost in costs:
             for at, op in cost.ops.items():
@@ -218,7 +220,7 @@ class _Layer:
         self._routed = [(tokens, cost.routed) for tokens, cost in costs if cost.routed is not None]
         self._all_routed = bool(costs) and len(self._routed) == len(costs)
         self._unkept = list(self._inputs_not_kept())
-        self._base_saved = layer.saved.at(rows, squares)
+        self._base_saved = layer.saved.at(pack)
 
     @property
     def kept(self) -> float:
@@ -252,7 +254,7 @@ class _Layer:
 
     def _at(self, moment: Moment, *, unkept: bool = True) -> float:
         """The layer's own bytes at a stretch, and what the ops of the group take that runs then."""
-        size = moment.bytes.at(self._rows, self._squares)
+        size = moment.bytes.at(self._pack)
         if unkept:
             size -= sum(width for at, width in self._unkept if at < moment.alive)
         ops = [] if moment.group is None else self._ops.get(moment.group, [])
@@ -287,9 +289,9 @@ class _Layer:
             return 0.0
         # the gradients of gate and up are there when the group of both goes back; with them lie those of the mixed
         # product, of x, of the experts' outputs and of what goes round the FFN
-        bare = moment.bytes.at(self._rows, self._squares)
+        bare = moment.bytes.at(self._pack)
         then = next(m for m in self._layer.backward if m.work is Work.BACKWARD and m.group == inner)
-        mixing = then.bytes.at(self._rows, self._squares) + width + (3 if self._all_routed else 2) * hidden
+        mixing = then.bytes.at(self._pack) + width + (3 if self._all_routed else 2) * hidden
         mixing += max(n * cost.backward for n, cost in self._routed)
         return (mixing if self._all_routed else max(mixing + 3 * width, bare + 2 * width + hidden)) - bare
 

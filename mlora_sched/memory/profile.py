@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from mlora_sched.model.layers import decoder_layers, first_layers, layer_kinds
 from mlora_sched.model.site import SiteGroup
 from mlora_sched.spec.memory import (
     BaseShape,
+    Extent,
     FfnShape,
     GroupShape,
     HeadShape,
@@ -64,14 +66,10 @@ def profile_base(
     with first_layers(plain.base, above=True), first_layers(traced.base, above=True):
         groups = _groups(plain)
         fit = _Fit.of(traced, max(_LONG, 2 * window), groups[0])
-        # of each kind the highest that is left: while one above it runs, the embeddings lie there, too
-        highest = {kind: at for at, kind in enumerate(order[: len(groups)])}
         return BaseShape(
             weights=sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model)),
             path=_path(plain.base),
-            kinds=tuple(
-                _layer_shape(plain.base, at, groups[at], fit) for at in map(highest.__getitem__, sorted(highest))
-            ),
+            kinds=tuple(_layer_shape(plain.base, at, groups[at], fit) for at in _representatives(plain.base)),
             order=order,
             ends=fit.linear(lambda trace: trace.ends),
             entrance=tuple(
@@ -110,6 +108,17 @@ def _path(base: FrozenBase) -> str:
     return names[id(layers)]
 
 
+def _representatives(base: FrozenBase) -> list[int]:
+    """Of every kind of layer the one that stands for it: neither the lowest nor the topmost, where there is another.
+
+    While the lowest runs the embeddings are its input, while those above run they lie there beside; and what a layer
+    keeps shows when the next one begins.
+    """
+    kinds = layer_kinds(base)
+    preferred = [*range(1, len(kinds) - 1), len(kinds) - 1, 0]
+    return [next(at for at in preferred if kinds[at] == kind) for kind in range(max(kinds) + 1)]
+
+
 # ---------------------------------------------------------------------- one trace
 
 
@@ -128,13 +137,12 @@ class _Trace:
     """Bytes of one hollow pack through the first layers, beside the weights.
 
     Attributes:
-        rows, squares: of the pack. saved: what each layer keeps. ends: what lies beside that after the forward.
+        extent: of the pack. saved: what each layer keeps. ends: what lies beside that after the forward.
         forward, backward, evaluating: the stretches of every layer.
         entrance: what the lowest layer keeps less where no gradient comes from below, by its first group with an op.
     """
 
-    rows: int
-    squares: int
+    extent: Extent
     saved: tuple[int, ...]
     ends: int
     entrance: tuple[int, ...]
@@ -165,7 +173,7 @@ def _trace(hollow: HollowBase, lengths: Sequence[int], rows: int, lowest: Sequen
         entrance = tuple(
             whole - _entering(hollow, pack, found.order[0][:first], lowest) for first in range(len(lowest))
         )
-    return _read(marks.seen, evaluating.seen, len(layers), pack, entrance)
+    return _read(base, marks.seen, evaluating.seen, pack, entrance)
 
 
 @dataclass(frozen=True)
@@ -216,19 +224,21 @@ def _targets(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _read(
-    seen: Sequence[Mark], evaluating: Sequence[Mark], layers: int, pack: _Pack, entrance: tuple[int, ...]
+    base: FrozenBase, seen: Sequence[Mark], evaluating: Sequence[Mark], pack: _Pack, entrance: tuple[int, ...]
 ) -> _Trace:
     """Take the marks of one pack apart."""
+    kinds, stands = layer_kinds(base), _representatives(base)
+    layers = len(kinds)
     entered = {mark.layer: mark.live for mark in seen if mark.place is Place.ENTER}
     left = {mark.layer: mark.live for mark in seen if mark.place is Place.LEAVE}
-    saved = tuple(left[at] - entered[at] for at in range(layers))
+    kept = [entered.get(at + 1, left[at]) - entered[at] for at in range(layers)]
+    saved = tuple(kept[stands[kind]] for kind in kinds)
     places = [mark.place for mark in seen]
     hidden, head = places.index(Place.HIDDEN), places.index(Place.HEAD)
     ends = seen[hidden].live - sum(saved)
     below = [ends + sum(saved[:at]) for at in range(layers + 1)]
     return _Trace(
-        rows=pack.rows,
-        squares=sum(length**2 for length in pack.lengths),
+        extent=Extent(pack.rows, sum(length**2 for length in pack.lengths), max(pack.lengths) ** 2),
         saved=saved,
         ends=ends,
         entrance=entrance,
@@ -263,26 +273,31 @@ def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The same pack at two sizes, and one long sequence."""
+    """The same pack at two sizes, one long sequence, and two."""
 
     few: _Trace
     many: _Trace
     long: _Trace
+    longs: _Trace
 
     @classmethod
     def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
         few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
-        return cls(few, many, _trace(hollow, [long], long + _ROW, lowest))
+        one = _trace(hollow, [long], long + _ROW, lowest)
+        two = _trace(hollow, [long, long - 1], 2 * long + _ROW, lowest)  # of two lengths, which share no mask
+        return cls(few, many, one, two)
 
     def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
-        """The line through what the three traces say of one thing."""
-        few, many, long = (bytes_of(trace) for trace in (self.few, self.many, self.long))
-        rows = (many - few) / (self.many.rows - self.few.rows)
-        fixed = few - rows * self.few.rows
-        more = long - (fixed + rows * self.long.rows)
-        squares = more / self.long.squares if more > _NOISE * long else 0.0
-        return Linear(fixed=fixed, rows=rows, squares=squares)
+        """The line through what the traces say of one thing."""
+        traces = (self.few, self.many, self.long, self.longs)
+        terms = np.array([(1, *trace.extent) for trace in traces], dtype=np.float64)
+        found = np.array([bytes_of(trace) for trace in traces], dtype=np.float64)
+        fixed, rows, squares, longest = map(float, np.linalg.solve(terms, found))
+        if (squares + longest) * self.long.extent.longest > _NOISE * found[2]:
+            return Linear(fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest))
+        fixed, rows = map(float, np.linalg.solve(terms[:2, :2], found[:2]))
+        return Linear(fixed=fixed, rows=rows)
 
     def moments(self, stretches: Callable[[_Trace], Sequence[_Stretch]]) -> tuple[Moment, ...]:
         """The lines through stretches, which are the same at every size."""

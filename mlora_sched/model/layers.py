@@ -39,13 +39,13 @@ def first_layers(base: FrozenBase, *, above: bool = False) -> Iterator[list[str]
     """Leave only the first decoder layers, enough to see every kind; yield the names of the sites in them.
 
     Args:
-        above: the lowest layer's kind is wanted once more above it, where there is such a layer.
+        above: the lowest layer's kind is wanted once more above it, and a layer above all these, where there are any.
     """
     inner = base.model.base_model
     path, layers = decoder_layers(base.model)
     kinds = layer_kinds(base)
     again = kinds.index(kinds[0], 1) if above and kinds.count(kinds[0]) > 1 else 0
-    keep = max(again, *(kinds.index(kind) for kind in set(kinds))) + 1
+    keep = max(again, *(kinds.index(kind) for kind in set(kinds))) + (2 if above else 1)
     parent_path, _, leaf = path.rpartition(".")
     parent = inner.get_submodule(parent_path)
     setattr(parent, leaf, nn.ModuleList(list(layers)[:keep]))

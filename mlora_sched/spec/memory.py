@@ -6,21 +6,33 @@ All sizes are bytes. Records only: the arithmetic is `mlora_sched.memory`'s.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mlora_sched.spec.common import Frozen
 
 
+class Extent(NamedTuple):
+    """How large a pack is, as far as its base's layers go: rows T, Σ L² over its sequences, L² of the longest.
+
+    The squares are 0 where attention keeps neither scores nor masks.
+    """
+
+    rows: int
+    squares: int = 0
+    longest: int = 0
+
+
 class Linear(Frozen):
-    """Bytes that grow with a pack: fixed + rows · T + squares · Σ L², over T rows and sequences of L rows."""
+    """Bytes that grow with a pack: fixed + rows · T + squares · Σ L² + longest · max L²."""
 
     fixed: float = 0.0
     rows: float = 0.0
     squares: float = 0.0
+    longest: float = 0.0
 
-    def at(self, rows: int, squares: int = 0) -> float:
-        """Bytes of a pack of so many rows."""
-        return self.fixed + self.rows * rows + self.squares * squares
+    def at(self, pack: Extent) -> float:
+        """Bytes of a pack of this extent."""
+        return self.fixed + self.rows * pack.rows + self.squares * pack.squares + self.longest * pack.longest
 
 
 class SiteShape(Frozen):
