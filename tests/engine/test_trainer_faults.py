@@ -198,20 +198,19 @@ def test_a_full_device_gets_smaller_packs(tmp_path: Path, neighbour: bytes, monk
 
 def test_packs_grow_again_after_enough_good_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device lacked once it may have again; while it still lacks it, each failure shrinks the packs further."""
-    tried = _full_above(100, monkeypatch)
     bench = Bench(tmp_path)
     bench.attach(bench.start(max_steps=100))
     bench.attach(bench.start("other", max_steps=100))
-    while not bench.notes():
-        bench.packs(1)
-    small = bench.trainer.packer.room
-    assert small <= 100 < bench.trainer.packer.most
-    _full_above(1000, monkeypatch)
+    packer = bench.trainer.packer
+    with monkeypatch.context() as full:
+        _full_above(100, full)
+        while packer.room > 100:
+            bench.packs(1)
+    small = packer.room
     bench.packs(RECOVERY)
-    assert bench.trainer.packer.room == 2 * small
-    bench.packs(8 * RECOVERY)
-    assert bench.trainer.packer.room == bench.trainer.packer.most
-    assert max(tried) > 100
+    assert packer.room == 2 * small
+    bench.packs(3 * RECOVERY)
+    assert packer.room == packer.most
 
 
 def test_a_chunk_that_does_not_fit_by_itself_fails_its_job(
