@@ -72,6 +72,7 @@ class Trainer:
                 reports.extend(self._attach(start))
         except FAULTS as error:
             self.residents.pop(start.job_id, None)
+            self.parking.jobs.pop(start.job_id, None)
             reports.append(failed(start, error))
         return reports
 
@@ -155,9 +156,9 @@ class Trainer:
         return [] if self.memory is None else self.memory.news(self._bytes())
 
     def _bytes(self) -> tuple[JobBytes, ...]:
-        attached = [JobBytes(job_id=name, device=one.bytes, host=0) for name, one in self.residents.items()]
-        parked = [JobBytes(job_id=name, device=0, host=one.bytes) for name, one in self.parking.jobs.items()]
-        return (*attached, *parked)
+        here = [JobBytes(job_id=name, device=one.bytes, host=0) for name, one in self.residents.items()]
+        away = [JobBytes(job_id=name, device=0, host=one.bytes) for name, one in self.parking.jobs.items()]
+        return (*here, *away)
 
     # ------------------------------------------------------------------ a slice
 
@@ -175,6 +176,9 @@ class Trainer:
         while time.monotonic() - began < wanted.seconds:
             choice = self.packer.choose(self._present(wanted), self._fits())
             if not choice.chunks:
+                hopeless = self._drop_what_never_fits()
+                if hopeless:
+                    yield hopeless
                 break
             reports, length = self._run(choice)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
@@ -188,6 +192,29 @@ class Trainer:
             return None
         estimator, free = self.memory.estimator, self.memory.free(self.residents.values())
         return lambda plan: estimator.pack(plan) <= free
+
+    def _drop_what_never_fits(self) -> list[Report]:
+        """Nothing fits: who would not fit with the device for itself has failed, and the others wait.
+
+        What was attached had been estimated to fit; measuring has taught otherwise since.
+        """
+        reports: list[Report] = []
+        for resident in list(self.residents.values()):
+            fault = self._never_fits(resident, self.packer.next_alone(resident))
+            if fault is not None:
+                del self.residents[resident.start.job_id]
+                reports.append(failed(resident.start, fault))
+        return reports
+
+    def _never_fits(self, resident: Resident, choice: Choice) -> JobFault | None:
+        """Why a job's next chunk would not fit with the device for itself; None where it would."""
+        if self.memory is None:
+            return None
+        try:
+            self.memory.check_alone(resident.bytes, self.packer.plan(choice), choice.tokens)
+        except JobFault as fault:
+            return fault
+        return None
 
     def _present(self, wanted: Slice) -> list[Member]:
         """Who takes part in the slice, with their shares: the named, then those that came since."""
@@ -251,7 +278,7 @@ class Trainer:
             then = f"its jobs begin their step anew in packs of at most {self.packer.room} tokens"
         else:
             (resident,) = choice.members.values()
-            fault = self._hopeless(resident, plan, choice.tokens, said)
+            fault = self._hopeless(resident, choice, plan, said)
             if fault is not None:
                 del self.residents[resident.start.job_id]
                 return [failed(resident.start, fault)]
@@ -259,19 +286,16 @@ class Trainer:
         reports = self._restart(choice.members.values())
         return [Note(message=f"out of memory in {what}: {said}; {then}"), *reports]
 
-    def _hopeless(self, resident: Resident, plan: PackPlan, tokens: int, said: str) -> JobFault | None:
+    def _hopeless(self, resident: Resident, choice: Choice, plan: PackPlan, said: str) -> JobFault | None:
         """Why the job of a chunk that ran out of memory by itself cannot go on; None where it can be tried again."""
-        fits = self._fits()
-        if self.memory is not None:
-            try:
-                self.memory.check_alone(resident.bytes, plan, tokens)
-            except JobFault as fault:
-                return fault
+        fault, fits = self._never_fits(resident, choice), self._fits()
+        if fault is not None:
+            return fault
         if fits is None or fits(plan):  # else it is not tried again before there is more memory
             resident.starved += 1
         if resident.starved < TRIES_ALONE:
             return None
-        message = f"a chunk of {tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
+        message = f"a chunk of {choice.tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
         return JobFault(ErrorCode.OUT_OF_MEMORY, message)
 
     def _restart(self, residents: Iterable[Resident]) -> list[Report]:

@@ -7,6 +7,7 @@ and moves no state.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class TrainerMemory:
 
     def look_again(self) -> None:
         """The next budget is by a new reading: the device did not hold what the last one had said."""
-        self._read_at = -READ_EVERY
+        self._read_at = -math.inf
 
     def free(self, residents: Iterable[Resident]) -> int:
         """What is left for a pack beside these jobs; negative when there is too little for them already."""

@@ -72,6 +72,11 @@ class Packer:
                 return choice
         return Choice((), {}, Phase.DONE)
 
+    def next_alone(self, resident: Resident) -> Choice:
+        """The next chunk of one job, by itself."""
+        state = resident.state
+        return Choice(tuple(state.waiting_chunks[:1]), {state.job_id: resident}, state.phase)
+
     def plan(self, choice: Choice) -> PackPlan:
         """The pack as far as its memory goes."""
         states = [choice.members[chunk.job_id].state for chunk in choice.chunks]
@@ -101,7 +106,7 @@ class Packer:
         whole = _fill(members, phase, self.room)
         if fits is None or not whole.chunks or fits(self.plan(whole)):
             return whole
-        alone = [(member, _first_chunk(member, phase)) for member in members if member.resident.state.waiting_chunks]
+        alone = [(member, self.next_alone(member.resident)) for member in members]
         able = [(member, choice) for member, choice in alone if fits(self.plan(choice))]
         if not able:
             return Choice((), {}, phase)
@@ -135,12 +140,6 @@ def _fill(members: Sequence[Member], phase: Phase, room: int) -> Choice:
         chunk for choice in chosen for chunk in residents[choice.job_id].state.waiting_chunks[: choice.chunks]
     )
     return Choice(chunks, {choice.job_id: residents[choice.job_id] for choice in chosen}, phase)
-
-
-def _first_chunk(member: Member, phase: Phase) -> Choice:
-    """The next chunk of one job by itself."""
-    state = member.resident.state
-    return Choice((state.waiting_chunks[0],), {state.job_id: member.resident}, phase)
 
 
 def _service(member: Member) -> float:

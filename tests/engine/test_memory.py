@@ -255,6 +255,19 @@ def test_a_chunk_that_needs_more_than_there_can_be_ends_its_job_at_once(tmp_path
     assert bench.notes() == []
 
 
+def test_a_job_that_measuring_shows_to_need_more_than_there_can_be_fails_with_the_numbers(tmp_path: Path) -> None:
+    """Its chunks of one row ran and taught better; the next one would need more than the device has."""
+    budget = BASE + 118_784 + 64 * 9_000
+    memory = memory_of(base_in(WORLD), PlainSizes(times=0.2), meter=AllPacks(), budget=budget)
+    bench = bench_with(tmp_path, memory)
+    bench.run(bench.start(rows=(28, 120), batch_size=1, chunk_tokens=16, data={"shuffle": False}, max_steps=4))
+    failed = bench.failure()
+    assert failed.code is ErrorCode.OUT_OF_MEMORY
+    assert failed.message.startswith("needs 1.")
+    assert "for a chunk of 12" in failed.message
+    assert [report.step for report in bench.of(StepDone)] == [1]
+
+
 # ---------------------------------------------------------------- what it costs, and what is left behind
 
 
