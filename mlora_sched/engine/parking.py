@@ -57,9 +57,9 @@ class ParkedJob:
                 if self._stream is not None:
                     buffer.record_stream(self._stream)
         state.adapter.forget_derived()
-        self._sizes = {id(buffer): buffer.untyped_storage().nbytes() for buffer in state.tensors()}
-        for buffer in state.tensors():
-            buffer.untyped_storage().resize_(0)
+        self._emptied = [(buffer.untyped_storage(), buffer.untyped_storage().nbytes()) for buffer in state.tensors()]
+        for storage, _ in self._emptied:
+            storage.resize_(0)
         self.bytes = bytes_of(self.host.values())
         self.parking = Move(self.bytes, time.monotonic() - began)
 
@@ -81,8 +81,8 @@ class ParkedJob:
         """
         began = time.monotonic()
         state = self.resident.state
-        for buffer in state.tensors():
-            buffer.untyped_storage().resize_(self._sizes[id(buffer)])
+        for storage, nbytes in self._emptied:
+            storage.resize_(nbytes)
         with self._beside():
             for name, buffer in state.kept().items():
                 buffer.copy_(self.host[name], non_blocking=True)

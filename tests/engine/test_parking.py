@@ -17,6 +17,7 @@ from engine.memory_kit import memory_of
 from engine.test_trainer_resume import job_of
 from mlora_sched.engine import parking
 from mlora_sched.engine.resident import Resident
+from mlora_sched.engine.train_state import TrainState
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.memory.meter import bytes_of
 from mlora_sched.spec.wire import Attached, CheckpointSaved, Detached, JobFinished, Note, StepDone
@@ -146,6 +147,29 @@ def test_any_moves_between_device_host_and_disk_end_the_same_at_length(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     assert_as(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[WORLDS[0], case.method])
+
+
+@METHODS
+def test_a_job_that_finds_no_memory_when_it_comes_back_is_tried_once_more(
+    tmp_path: Path, case: MethodCase, undisturbed: dict[tuple[World, str], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.attach(job_of(bench, case))
+    bench.packs(3)
+    state, left = resident(bench).state, [1]
+    bench.detach("job", keep=True, park=True)
+    real = type(state).restart_phase
+
+    def full_once(of: TrainState) -> None:
+        real(of)
+        left[0] -= 1
+        if left[0] >= 0:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+    monkeypatch.setattr(TrainState, "restart_phase", full_once)
+    bench.attach(job_of(bench, case))
+    assert left == [-1]
+    assert_as(bench.finish(), undisturbed[WORLDS[0], case.method])
 
 
 def test_what_was_never_trained_parks_as_well(tmp_path: Path) -> None:
