@@ -37,13 +37,11 @@ class Measurement:
 
 
 class Meter(Protocol):
-    """Measures packs on one device.
+    """Measures packs on one device."""
 
-    Attributes:
-        free: measuring costs nothing, so that every pack can be measured.
-    """
-
-    free: bool
+    @property
+    def free(self) -> bool:
+        """Every pack is to be measured: it costs nothing, or must be."""
 
     def measure(self, held: Iterable[Tensor]) -> contextlib.AbstractContextManager[Measurement]:
         """While the context lasts a pack runs; `held` is what lies on the device anyway."""
@@ -69,7 +67,7 @@ class PeakTensors(TorchDispatchMode):
         self._seen: dict[int, weakref.finalize[Any, Any]] = {}
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
         for seen in self._seen.values():  # what lives on is no longer of interest
             seen.detach()
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
+from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import (
     Attach,
@@ -89,6 +90,9 @@ class FakeWorker:
     Args:
         sleep: how to wait, for an idle `poll` and for `step_seconds`.
         ready: what to answer to `Init`; None for the fake's own `Ready`.
+
+    Attributes:
+        memory: how its memory stands, for tests to set; reported after every slice unless None.
     """
 
     def __init__(self, sleep: Callable[[float], object] = time.sleep, ready: Report | None = None) -> None:
@@ -98,6 +102,8 @@ class FakeWorker:
         self._inbox: deque[Command] = deque()
         self._outbox: list[Report] = []
         self._residents: dict[str, _Resident] = {}
+        self._parked: dict[str, _Resident] = {}
+        self.memory: MemoryReport | None = None
         self._hangs = False
 
     @property
@@ -109,6 +115,11 @@ class FakeWorker:
     def residents(self) -> tuple[str, ...]:
         """The jobs that are attached."""
         return tuple(self._residents)
+
+    @property
+    def parked(self) -> tuple[str, ...]:
+        """The jobs whose state it keeps while they are not attached."""
+        return tuple(self._parked)
 
     def send(self, command: Command) -> None:
         """Queue a command; it is carried out by `poll`."""
@@ -132,6 +143,7 @@ class FakeWorker:
         self._alive = False
         self._inbox.clear()
         self._residents.clear()
+        self._parked.clear()
 
     def close(self) -> None:
         """End."""
@@ -182,8 +194,10 @@ class FakeWorker:
         self._outbox.append(prepared)
 
     def _attach(self, start: JobStart) -> None:
-        script = _script(start.spec)
+        script, parked = _script(start.spec), self._parked.pop(start.job_id, None)
         step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
+        if parked is not None and start.resume:
+            step = parked.step
         self._residents[start.job_id] = _Resident(start, script, step)
         self._outbox.append(
             Attached(
@@ -192,12 +206,15 @@ class FakeWorker:
         )
 
     def _detach(self, command: Detach) -> None:
-        job = self._residents.pop(command.job_id, None)
+        job = self._residents.pop(command.job_id, None) or self._parked.pop(command.job_id, None)
         if job is None:
             return
-        if command.save:
+        parks = command.save and command.park
+        if parks:
+            self._parked[command.job_id] = job
+        elif command.save:
             self._save(job, best=False)
-        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step))
+        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step, parked=parks))
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
@@ -212,6 +229,8 @@ class FakeWorker:
             tokens += job.script.step_tokens
         done = SliceDone(slice_id=command.slice_id, packs=packs, tokens=tokens, rows=tokens * 2, seconds=0.5)
         self._outbox.append(done)
+        if self.memory is not None:
+            self._outbox.append(self.memory)
 
     def _step(self, job: _Resident) -> None:
         start, script, step = job.start, job.script, job.step + 1

@@ -82,7 +82,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
         settings=settings_of(plan),
         counts={
             "verdicts": {name: str(jobs.trainer.origin.verdict) for name, jobs in systems.items()},
-            "pack_lengths": {name: list(jobs.trainer.buckets) for name, jobs in systems.items()},
+            "pack_lengths": {name: list(jobs.trainer.packer.buckets) for name, jobs in systems.items()},
             "left_out": left_out,
         },
     )

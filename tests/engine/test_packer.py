@@ -1,0 +1,145 @@
+"""Which chunks go into a pack: the largest pack that fits, or nothing only where not one chunk does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlora_sched.data.pack import Chunk
+from mlora_sched.engine.packer import RECOVERY, Member, Packer
+from mlora_sched.engine.probe import bucket_ladder
+from mlora_sched.engine.train_state import Phase
+from mlora_sched.memory.formula import PackPlan
+from mlora_sched.spec.adapter import LoraSpec
+
+BUCKETS = bucket_ladder(320)
+
+
+@dataclass
+class Spec:
+    adapter: LoraSpec = field(default_factory=lambda: LoraSpec(method="lora"))
+
+
+@dataclass
+class State:
+    """A job as the packer sees it: chunks of these sizes wait, a third of each carries loss."""
+
+    job_id: str
+    sizes: tuple[int, ...]
+    phase: Phase
+    spec: Spec = field(default_factory=Spec)
+
+    @property
+    def waiting_chunks(self) -> Sequence[Chunk]:
+        return [Chunk(self.job_id, at, (at,), size) for at, size in enumerate(self.sizes)]
+
+    def targets(self, chunk: Chunk) -> int:
+        return chunk.tokens // 3
+
+    def squares(self, chunk: Chunk) -> int:
+        return chunk.tokens**2
+
+
+@dataclass
+class Job:
+    state: State
+    served: int
+
+
+def member(job_id: str, sizes: tuple[int, ...], phase: Phase = Phase.TRAIN, served: int = 0, share: int = 1) -> Member:
+    return Member(cast(Any, Job(State(job_id, sizes, phase), served)), share)
+
+
+@st.composite
+def companies(draw: st.DrawFn) -> list[Member]:
+    sizes = st.lists(st.integers(2, 320), min_size=1, max_size=5).map(tuple)
+    return [
+        member(
+            f"job-{at}",
+            draw(sizes),
+            draw(st.sampled_from([Phase.TRAIN, Phase.EVALUATE])),
+            draw(st.integers(0, 500)),
+            draw(st.integers(1, 4)),
+        )
+        for at in range(draw(st.integers(1, 5)))
+    ]
+
+
+def cost(plan: PackPlan) -> int:
+    """An estimate with a part for each segment and for attention, half as much without a backward."""
+    whole = (
+        500 + 100 * plan.rows + 300 * len(plan.segments) + plan.squares // 50 + sum(s.targets for s in plan.segments)
+    )
+    return whole if plan.training else whole // 2
+
+
+@given(company=companies(), free=st.integers(0, 60_000), most=st.sampled_from([64, 150, 320]))
+def test_what_is_chosen_fits_and_is_nothing_only_where_nobody_fits(company: list[Member], free: int, most: int) -> None:
+    packer = Packer(BUCKETS, most)
+    choice = packer.choose(company, lambda plan: cost(plan) <= free)
+    alone = [packer.choose([one], None) for one in company]
+    first_chunks = [packer.plan(type(one)(one.chunks[:1], one.members, one.phase)) for one in alone]
+    if not choice.chunks:
+        assert all(cost(plan) > free for plan in first_chunks)
+        return
+    plan = packer.plan(choice)
+    assert cost(plan) <= free
+    assert {choice.members[chunk.job_id].state.phase for chunk in choice.chunks} == {choice.phase}
+    assert choice.tokens <= plan.rows
+    assert choice.tokens <= most or len(choice.chunks) == 1
+    for job_id in choice.members:
+        taken = [chunk.index for chunk in choice.chunks if chunk.job_id == job_id]
+        assert taken == list(range(len(taken))), "chunks of a job come in order"
+
+
+@given(company=companies(), most=st.sampled_from([64, 150, 320]))
+def test_with_plenty_the_choice_is_the_one_without_a_limit(company: list[Member], most: int) -> None:
+    packer = Packer(BUCKETS, most)
+    assert packer.choose(company, lambda _: True) == packer.choose(company)
+
+
+def test_a_pack_is_as_large_as_fits() -> None:
+    packer = Packer(BUCKETS, 320)
+    company = [member(f"job-{at}", (30,) * 10) for at in range(4)]
+    for rows in range(32, 321, 32):
+        choice = packer.choose(company, lambda plan, rows=rows: plan.rows <= rows)
+        assert choice.tokens == rows // 30 * 30
+
+
+def test_who_has_had_least_decides_the_phase_unless_nothing_of_it_fits() -> None:
+    packer = Packer(BUCKETS, 320)
+    company = [member("trains", (40,), served=10), member("evaluates", (40,), Phase.EVALUATE, served=30, share=2)]
+    assert packer.choose(company).phase is Phase.TRAIN
+    assert packer.choose(company, lambda plan: not plan.training).phase is Phase.EVALUATE
+    assert packer.choose(company, lambda _: False).chunks == ()
+    assert packer.choose([]).chunks == ()
+
+
+def test_the_plan_says_what_the_pack_holds() -> None:
+    packer = Packer(BUCKETS, 320)
+    plan = packer.plan(packer.choose([member("a", (40, 30)), member("b", (9,), served=1)]))
+    assert plan.rows == 96
+    assert [(segment.tokens, segment.targets) for segment in plan.segments] == [(40, 13), (30, 10), (9, 3)]
+    assert plan.squares == 40**2 + 30**2 + 9**2
+    assert plan.training
+
+
+@given(packs=st.lists(st.integers(1, 320) | st.none(), max_size=200))
+def test_room_halves_with_each_failure_and_comes_back(packs: list[int | None]) -> None:
+    """None is a pack that went well, a number the tokens of one that did not."""
+    packer = Packer(BUCKETS, 320)
+    for tokens in packs:
+        before = packer.room
+        if tokens is None:
+            packer.went_well()
+            assert packer.room in (before, min(320, 2 * before))
+        else:
+            packer.shrink(tokens)
+            assert packer.room == max(1, min(tokens, before) // 2)
+    for _ in range(10 * RECOVERY):
+        packer.went_well()
+    assert packer.room == 320

@@ -1,0 +1,149 @@
+"""A storm: many jobs of all kinds against a small budget, while another process takes memory and gives it back.
+
+Here the test plays the daemon: it attaches by the reports, parks the last who came when a slice cannot run, and lets
+the longest waiting in again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from adapters.methods import METHOD_CASES
+from promise.world import base_in
+from torch import Tensor
+
+from engine.bench import WORLD, Bench
+from engine.memory_kit import MIB, AllPacks, Device, PlainSizes, memory_of
+from mlora_sched.memory.formula import JobMemory, PackPlan
+from mlora_sched.memory.meter import Measurement
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.wire import JobFailed, JobFinished, JobStart, SliceDone
+
+BASE = 380_224
+TOTAL = BASE + 4 * MIB
+ROW, MIXED, RESCALED = 10_500, 16_000, 5_000
+"""Bytes of a row on the tiny base, and what MixLoRA and DoRA add to each of their own."""
+
+
+class NearSizes(PlainSizes):
+    """About what packs take on the tiny base."""
+
+    def job(self, adapter: AdapterSpec) -> JobMemory:
+        return JobMemory((80_000 if adapter.method == "mixlora" else 40_000) * adapter.r, 0, 0, 0, 0)
+
+    def pack(self, plan: PackPlan) -> int:
+        more = {"mixlora": MIXED, "dora": RESCALED}
+        own = sum(more.get(segment.adapter.method, 0) * segment.tokens for segment in plan.segments)
+        return ROW * plan.rows + own if plan.training else (ROW * plan.rows + own) // 2
+
+
+class Full(AllPacks):
+    """Memory ends where the device does: a pack that was sized too large fails."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self._device = device
+
+    def measure(self, held: Iterable[Tensor]) -> AbstractContextManager[Measurement]:
+        self.cap = self._device.total - self._device.others
+        return super().measure(held)
+
+
+class Storm:
+    """One trainer, its device, and the jobs that wait.
+
+    Attributes:
+        used: of every pack that ran while jobs waited, the share of the budget that it and the jobs took.
+        left: of every pack, what was left of what others did not hold: below zero where it took too much.
+    """
+
+    def __init__(self, folder: Path, seed: int, jobs: int) -> None:
+        self.random = random.Random(seed)
+        self.device = Device(total=TOTAL)
+        self.memory = memory_of(base_in(WORLD), NearSizes(), self.device, Full(self.device), margin=0.05, host=MIB)
+        self.bench = Bench(folder, memory=self.memory)
+        self.waiting = deque(self._job(at) for at in range(jobs))
+        self.used: list[float] = []
+        self.left: list[int] = []
+
+    def _job(self, at: int) -> JobStart:
+        draw = self.random
+        case = draw.choice(METHOD_CASES)
+        return self.bench.start(
+            f"job-{at}",
+            rows=tuple(draw.randint(4, 60) for _ in range(draw.randint(3, 12))),
+            held_out=(30,) if draw.random() < 0.3 else (),
+            adapter=case.adapter(r=draw.choice([2, 4, 8]), dropout=draw.choice([0.0, 0.1])),
+            batch_size=draw.randint(1, 6),
+            chunk_tokens=draw.choice([16, 32, 64]),
+            max_steps=draw.randint(1, 4),
+        )
+
+    def run(self) -> None:
+        while self.waiting or self.bench.trainer.residents:
+            self._admit()
+            if self.random.random() < 0.2:
+                self.device.others = self.random.randrange(0, MIB)
+            if self.bench.trainer.residents and not self._pack():
+                self._give_way()
+
+    def _admit(self) -> None:
+        """The next one, while there is room for it and a chunk beside it."""
+        if not self.waiting:
+            return
+        adapter = self.waiting[0].spec.adapter
+        chunk = PackPlan.of_chunk(adapter, 64, 60, self.bench.trainer.packer.buckets)
+        need = NearSizes().job(adapter).resident + self.memory.estimator.pack(chunk)
+        if need <= self.memory.free(self.bench.trainer.residents.values()):
+            self.bench.attach(self.waiting.popleft())
+
+    def _pack(self) -> bool:
+        """Run one; False when nothing fits."""
+        before = self.memory.report()
+        reports = next(iter(self.bench.slice()))
+        if isinstance(reports[-1] if reports else None, SliceDone):
+            return False
+        self.bench.reports += reports
+        measured = self.memory.report().measured
+        self.left.append(before.total - before.others - measured)
+        if self.waiting:
+            self.used.append((measured - BASE) / before.budget)
+        return True
+
+    def _give_way(self) -> None:
+        """Nothing fits: the last one waits in the host's memory; others' bytes may come back meanwhile."""
+        residents = list(self.bench.trainer.residents.values())
+        if len(residents) > 1:
+            last = residents[-1].start
+            self.bench.detach(last.job_id, keep=True, park=True)
+            self.waiting.append(last)
+
+
+def assert_weathered(storm: Storm, jobs: int) -> None:
+    assert sum(isinstance(report, JobFinished) for report in storm.bench.reports) == jobs
+    assert not any(isinstance(report, JobFailed) for report in storm.bench.reports)
+    assert min(storm.left) >= 0, "no pack took what others held, or more than there is"
+    assert sum(storm.used) / len(storm.used) >= 0.85
+    assert storm.memory.report().peak <= TOTAL
+    failed = [note for note in storm.bench.notes() if note.startswith("out of memory")]
+    assert len(failed) <= 0.05 * len(storm.left), "the estimate here is a plain one"
+
+
+def test_all_jobs_of_a_storm_end_well_and_the_memory_is_used(tmp_path: Path) -> None:
+    storm = Storm(tmp_path, seed=1, jobs=24)
+    storm.run()
+    assert_weathered(storm, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_two_hundred_jobs_weather_a_storm(tmp_path: Path, seed: int) -> None:
+    storm = Storm(tmp_path, seed=seed, jobs=200)
+    storm.run()
+    assert_weathered(storm, 200)

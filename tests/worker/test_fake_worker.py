@@ -1,0 +1,68 @@
+"""The fake parks as the real worker does, so that a daemon's tests mean something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlora_sched.files import list_checkpoints
+from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.wire import Attach, Attached, Command, Detach, Detached, JobStart, Report, Share, Slice
+from mlora_sched.worker.fake import FakeWorker
+
+
+def start_in(folder: Path, epoch: int = 1) -> JobStart:
+    spec = parse_job({"name": "job", "data": {"train": "a.jsonl"}, "metadata": {"fake": {"steps": 9}}})
+    files = {"a.jsonl": str(folder / "a.jsonl")}
+    return JobStart(job_id="job", epoch=epoch, spec=spec, files=files, cache_dir=str(folder), job_dir=str(folder))
+
+
+def tell(worker: FakeWorker, *commands: Command) -> list[Report]:
+    """Its answers to these."""
+    answers: list[Report] = []
+    for command in commands:
+        worker.send(command)
+        answers += worker.poll(0.0)
+    return answers
+
+
+def one_slice() -> Slice:
+    return Slice(slice_id=1, shares=(Share(job_id="job", tokens=1),), seconds=1.0)
+
+
+def test_a_parked_job_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
+    worker = FakeWorker()
+    tell(worker, Attach(start=start_in(tmp_path)), one_slice(), one_slice())
+    (parked,) = tell(worker, Detach(job_id="job", save=True, park=True))
+    assert parked == Detached(job_id="job", epoch=1, step=2, parked=True)
+    assert (worker.residents, worker.parked) == ((), ("job",))
+    assert list_checkpoints(tmp_path) == []
+    (attached,) = tell(worker, Attach(start=start_in(tmp_path, epoch=2)))
+    assert isinstance(attached, Attached)
+    assert (attached.step, attached.epoch, worker.parked) == (2, 2, ())
+
+
+def test_a_parked_job_can_be_saved_or_dropped(tmp_path: Path) -> None:
+    worker = FakeWorker()
+    tell(worker, Attach(start=start_in(tmp_path)), one_slice(), Detach(job_id="job", save=True, park=True))
+    *_, saved = tell(worker, Detach(job_id="job", save=True))
+    assert saved == Detached(job_id="job", epoch=1, step=1)
+    assert list_checkpoints(tmp_path) == [1]
+    tell(worker, Attach(start=start_in(tmp_path)), Detach(job_id="job", save=True, park=True))
+    (dropped,) = tell(worker, Detach(job_id="job", save=False))
+    assert dropped == Detached(job_id="job", epoch=1, step=1)
+    assert worker.parked == ()
+
+
+def test_what_is_parked_dies_with_the_worker(tmp_path: Path) -> None:
+    worker = FakeWorker()
+    tell(worker, Attach(start=start_in(tmp_path)), one_slice(), Detach(job_id="job", save=True, park=True))
+    worker.crash()
+    assert worker.parked == ()
+
+
+def test_its_memory_is_what_a_test_says() -> None:
+    worker = FakeWorker()
+    assert all(report.kind == "slice_done" for report in tell(worker, one_slice()))
+    worker.memory = MemoryReport(total=9, limit=8, others=1, base=2, margin=1, budget=5)
+    assert tell(worker, one_slice())[-1] is worker.memory
