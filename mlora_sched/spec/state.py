@@ -73,5 +73,6 @@ class WaitReason(StrEnum):
     PREPARING = "preparing: reading and tokenising its data"
     PAUSED = "paused by its owner"
     SLOTS = "slots: as many jobs are resident as the daemon allows"
+    MEMORY = "memory"
     BASE = "base"
     WORKER = "worker"
