@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.match(text)
     if match is None:
         raise UserError(f"{text!r} is no size; write a number with one of {', '.join(_UNITS)}, such as 20GiB")
-    return round(float(match[1]) * 1024 ** _UNITS.index(match[2]))
+    return round(float(match[1]) * (1 << 10 * _UNITS.index(match[2])))
 
 
 def format_size(size: float) -> str:

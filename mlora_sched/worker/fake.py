@@ -19,6 +19,7 @@ from pydantic import Field
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
+from mlora_sched.spec.memory import BaseShape, JobBytes, MemoryReport
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import (
     Attach,
@@ -59,6 +60,8 @@ class FakeScript(Frozen):
         step_tokens: tokens of a step.
         step_seconds: how long a step takes.
         prepare_hangs: its preparation never ends.
+        chunk_tokens, longest: what its preparation finds: tokens of the largest chunk and the longest row.
+        bytes: what it holds of the device, or of the host's memory while it is parked.
     """
 
     steps: int = Field(default=4, ge=1)
@@ -69,6 +72,9 @@ class FakeScript(Frozen):
     step_tokens: int = 100
     step_seconds: float = 0.0
     prepare_hangs: bool = False
+    chunk_tokens: int = 100
+    longest: int = 50
+    bytes: int = 1000
 
 
 @dataclass
@@ -89,11 +95,23 @@ class FakeWorker:
     Args:
         sleep: how to wait, for an idle `poll` and for `step_seconds`.
         ready: what to answer to `Init`; None for the fake's own `Ready`.
+        memory: what it reports of the device when it is ready and after every slice, with its jobs' bytes filled in;
+            None for nothing. `shape` of the base goes with it. Jobs are parked while they fit into its `host_limit`.
     """
 
-    def __init__(self, sleep: Callable[[float], object] = time.sleep, ready: Report | None = None) -> None:
+    def __init__(
+        self,
+        sleep: Callable[[float], object] = time.sleep,
+        ready: Report | None = None,
+        memory: MemoryReport | None = None,
+        shape: BaseShape | None = None,
+    ) -> None:
         self._sleep = sleep
         self._ready = ready
+        self.memory = memory
+        self._shape = shape
+        self.killed = False
+        self._parked: dict[str, _Resident] = {}
         self._alive = True
         self._inbox: deque[Command] = deque()
         self._outbox: list[Report] = []
@@ -109,6 +127,11 @@ class FakeWorker:
     def residents(self) -> tuple[str, ...]:
         """The jobs that are attached."""
         return tuple(self._residents)
+
+    @property
+    def parked(self) -> tuple[str, ...]:
+        """The jobs whose state lies in the host's memory."""
+        return tuple(self._parked)
 
     def send(self, command: Command) -> None:
         """Queue a command; it is carried out by `poll`."""
@@ -127,11 +150,13 @@ class FakeWorker:
         reports, self._outbox = self._outbox, []
         return reports
 
-    def crash(self) -> None:
-        """Die now; what has been reported can still be polled."""
+    def crash(self, *, killed: bool = False) -> None:
+        """Die now; what has been reported can still be polled. `killed` as by the kernel."""
         self._alive = False
+        self.killed = killed
         self._inbox.clear()
         self._residents.clear()
+        self._parked.clear()
 
     def close(self) -> None:
         """End."""
@@ -144,7 +169,7 @@ class FakeWorker:
     def _handle(self, command: Command) -> None:
         match command:
             case Init():
-                self._outbox.append(_fake_ready() if self._ready is None else self._ready)
+                self._outbox.append(self._fake_ready() if self._ready is None else self._ready)
             case Prepare():
                 self._prepare(command.start)
             case Attach():
@@ -178,12 +203,18 @@ class FakeWorker:
             tokens=script.step_tokens * 10,
             truncated=0,
             total_steps=script.steps,
+            largest_chunk=script.chunk_tokens,
+            longest=script.longest,
         )
         self._outbox.append(prepared)
 
     def _attach(self, start: JobStart) -> None:
         script = _script(start.spec)
-        step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
+        parked = self._parked.pop(start.job_id, None)
+        if parked is not None:
+            step = parked.step
+        else:
+            step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
         self._residents[start.job_id] = _Resident(start, script, step)
         self._outbox.append(
             Attached(
@@ -192,12 +223,16 @@ class FakeWorker:
         )
 
     def _detach(self, command: Detach) -> None:
-        job = self._residents.pop(command.job_id, None)
+        job = self._residents.pop(command.job_id, None) or self._parked.pop(command.job_id, None)
         if job is None:
             return
-        if command.save:
+        taken = sum(parked.script.bytes for parked in self._parked.values())
+        park = command.park and self.memory is not None and taken + job.script.bytes <= self.memory.host_limit
+        if park:
+            self._parked[command.job_id] = job
+        elif command.save:
             self._save(job, best=False)
-        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step))
+        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step, parked=park))
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
@@ -212,6 +247,16 @@ class FakeWorker:
             tokens += job.script.step_tokens
         done = SliceDone(slice_id=command.slice_id, packs=packs, tokens=tokens, rows=tokens * 2, seconds=0.5)
         self._outbox.append(done)
+        if self.memory is not None:
+            self._outbox.append(self._memory_report(self.memory))
+
+    def _memory_report(self, memory: MemoryReport) -> MemoryReport:
+        here = [JobBytes(job_id=job_id, device=job.script.bytes, host=0) for job_id, job in self._residents.items()]
+        away = [JobBytes(job_id=job_id, device=0, host=job.script.bytes) for job_id, job in self._parked.items()]
+        return memory.model_copy(update={"jobs": (*here, *away)})
+
+    def _fake_ready(self) -> Ready:
+        return _READY.model_copy(update={"shape": self._shape, "memory": self.memory})
 
     def _step(self, job: _Resident) -> None:
         start, script, step = job.start, job.script, job.step + 1
@@ -288,9 +333,11 @@ def _export(folder: Path) -> None:
     (folder / weights).write_bytes(_EMPTY_SAFETENSORS)
 
 
-def _fake_ready() -> Ready:
-    verdict = ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,))
-    numerics = NumericsKey(
+_READY = Ready(
+    verdict=ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,)),
+    numerics=NumericsKey(
         device="fake", torch="none", transformers="none", dtype="float32", threads=1, attention="none", buckets=(128,)
-    )
-    return Ready(verdict=verdict, numerics=numerics, parameters=0, base_hash="0" * 64)
+    ),
+    parameters=0,
+    base_hash="0" * 64,
+)

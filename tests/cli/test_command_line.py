@@ -14,7 +14,7 @@ import yaml
 from mlora_sched.cli import output
 from mlora_sched.cli.main import SECTIONS, cli, run
 from mlora_sched.client import default_socket
-from mlora_sched.daemon.loop import worker_config
+from mlora_sched.daemon.admission import worker_config
 from mlora_sched.errors import WaitTimeout
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView

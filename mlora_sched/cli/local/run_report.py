@@ -20,6 +20,7 @@ from rich.table import Table
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
 from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import JobState
 from mlora_sched.spec.wire import (
     Attached,
@@ -122,7 +123,7 @@ class RunReport:
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
                 self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
-            case CheckpointSaved() | Detached() | Prepared() | Ready() | Fatal():
+            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | Fatal():
                 pass
             case _:
                 assert_never(report)
