@@ -152,8 +152,8 @@ class FakeWorker:
 
     def crash(self, *, killed: bool = False) -> None:
         """Die now; what has been reported can still be polled. `killed` as by the kernel."""
+        self.killed = self.killed or (self._alive and killed)
         self._alive = False
-        self.killed = killed
         self._inbox.clear()
         self._residents.clear()
         self._parked.clear()
