@@ -50,6 +50,9 @@ from mlora_sched.store.rows import failed
 SLICES_AHEAD = 2
 """Slices the worker has at once: the one that runs and the next, so that the device never waits for the daemon."""
 
+LOOK_SECONDS = 1.0
+"""How often a worker without jobs is asked how much memory there is when some wait for it."""
+
 DRAIN_SECONDS = 30.0
 """How long the jobs may take to save their state when the daemon stops, or lets its device go."""
 
@@ -96,6 +99,7 @@ class DaemonLoop:
         self._hands = Hands(self._worker.send)
         self._slices: set[int] = set()
         self._last_slice = 0
+        self._looked = 0.0
         self._suspects = Suspects()
         self._requests = Requests(store, self._hands, self._suspects)
         self._absence = Absence(store, settings.idle_unload)
@@ -143,7 +147,7 @@ class DaemonLoop:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served) if self._ready and away is None else self._not_ready(served)
+        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
         self._explain(live, reasons)
         if not self._hands.attached:
             self._board.idle()
@@ -284,7 +288,7 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
         suspect = self._suspects.on_trial
@@ -299,7 +303,7 @@ class DaemonLoop:
         for job_id in plan.attach:
             epoch = self._store.begin_epoch(job_id)
             self._hands.attach(self._job_start(by_id[job_id], epoch))
-        self._send_slices(plan)
+        self._send_slices(plan, now)
         reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
@@ -326,12 +330,19 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([] if others else [jobs[suspect]])
 
-    def _send_slices(self, plan: Plan) -> None:
+    def _send_slices(self, plan: Plan, now: float) -> None:
         shares = tuple(Share(job_id=share.job_id, tokens=share.tokens) for share in plan.shares)
         while shares and len(self._slices) < SLICES_AHEAD:
-            self._last_slice += 1
-            self._slices.add(self._last_slice)
-            self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
+            self._send_slice(shares)
+        starved = plan.waiting and not self._hands.attached and not self._slices
+        if starved and now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._send_slice(())  # after it the worker tells how the device stands
+
+    def _send_slice(self, shares: tuple[Share, ...]) -> None:
+        self._last_slice += 1
+        self._slices.add(self._last_slice)
+        self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         going = self._going_until is not None and self._worker.running

@@ -97,6 +97,8 @@ def test_a_job_waits_for_what_others_hold_and_does_not_fail(start: Start) -> Non
     rig.until_state(job, JobState.QUEUED)
     rig.tick(5)
     assert rig.store.get(job).reason == "memory: needs 228.0 MiB, free 100.0 MiB"
+    rig.workers[0].memory = report(300)
+    rig.until_state(job, JobState.SUCCEEDED)
 
 
 # ---------------------------------------------------------------- corrections
