@@ -7,7 +7,7 @@ written to and read from files. Everything a tenant gets is computed per segment
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -70,6 +70,14 @@ class Adapter(ABC):
     def begin_step(self) -> None:
         """Called before the first chunk of every step: derived values of the parameters are brought up to date."""
         self.params.refresh()
+
+    def derived(self) -> Iterable[Tensor]:
+        """What it keeps on the device beside its parameters."""
+        return ()
+
+    def forget_derived(self) -> None:
+        """Let that go, since the job is parked; `begin_step` makes it anew."""
+        return
 
     def chunk_figures(self, part: SegmentPart) -> dict[str, float]:  # noqa: ARG002 - most methods have none
         """Auxiliary losses and statistics of a chunk after its forward, by name, unweighted."""

@@ -22,23 +22,42 @@ from mlora_sched.model.site import Site, SiteGroup, SiteOp
 
 
 class Magnitude:
-    """The trained magnitude of one site, beside its pair."""
+    """The trained magnitude of one site, beside its pair.
+
+    Attributes:
+        norm_O: the row norms of W + s B A. ratio_O: the magnitude over them, in the base's dtype.
+    """
+
+    norm_O: Tensor
+    ratio_O: Tensor
 
     def __init__(self, pair: LoraOp, member: int, magnitude: Param, site: Site) -> None:
         self.place, self.magnitude, self.site = pair.at[member], magnitude, site
         self._b, self._scale = pair.bs[member], pair.scale
         self._a_RD = pair.a.value.chunk(len(pair.bs))[member]
-        self._weight_norm_sq_O = row_norm_sq(site.dense())
+        self._weight_norm_sq_O: Tensor | None = None
         self.begin_step()
 
     def begin_step(self) -> None:
         """Take the row norms of W + s B A anew."""
         a_RD, b_OR, s, weight_OD = self._a_RD, self._b.value, self._scale, self.site.dense()
+        if self._weight_norm_sq_O is None:
+            self._weight_norm_sq_O = row_norm_sq(weight_OD)
         cross_OR = wide(weight_OD) @ a_RD.T
         gram_RR = a_RD @ a_RD.T
         norm_sq_O = self._weight_norm_sq_O + 2 * s * (b_OR * cross_OR).sum(1) + s * s * ((b_OR @ gram_RR) * b_OR).sum(1)
         self.norm_O = norm_sq_O.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
         self.ratio_O = (self.magnitude.value / self.norm_O).to(weight_OD.dtype)
+
+    def derived(self) -> Iterator[Tensor]:
+        """What is kept from step to step."""
+        if self._weight_norm_sq_O is not None:
+            yield from (self._weight_norm_sq_O, self.norm_O, self.ratio_O)
+
+    def forget(self) -> None:
+        """Keep nothing of that; `begin_step` makes it anew."""
+        self._weight_norm_sq_O = None
+        del self.norm_O, self.ratio_O
 
 
 class DoraOp:
@@ -48,11 +67,6 @@ class DoraOp:
 
     def __init__(self, pair: LoraOp, magnitudes: Sequence[Magnitude]) -> None:
         self.pair, self.magnitudes = pair, tuple(magnitudes)
-
-    def begin_step(self) -> None:
-        """Bring the row norms up to date."""
-        for magnitude in self.magnitudes:
-            magnitude.begin_step()
 
     def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> tuple[Tensor, list[Tensor]]:
         """y becomes m/‖W + s B A‖ ⊙ (y − b + s · drop(x) Aᵀ Bᵀ) + b; keeps A drop(x)ᵀ and the unscaled outputs."""
@@ -104,9 +118,21 @@ class DoraAdapter(LoraAdapter):
 
     def begin_step(self) -> None:
         super().begin_step()
+        for magnitude in self._magnitudes():
+            magnitude.begin_step()
+
+    def derived(self) -> Iterator[Tensor]:
+        for magnitude in self._magnitudes():
+            yield from magnitude.derived()
+
+    def forget_derived(self) -> None:
+        for magnitude in self._magnitudes():
+            magnitude.forget()
+
+    def _magnitudes(self) -> Iterator[Magnitude]:
         for op in self.site_ops.values():
             assert isinstance(op, DoraOp)
-            op.begin_step()
+            yield from op.magnitudes
 
     def peft_config(self) -> dict[str, Any]:
         return super().peft_config() | {"use_dora": True}

@@ -55,6 +55,7 @@ class LoraOp:
         s_KN = torch.mm(self._a_KD, part.drop(self.group, x_ND, self.dropout).T)
         for (place, bt_RO, _), s_RN in zip(self._pairs, s_KN.chunk(len(self._pairs)), strict=True):
             ys[place].addmm_(s_RN.T, bt_RO, alpha=self.scale)
+        part.release()
         return s_KN
 
     def backward(self, dys: Sequence[Tensor], x_ND: Tensor, saved: Tensor, part: SegmentPart) -> Tensor:
@@ -76,6 +77,7 @@ class LoraOp:
         else:
             mask = part.mask(self.group, dx_ND, self.dropout)
             dx_ND.addcmul_(carry.T @ self._a_KD, mask)
+            part.release()
 
 
 class LoraAdapter(Adapter):

@@ -160,6 +160,7 @@ class MixLoraOp:
         mixed_NF = _combine(product_MF, routing)
         mask, dropped, s_down, delta_MD = self._down(product_MF, routing, part)
         delta_ND = torch.zeros_like(x_ND) if delta_MD is None else _combine(delta_MD, routing)
+        part.release()
         saved = _Saved(x_ND, x_MD, routing, gate, up, act_in, act_out, product_MF, dropped, mask, s_down, delta_MD)
         return mixed_NF, delta_ND, saved
 
@@ -219,6 +220,7 @@ class MixLoraOp:
         dx_ND = _sum_choices(dx_MD, saved.routing)
         if part.training and self.spec.dropout > 0:
             dx_ND = dx_ND * part.mask(f"{self.ffn}.gate_up", saved.x_ND, self.spec.dropout)
+            part.release()
         return dx_ND
 
     def _router_backward(self, dw_M: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:

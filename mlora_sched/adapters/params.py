@@ -6,8 +6,10 @@ kept beside, refreshed once a step. On a float64 base, which tests use, everythi
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +69,7 @@ class Params:
 
     def __init__(self, specs: Iterable[ParamSpec], device: torch.device, compute_dtype: torch.dtype) -> None:
         self._specs = tuple(specs)
+        self._places: dict[str, slice] = {}
         self.groups: dict[str, FlatGroup] = {}
         self._views: dict[str, Param] = {}
         for group in dict.fromkeys(spec.group for spec in self._specs):
@@ -76,10 +79,12 @@ class Params:
             compute = value if value.dtype == compute_dtype else value.to(compute_dtype)
             flat = self.groups[group] = FlatGroup(value, torch.zeros_like(value), compute)
             for spec, at in zip(members, starts, strict=True):
-                place = slice(at, at + spec.start.numel())
+                place = self._places[spec.name] = slice(at, at + spec.start.numel())
                 views = (spec.view(buffer[place]) for buffer in (flat.value, flat.grad, flat.compute))
                 self._views[spec.name] = Param(*views)
         self.load({spec.name: spec.start for spec in self._specs})
+        # of the starts only the shapes are asked for from here on
+        self._specs = tuple(dataclasses.replace(spec, start=spec.start.to("meta")) for spec in self._specs)
 
     def __getitem__(self, name: str) -> Param:
         return self._views[name]
@@ -118,6 +123,17 @@ class Params:
         for name, value in values.items():
             self._views[name].value.copy_(value)
         self.refresh()
+
+    @contextlib.contextmanager
+    def reading(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the values be read from other flat buffers, by group, while the context lasts; nothing may be changed."""
+        own = self._views
+        views = ((spec.name, spec.view(values[spec.group][self._places[spec.name]])) for spec in self._specs)
+        self._views = {name: Param(view, view, view) for name, view in views}
+        try:
+            yield
+        finally:
+            self._views = own
 
     def refresh(self) -> None:
         """Bring the compute copies up to date after the values have changed."""

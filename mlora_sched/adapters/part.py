@@ -52,13 +52,17 @@ class SegmentPart:
     def mask(self, group: str, like_ND: Tensor, p: float) -> Tensor:
         """The group's mask, 0 or 1/(1−p), in the dtype and shape of `like_ND`.
 
-        Drawn anew in backward rather than kept. Only the last group asked for is cached: sites that share an input
-        run one after another.
+        Drawn anew in backward rather than kept. Only the last group asked for is cached, until `release`: sites that
+        share an input run one after another.
         """
         if self._group != group or self._mask is None or self._mask.shape != like_ND.shape:
             self._group, self._dropped = group, None
             self._mask = dropout_mask(like_ND, p, stream_seed(*self.stream, group))
         return self._mask
+
+    def release(self) -> None:
+        """Let the cached mask and what was dropped with it go: at the end of a forward, and after `add_dx`."""
+        self._group, self._mask, self._dropped = "", None, None
 
 
 def dropout_mask(like: Tensor, p: float, seed: int) -> Tensor:

@@ -7,22 +7,18 @@ from outside while it trains. Tensors are tracked from inside, in a step of thei
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mlora_sched.bench.crew import Crew, heard
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.bench.setting import PACK_TOKENS, Setting, start
+from mlora_sched.memory.meter import PeakTensors
 
 _SAMPLE_EVERY = 0.02  # seconds
 
@@ -99,39 +95,3 @@ def _serve(pipe: Connection, step: Callable[[int], object], steps: int) -> None:
         step(turn)
     pipe.send(0)
     heard(pipe)
-
-
-class PeakTensors(TorchDispatchMode):
-    """Bytes of all storages that operators touch or make while this is on, at their highest.
-
-    Attributes:
-        live: bytes now. peak: most bytes at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, out)):
-            if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import PackedBatch, build_pack
-from mlora_sched.engine.loop import Resident, Trainer
+from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.step import SegmentResult, run_pack
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import UserError
@@ -57,13 +58,14 @@ class OurJobs:
         """
         pieces = [(chunk, state.rows(chunk)) for state in self.states.values() for chunk in state.waiting_chunks]
         tokens = sum(chunk.tokens for chunk, _ in pieces)
-        if tokens > self.trainer.room:
-            raise UserError(f"bench: {tokens} tokens fit no pack of {self.trainer.room}; serve a larger one")
-        return build_pack(pieces, self.trainer.buckets)
+        packer = self.trainer.packer
+        if tokens > packer.room:
+            raise UserError(f"bench: {tokens} tokens fit no pack of {packer.room}; serve a larger one")
+        return build_pack(pieces, packer.buckets)
 
     def run(self, pack: PackedBatch) -> list[SegmentResult]:
         """Forward and backward of a pack, as the trainer does it; gradients are added up and never used."""
-        return run_pack(self.trainer.base, pack, self.states, training=True, buckets=self.trainer.buckets)
+        return run_pack(self.trainer.base, pack, self.states, training=True, buckets=self.trainer.packer.buckets)
 
 
 def _until_one_is_done(

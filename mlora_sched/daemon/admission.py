@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, by_formula
+from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, corrected
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.settings import DaemonSettings
@@ -32,7 +32,7 @@ class Admission:
         estimating: how estimates are made.
     """
 
-    def __init__(self, store: JobStore, settings: DaemonSettings, estimating: Estimating = by_formula) -> None:
+    def __init__(self, store: JobStore, settings: DaemonSettings, estimating: Estimating = corrected) -> None:
         self._store, self._settings, self._estimating = store, settings, estimating
         self._key = corrections_key(settings)
         self._corrections = store.corrections(self._key)

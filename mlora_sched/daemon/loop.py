@@ -21,13 +21,14 @@ from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
 from mlora_sched.daemon.suspects import MAX_SOLO_CRASHES, Suspects
 from mlora_sched.errors import MloraError, from_name
-from mlora_sched.memory.fit import Estimating, by_formula
+from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.sched.plan import Plan, Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
 from mlora_sched.spec.wire import (
+    CheckpointSaved,
     Detached,
     Fatal,
     Init,
@@ -49,9 +50,6 @@ from mlora_sched.store.rows import failed
 
 SLICES_AHEAD = 2
 """Slices the worker has at once: the one that runs and the next, so that the device never waits for the daemon."""
-
-LOOK_SECONDS = 1.0
-"""How often a worker without jobs is asked how much memory there is when some wait for it."""
 
 DRAIN_SECONDS = 30.0
 """How long the jobs may take to save their state when the daemon stops, or lets its device go."""
@@ -81,7 +79,7 @@ class DaemonLoop:
         clock: Callable[[], float] = time.time,
         *,
         poll_seconds: float = 0.05,
-        estimating: Estimating = by_formula,
+        estimating: Estimating = corrected,
         kernel_kills: Callable[[], int] = out_of_memory_kills,
     ) -> None:
         self._store = store
@@ -99,7 +97,6 @@ class DaemonLoop:
         self._hands = Hands(self._worker.send)
         self._slices: set[int] = set()
         self._last_slice = 0
-        self._looked = 0.0
         self._suspects = Suspects()
         self._requests = Requests(store, self._hands, self._suspects)
         self._absence = Absence(store, settings.idle_unload)
@@ -147,7 +144,7 @@ class DaemonLoop:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
+        reasons |= self._schedule(served) if self._ready and away is None else self._not_ready(served)
         self._explain(live, reasons)
         if not self._hands.attached:
             self._board.idle()
@@ -255,6 +252,8 @@ class DaemonLoop:
             case JobFinished() | JobFailed() | Detached():
                 if self._hands.hear(report):
                     self._suspects.dismiss(report.job_id)
+            case CheckpointSaved():
+                self._hands.saved(report.job_id)
             case SliceDone():
                 self._slices.discard(report.slice_id)
                 self._board.measured(report, now)
@@ -288,7 +287,7 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
+    def _schedule(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
         suspect = self._suspects.on_trial
@@ -303,7 +302,7 @@ class DaemonLoop:
         for job_id in plan.attach:
             epoch = self._store.begin_epoch(job_id)
             self._hands.attach(self._job_start(by_id[job_id], epoch))
-        self._send_slices(plan, now)
+        self._send_slices(plan)
         reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
@@ -330,19 +329,12 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([] if others else [jobs[suspect]])
 
-    def _send_slices(self, plan: Plan, now: float) -> None:
+    def _send_slices(self, plan: Plan) -> None:
         shares = tuple(Share(job_id=share.job_id, tokens=share.tokens) for share in plan.shares)
         while shares and len(self._slices) < SLICES_AHEAD:
-            self._send_slice(shares)
-        starved = plan.waiting and not self._hands.attached and not self._slices
-        if starved and now - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            self._send_slice(())  # after it the worker tells how the device stands
-
-    def _send_slice(self, shares: tuple[Share, ...]) -> None:
-        self._last_slice += 1
-        self._slices.add(self._last_slice)
-        self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
+            self._last_slice += 1
+            self._slices.add(self._last_slice)
+            self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         going = self._going_until is not None and self._worker.running

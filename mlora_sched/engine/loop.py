@@ -1,6 +1,6 @@
 """The trainer: resident jobs, and the packs of a slice.
 
-    slice → candidates → next_pack → build_pack → run_pack → take → finish_step / finish_evaluation → reports
+    slice → packer → build_pack → run_pack → take → finish_step / finish_evaluation → reports
 
 Reports are yielded after every pack, so that whoever drives the trainer can look at its mailbox in between. A job
 that fails is dropped alone; when a pack fails, every other job in it goes back to the first chunk of its step, so
@@ -11,61 +11,38 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-from mlora_sched.adapters.registry import build_adapter
-from mlora_sched.artifacts.adapter_files import read_adapter, write_adapter
+from mlora_sched.artifacts.adapter_files import write_adapter
 from mlora_sched.artifacts.atomic import atomic_directory
 from mlora_sched.artifacts.provenance import Origin, provenance
-from mlora_sched.data.pack import Chunk, build_pack
-from mlora_sched.data.tokens import Prepared, prepare
+from mlora_sched.data.pack import build_pack
+from mlora_sched.engine.attaching import fresh_state
+from mlora_sched.engine.memory import REMEDIES, TrainerMemory
+from mlora_sched.engine.packer import Choice, Member, Packer
+from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
+from mlora_sched.engine.reports import attached, detached, eval_done, failed, step_done
+from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, own_code
 from mlora_sched.engine.saving import resume, save
 from mlora_sched.engine.step import PartError, SegmentResult, run_pack
-from mlora_sched.engine.train_state import EvalFigures, Phase, StepFigures, TrainState
-from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
+from mlora_sched.engine.train_state import Phase, TrainState
+from mlora_sched.errors import JobFault
+from mlora_sched.memory.device import host_memory
+from mlora_sched.memory.formula import PackPlan
+from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
-from mlora_sched.sched.packing import Candidate, next_pack
-from mlora_sched.spec.job import ADAPTER_FILES
+from mlora_sched.model.device import free_caches, is_out_of_memory
+from mlora_sched.spec.memory import JobBytes, MemoryReport
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import (
-    Attached,
-    CheckpointSaved,
-    Detached,
-    EvalDone,
-    JobFailed,
-    JobFinished,
-    JobStart,
-    Note,
-    Report,
-    Slice,
-    SliceDone,
-    StepDone,
-)
+from mlora_sched.spec.wire import CheckpointSaved, JobFinished, JobStart, Note, Report, Slice, SliceDone
 
+TRIES_ALONE = 3
+"""How often in a row a pack of one chunk may run out of memory, for no reason that is known, before its job fails."""
 
-@dataclass
-class Resident:
-    """A job on the device.
-
-    Attributes:
-        served: tokens it has had in the running slice.
-        named: a slice has named it. One that was attached after the running slice was planned takes part all the
-            same, with an average share, so that it joins at the next pack.
-    """
-
-    start: JobStart
-    state: TrainState
-    served: int = 0
-    named: bool = False
-
-    @property
-    def job_dir(self) -> Path:
-        return Path(self.start.job_dir)
+Result = TypeVar("Result")
 
 
 class Trainer:
@@ -74,89 +51,118 @@ class Trainer:
     Args:
         tokenizer: of the base. origin: what goes into every provenance; its buckets are the pack lengths used.
         pack_tokens: most tokens of a pack; a larger chunk runs alone, as long as a bucket holds it.
+        memory: sizes the packs by what there is; without it they are `pack_tokens` large until memory runs out.
     """
 
-    def __init__(self, base: FrozenBase, tokenizer: Any, origin: Origin, pack_tokens: int) -> None:
-        self.base, self.tokenizer, self.origin = base, tokenizer, origin
-        self.buckets = origin.verdict.buckets
-        self.room = min(pack_tokens, self.buckets[-1])
+    def __init__(
+        self, base: FrozenBase, tokenizer: Any, origin: Origin, pack_tokens: int, memory: TrainerMemory | None = None
+    ) -> None:
+        self.base, self.tokenizer, self.origin, self.memory = base, tokenizer, origin, memory
+        self.packer = Packer(origin.verdict.buckets, pack_tokens)
         self.residents: dict[str, Resident] = {}
+        self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
 
     # ------------------------------------------------------------------ who is resident
 
     def attach(self, start: JobStart) -> list[Report]:
-        """Make a job resident, from its newest checkpoint where there is one; or report why it cannot be."""
+        """Make a job resident: parked, or from its newest checkpoint, or anew; or report why it cannot be."""
         reports: list[Report] = []
         try:
-            with _own_code(start):
+            with own_code(start):
                 reports.extend(self._attach(start))
-        except _FAULTS as error:
+        except FAULTS as error:
             self.residents.pop(start.job_id, None)
-            reports.append(_failed(start, error))
+            reports.append(failed(start, error))
         return reports
 
     def _attach(self, start: JobStart) -> Iterator[Report]:
-        resident = Resident(start, self._state(start))
-        state = resident.state
-        notes = resume(state, resident.job_dir, self.origin) if start.resume else []
+        parked = self.parking.find(start)
+        enter = self._enter if parked is None else parked.wake
+        resident, notes = self._once_more(lambda: enter(start))
+        self.parking.jobs.pop(start.job_id, None)
         self.residents[start.job_id] = resident
-        yield Attached(
-            job_id=start.job_id,
-            epoch=start.epoch,
-            step=state.step,
-            total_steps=state.total_steps,
-            trainable_parameters=state.adapter.params.count,
-            other_numerics=state.progress.other_numerics,
-        )
+        yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
-        if state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
+        if resident.state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
             yield self._close(resident)
 
-    def detach(self, job_id: str, *, keep: bool) -> list[Report]:
-        """Let a job go; with `keep`, its last finished step is saved first. Unknown jobs give no report."""
-        resident = self.residents.pop(job_id, None)
-        if resident is None:
+    def _enter(self, start: JobStart) -> tuple[Resident, list[str]]:
+        """A job that was not here, and what its owner should know."""
+        resident = Resident(start, fresh_state(start, self.base, self.tokenizer, self.packer.buckets, self.memory))
+        notes = resume(resident.state, resident.job_dir, self.origin) if start.resume else []
+        return resident, notes
+
+    def detach(self, job_id: str, *, keep: bool, park: bool = False) -> list[Report]:
+        """Let a job go. Unknown jobs give no report.
+
+        Args:
+            keep: its last finished step is saved first. park: it is kept in the host's memory instead, where there is
+                room; of a parked job it says that it stays there.
+        """
+        resident, parked = self.residents.pop(job_id, None), self.parking.jobs.get(job_id)
+        if resident is not None:
+            reports = self._park(resident) if keep and park else None
+            return self._let_go(resident, None, keep=keep) if reports is None else reports
+        if parked is None:
             return []
+        if keep and park:
+            return [detached(parked.resident, parked=True)]
+        del self.parking.jobs[job_id]
+        return self._let_go(parked.resident, parked, keep=keep)
+
+    def _park(self, resident: Resident) -> list[Report] | None:
+        """Move a job to the host's memory; None where it does not fit there."""
+        need, reports = parked_bytes(resident), list[Report]()
+        if need > self.parking.limit:
+            return None
+        for job in self.parking.excess(need):
+            reports += self._to_disk(job)
+        try:
+            note = self.parking.add(resident).note
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None  # the limit was more than the host has; what was saved for it stays saved
+        return [*reports, Note(message=note, job_id=resident.start.job_id), detached(resident, parked=True)]
+
+    def _to_disk(self, job: ParkedJob) -> list[Report]:
+        """Save a parked job and drop it; it goes on from its checkpoint."""
+        start = job.resident.start
+        del self.parking.jobs[start.job_id]
+        try:
+            with own_code(start):
+                return [self._save(job.resident, job)] if job.resident.state.step > 0 else []
+        except FAULTS as error:
+            message = f"its parked state could not be saved, so that it goes on from its last checkpoint: {error}"
+            return [Note(message=message, job_id=start.job_id)]
+
+    def _let_go(self, resident: Resident, parked: ParkedJob | None, *, keep: bool) -> list[Report]:
         reports: list[Report] = []
         if keep and resident.state.step > 0:
             try:
-                with _own_code(resident.start):
-                    reports.append(self._save(resident))
-            except _FAULTS as error:
-                return [_failed(resident.start, error)]
-        detached = Detached(job_id=job_id, epoch=resident.start.epoch, step=resident.state.step)
-        return [*reports, detached]
+                with own_code(resident.start):
+                    reports.append(self._save(resident, parked))
+            except FAULTS as error:
+                return [failed(resident.start, error)]
+        return [*reports, detached(resident)]
 
-    def _state(self, start: JobStart) -> TrainState:
-        files = {name: Path(path) for name, path in start.files.items()}
-        data = _read_data(start, files, self.tokenizer)
-        longest = max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None)
-        if longest > self.base.longest:
-            raise SpecError(
-                f"data.max_length: a row has {longest} tokens, base {self.base.name} takes {self.base.longest}; "
-                f"set data.max_length to {self.base.longest} or less"
-            )
-        largest = max(longest, min(start.spec.training.chunk_tokens, int(data.train.lengths.sum())))
-        if largest > self.buckets[-1]:
-            raise SpecError(
-                f"training.chunk_tokens: a chunk of this job may have {largest} tokens, a pack of this daemon holds "
-                f"{self.buckets[-1]}; lower chunk_tokens and data.max_length, or serve with a larger --pack-tokens"
-            )
-        adapter = build_adapter(start.spec.adapter, self.base, start.spec.training.seed)
-        if start.spec.adapter.init_from is not None:
-            config, model = (files[f"{start.spec.adapter.init_from.rstrip('/')}/{name}"] for name in ADAPTER_FILES)
-            adapter.read(read_adapter(config, model))
-            if not adapter.params.finite:
-                raise SpecError(
-                    f"adapter.init_from: {start.spec.adapter.init_from} holds weights that are not finite; start from "
-                    f"an adapter whose training did not diverge"
-                )
-        return TrainState(start.job_id, start.spec, data, adapter)
+    def close(self) -> list[Report]:
+        """Save what is parked: the host's memory goes with the process."""
+        return [report for job in list(self.parking.jobs.values()) for report in self._to_disk(job)]
+
+    def news(self) -> list[MemoryReport]:
+        """How memory stands, where that is known and has changed since it was last asked for."""
+        return [] if self.memory is None else self.memory.news(self._bytes())
+
+    def _bytes(self) -> tuple[JobBytes, ...]:
+        attached = [JobBytes(job_id=name, device=one.bytes, host=0) for name, one in self.residents.items()]
+        parked = [JobBytes(job_id=name, device=0, host=one.bytes) for name, one in self.parking.jobs.items()]
+        return (*attached, *parked)
 
     # ------------------------------------------------------------------ a slice
 
     def slice(self, wanted: Slice) -> Iterator[list[Report]]:
-        """Train the named jobs until the time is up or none has work; yield reports after every pack.
+        """Train the named jobs until the time is up or nothing can run; yield reports after every pack.
 
         Jobs may be attached and detached between two packs.
         """
@@ -167,84 +173,128 @@ class Trainer:
                 resident = self.residents[share.job_id]
                 resident.served, resident.named = 0, True
         while time.monotonic() - began < wanted.seconds:
-            chunks, phase = self._choose(wanted)
-            if not chunks:
+            choice = self.packer.choose(self._present(wanted), self._fits())
+            if not choice.chunks:
                 break
-            reports, length = self._run(chunks, phase)
-            packs, tokens, rows = packs + 1, tokens + sum(chunk.tokens for chunk in chunks), rows + length
+            reports, length = self._run(choice)
+            packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports
         seconds = time.monotonic() - began
         yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds)]
 
-    def _choose(self, wanted: Slice) -> tuple[list[Chunk], Phase]:
-        """The chunks of the next pack, and the phase they are all of: the one whose job has had least."""
-        present = self._present(wanted)
-        if not present:
-            return [], Phase.DONE
-        first, _ = min(present, key=lambda pair: pair[0].served / pair[1])
-        phase = first.state.phase
-        candidates = [
-            Candidate(
-                resident.state.job_id,
-                tuple(chunk.tokens for chunk in resident.state.waiting_chunks),
-                resident.served,
-                share,
-            )
-            for resident, share in present
-            if resident.state.phase is phase
-        ]
-        chosen = next_pack(candidates, self.room)
-        return [
-            chunk for choice in chosen for chunk in self.residents[choice.job_id].state.waiting_chunks[: choice.chunks]
-        ], phase
+    def _fits(self) -> Callable[[PackPlan], bool] | None:
+        """Whether there is memory for a pack beside the jobs that are here now."""
+        if self.memory is None:
+            return None
+        estimator, free = self.memory.estimator, self.memory.free(self.residents.values())
+        return lambda plan: estimator.pack(plan) <= free
 
-    def _present(self, wanted: Slice) -> list[tuple[Resident, int]]:
+    def _present(self, wanted: Slice) -> list[Member]:
         """Who takes part in the slice, with their shares: the named, then those that came since."""
         named = [
-            (self.residents[share.job_id], max(1, share.tokens))
+            Member(self.residents[share.job_id], max(1, share.tokens))
             for share in wanted.shares
             if share.job_id in self.residents
         ]
-        average = max(1, sum(share for _, share in named) // max(1, len(named)))
-        return named + [(resident, average) for resident in self.residents.values() if not resident.named]
+        average = max(1, sum(member.share for member in named) // max(1, len(named)))
+        return named + [Member(resident, average) for resident in self.residents.values() if not resident.named]
 
-    def _run(self, chunks: Sequence[Chunk], phase: Phase) -> tuple[list[Report], int]:
+    def _run(self, choice: Choice) -> tuple[list[Report], int]:
         """Run one pack; reports, and its length in rows."""
-        states = {chunk.job_id: self.residents[chunk.job_id].state for chunk in chunks}
-        pack = build_pack([(chunk, states[chunk.job_id].rows(chunk)) for chunk in chunks], self.buckets)
+        states = {name: resident.state for name, resident in choice.members.items()}
+        pack = build_pack([(chunk, states[chunk.job_id].rows(chunk)) for chunk in choice.chunks], self.packer.buckets)
+        plan = self.packer.plan(choice)
+        found, said = Measurement(), None
         try:
-            results = run_pack(self.base, pack, states, training=phase is Phase.TRAIN, buckets=self.buckets)
+            with self._measuring(plan) as found:
+                training = choice.phase is Phase.TRAIN
+                results = run_pack(self.base, pack, states, training=training, buckets=self.packer.buckets)
         except PartError as error:
-            return self._drop_culprit(error, states), pack.length
+            return self._drop_culprit(error, choice), pack.length
         except torch.OutOfMemoryError as error:
-            return self._shrink(chunks, states, error), pack.length
-        for chunk in chunks:
-            self.residents[chunk.job_id].served += chunk.tokens
-        return self._take(results, phase), pack.length
+            said = str(error)  # and no more of it: its traceback holds the pack's tensors
+        if said is not None:
+            return self._recover(choice, plan, found, said), pack.length
+        self.packer.went_well()
+        if self.memory is not None:
+            self.memory.record(plan, found, self.residents.values())
+        for chunk in choice.chunks:
+            resident = choice.members[chunk.job_id]
+            resident.served, resident.starved = resident.served + chunk.tokens, 0
+        return self._take(results, choice.phase), pack.length
 
-    def _drop_culprit(self, error: PartError, states: dict[str, TrainState]) -> list[Report]:
+    def _measuring(self, plan: PackPlan) -> contextlib.AbstractContextManager[Measurement]:
+        if self.memory is None:
+            return contextlib.nullcontext(Measurement())
+        return self.memory.measuring(plan, self.residents.values())
+
+    # ------------------------------------------------------------------ packs that fail
+
+    def _drop_culprit(self, error: PartError, choice: Choice) -> list[Report]:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
-        for job_id, state in states.items():
-            if job_id != error.job_id:
-                state.restart_phase()
-        return [_failed(culprit.start, _adapter_fault(culprit.start, error.__cause__))]
+        reports = self._restart(resident for resident in choice.members.values() if resident is not culprit)
+        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__)), *reports]
 
-    def _shrink(
-        self, chunks: Sequence[Chunk], states: dict[str, TrainState], error: torch.OutOfMemoryError
-    ) -> list[Report]:
-        """Smaller packs from now on; a chunk that does not fit by itself fails its own job."""
-        if len(chunks) == 1:
-            culprit = self.residents.pop(chunks[0].job_id)
-            message = (
-                f"a chunk of {chunks[0].tokens} tokens does not fit on the device by itself: {error}; lower "
-                f"data.max_length, training.chunk_tokens or adapter.r"
-            )
-            return [_failed(culprit.start, JobFault(ErrorCode.OUT_OF_MEMORY, message))]
-        for state in states.values():
-            state.restart_phase()
-        self.room = max(1, min(self.room, sum(chunk.tokens for chunk in chunks)) // 2)
-        return [Note(message=f"out of memory: the pack runs again in packs of at most {self.room} tokens")]
+    def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
+        """A pack has run out of memory: its jobs begin their step anew, in smaller packs.
+
+        A chunk that runs out of memory by itself is tried again; when it would not fit with the device for itself, or
+        nothing explains the failure and it goes on failing, it ends its job.
+        """
+        free_caches(self.base.device)
+        if self.memory is not None:
+            said = f"{said} ({self.memory.record_failure(plan, found, self.residents.values())})"
+        if len(choice.chunks) > 1:
+            self.packer.shrink(choice.tokens)
+            what = f"a pack of {len(choice.chunks)} chunks, {choice.tokens} tokens"
+            then = f"its jobs begin their step anew in packs of at most {self.packer.room} tokens"
+        else:
+            (resident,) = choice.members.values()
+            fault = self._hopeless(resident, plan, choice.tokens, said)
+            if fault is not None:
+                del self.residents[resident.start.job_id]
+                return [failed(resident.start, fault)]
+            what, then = f"a pack of one chunk, {choice.tokens} tokens", "its job begins its step anew"
+        reports = self._restart(choice.members.values())
+        return [Note(message=f"out of memory in {what}: {said}; {then}"), *reports]
+
+    def _hopeless(self, resident: Resident, plan: PackPlan, tokens: int, said: str) -> JobFault | None:
+        """Why the job of a chunk that ran out of memory by itself cannot go on; None where it can be tried again."""
+        fits = self._fits()
+        if self.memory is not None:
+            try:
+                self.memory.check_alone(resident.bytes, plan, tokens)
+            except JobFault as fault:
+                return fault
+        if fits is None or fits(plan):  # else it is not tried again before there is more memory
+            resident.starved += 1
+        if resident.starved < TRIES_ALONE:
+            return None
+        message = f"a chunk of {tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
+        return JobFault(ErrorCode.OUT_OF_MEMORY, message)
+
+    def _restart(self, residents: Iterable[Resident]) -> list[Report]:
+        """Back to the first chunk of their step; who cannot even do that has failed."""
+        reports: list[Report] = []
+        for resident in residents:
+            try:
+                with own_code(resident.start):
+                    resident.state.restart_phase()
+            except FAULTS as error:
+                del self.residents[resident.start.job_id]
+                reports.append(failed(resident.start, error))
+        return reports
+
+    def _once_more(self, action: Callable[[], Result]) -> Result:
+        """What the action gives; when memory runs out in it, once more after all caches were freed."""
+        try:
+            return action()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        free_caches(self.base.device)
+        return action()
 
     # ------------------------------------------------------------------ results
 
@@ -255,31 +305,32 @@ class Trainer:
             if resident is None:  # failed on an earlier chunk of this pack
                 continue
             try:
-                with _own_code(resident.start):
+                with own_code(resident.start):
                     if resident.state.take(result):
                         reports.extend(self._finish(resident, phase))
-            except _FAULTS as error:
+            except FAULTS as error:
                 del self.residents[result.job_id]
-                reports.append(_failed(resident.start, error))
+                reports.append(failed(resident.start, error))
         return reports
 
     def _finish(self, resident: Resident, phase: Phase) -> Iterator[Report]:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
         if phase is Phase.TRAIN:
-            yield _step_report(resident.start, state.finish_step())
+            yield step_done(resident.start, state.finish_step())
         else:
             figures = state.finish_evaluation()
             best = figures.best and state.save_steps is not None and state.step > 0
-            yield _eval_report(resident.start, figures)
+            yield eval_done(resident.start, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due):
-            yield self._save(resident)
+            yield self._once_more(lambda: self._save(resident))
         if state.phase is Phase.DONE:
-            yield self._close(resident)
+            yield self._once_more(lambda: self._close(resident))
 
-    def _save(self, resident: Resident) -> CheckpointSaved:
+    def _save(self, resident: Resident, parked: ParkedJob | None = None) -> CheckpointSaved:
         state = resident.state
-        save(state, resident.job_dir, self._provenance(state), self.origin)
+        tensors = None if parked is None else parked.settled()
+        save(state, resident.job_dir, self._provenance(state), self.origin, tensors)
         best = state.progress.best_step == state.step
         return CheckpointSaved(job_id=state.job_id, epoch=resident.start.epoch, step=state.step, best=best)
 
@@ -299,74 +350,3 @@ class Trainer:
         return provenance(
             state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
         )
-
-
-_FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)
-"""What ends one job and nobody else."""
-
-
-def _read_data(start: JobStart, files: dict[str, Path], tokenizer: Any) -> Prepared:
-    """The job's tokenised data, usually from the cache; whatever reading it raises is the data's fault."""
-    try:
-        return prepare(start.spec, files, tokenizer, Path(start.cache_dir))
-    except (MloraError, OSError):
-        raise
-    except Exception as error:
-        raise DataError(f"reading the data raised {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _own_code(start: JobStart) -> Iterator[None]:
-    """Here one job's own code runs: what it raises is that job's fault, unless the error says itself what it is."""
-    try:
-        yield
-    except (MloraError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        raise _adapter_fault(start, error) from error
-
-
-def _adapter_fault(start: JobStart, cause: BaseException | None) -> JobFault:
-    message = f"its {start.spec.adapter.method} adapter raised {type(cause).__name__}: {cause}"
-    return JobFault(ErrorCode.ADAPTER_ERROR, message)
-
-
-def _failed(start: JobStart, error: BaseException) -> JobFailed:
-    """The report of one of `_FAULTS`."""
-    match error:
-        case JobFault():
-            code, message = ErrorCode(error.code), error.message
-        case DataError() | NotFound():
-            code, message = ErrorCode.BAD_DATA, error.message
-        case SpecError():
-            code, message = ErrorCode.BAD_SPEC, error.message
-        case OSError():
-            code, message = ErrorCode.STORAGE, f"its files cannot be read or written: {error}"
-        case _:
-            code, message = ErrorCode.OUT_OF_MEMORY, f"its adapter does not fit on the device: {error}"
-    return JobFailed(job_id=start.job_id, epoch=start.epoch, code=code, message=message)
-
-
-def _step_report(start: JobStart, figures: StepFigures) -> StepDone:
-    return StepDone(
-        job_id=start.job_id,
-        epoch=start.epoch,
-        step=figures.step,
-        loss=figures.loss,
-        lr=figures.lr,
-        grad_norm=figures.grad_norm,
-        tokens=figures.tokens,
-        target_tokens=figures.target_tokens,
-        extra=figures.extra,
-    )
-
-
-def _eval_report(start: JobStart, figures: EvalFigures) -> EvalDone:
-    return EvalDone(
-        job_id=start.job_id,
-        epoch=start.epoch,
-        step=figures.step,
-        loss=figures.loss,
-        accuracy=figures.accuracy,
-        tokens=figures.tokens,
-    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mlora_sched.artifacts.checkpoint import Checkpoint, prune, read_newest, write_checkpoint
 from mlora_sched.artifacts.provenance import Origin
@@ -15,24 +18,36 @@ from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.wire import NumericsKey
 
 
-def save(state: TrainState, job_dir: Path, provenance: dict[str, Any], origin: Origin) -> None:
+def save(
+    state: TrainState,
+    job_dir: Path,
+    provenance: dict[str, Any],
+    origin: Origin,
+    parked: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the checkpoint of the last finished step and let old ones go.
+
+    Args:
+        parked: what `state.kept` would give, where it lies in the host's memory while the device holds nothing of it.
 
     Raises:
         OSError: the disk refuses; older checkpoints are untouched.
     """
-    values = {f"value/{name}": flat.value for name, flat in state.adapter.params.groups.items()}
+    params = state.adapter.params
+    kept = state.kept() if parked is None else parked
+    with params.reading({name: kept[f"value/{name}"] for name in params.groups}):
+        adapter = state.adapter.files()
     checkpoint = Checkpoint(
-        tensors=values | state.optimizer.state(),
+        tensors=kept,
         state={
             "progress": dataclasses.asdict(state.progress) | {"best_loss": _finite(state.progress.best_loss)},
             "spec": state.spec.model_dump(mode="json"),
             "base": origin.base_hash,
             "numerics": origin.numerics.model_dump(mode="json"),
-            "layout": state.adapter.params.layout,
+            "layout": params.layout,
         },
     )
-    write_checkpoint(job_dir, state.step, checkpoint, state.adapter.files(), provenance)
+    write_checkpoint(job_dir, state.step, checkpoint, adapter, provenance)
     prune(job_dir, state.step, state.spec.training.save_total_limit, {state.progress.best_step})
 
 

@@ -8,13 +8,18 @@ import transformers
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.tokens import load_tokenizer
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.memory import Allowance, TrainerMemory
 from mlora_sched.engine.probe import bucket_ladder, probe
+from mlora_sched.memory.device import DeviceReader, host_memory, reader_of
+from mlora_sched.memory.formula import Formula
+from mlora_sched.memory.meter import meter_of
 from mlora_sched.model.attention import PACKED_ATTENTION
-from mlora_sched.model.base import hash_base, load_base
+from mlora_sched.model.base import FrozenBase, hash_base, load_base
 from mlora_sched.model.compiled import check_compiler, compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
+from mlora_sched.spec.memory import BaseShape
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,6 +36,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    reader = reader_of(device)
+    runtime = reader.read().own
     if config.compile:
         check_compiler(device)  # before the base is loaded, which takes longer
     base = load_base(config.base_name, config.base, _DTYPES[config.dtype], device, config.quantize)
@@ -54,4 +61,21 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         compile=config.compile,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
-    return Trainer(base, tokenizer, origin, config.pack_tokens)
+    # the shape comes from `mlora_sched.memory.profile.shape_of(base, ...)`, which is not there yet
+    memory = _memory(config, base, None, reader, runtime)
+    return Trainer(base, tokenizer, origin, config.pack_tokens, memory)
+
+
+def _memory(
+    config: WorkerConfig, base: FrozenBase, shape: BaseShape | None, reader: DeviceReader, runtime: int
+) -> TrainerMemory | None:
+    """What sizes the packs; None where nobody knows what they take.
+
+    Args:
+        runtime: bytes that this process held of the device before the base was loaded.
+    """
+    if shape is None:
+        return None
+    allowance = Allowance(config.memory_budget, config.memory_margin, host_memory(config.host_memory), runtime)
+    meter = meter_of(base.device, compiled=config.compile)
+    return TrainerMemory(base, Formula(shape), reader, meter, allowance, shape=shape, corrections=config.corrections)

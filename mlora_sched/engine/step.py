@@ -22,6 +22,7 @@ from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.data.pack import PackedBatch, Segment
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.device import is_out_of_memory
 from mlora_sched.model.head import TokenLosses, token_losses
 from mlora_sched.model.site import Placed
 from mlora_sched.objectives.sft import row_weight
@@ -68,10 +69,6 @@ class SegmentResult:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""How torch's CPU allocator, which has no exception of its own, says it."""
-
-
 class PartError(Exception):
     """One job's own code raised inside a pack. `job_id` says whose; the cause is chained."""
 
@@ -100,7 +97,7 @@ def run_pack(
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's, not a tenant's: after an accelerator error nothing on it can be trusted
     except Exception as error:
-        if isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error):
+        if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
         culprit = base.slot.active
         if culprit is None:

@@ -8,9 +8,11 @@ phase is finished by `finish_step` or `finish_evaluation`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
@@ -120,6 +122,18 @@ class TrainState:
         """Tokens of the running phase."""
         return self._open.tokens
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that the job holds on the device for as long as it is attached."""
+        for flat in self.adapter.params.groups.values():
+            yield from (flat.value, flat.grad, flat.compute)
+        yield from self.optimizer.state().values()
+        yield from self.adapter.derived()
+
+    def kept(self) -> dict[str, Tensor]:
+        """What of it must not be lost, by its name in a checkpoint: values and moments."""
+        values = {f"value/{name}": flat.value for name, flat in self.adapter.params.groups.items()}
+        return values | self.optimizer.state()
+
     # ------------------------------------------------------------------ phases
 
     @property
@@ -140,6 +154,16 @@ class TrainState:
     def waiting_chunks(self) -> Sequence[Chunk]:
         """Chunks of the running phase that have no result yet, in order."""
         return self._open.chunks[len(self._open.results) :]
+
+    def targets(self, chunk: Chunk) -> int:
+        """Tokens of a chunk that carry loss."""
+        counts = self._set().targets
+        return sum(int(counts[row]) for row in chunk.rows)
+
+    def squares(self, chunk: Chunk) -> int:
+        """Σ L² over the rows of a chunk: what attention grows with."""
+        lengths = self._set().lengths
+        return sum(int(lengths[row]) ** 2 for row in chunk.rows)
 
     def rows(self, chunk: Chunk) -> list[RowLike]:
         """The tokenised rows of a chunk of the running phase."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mlora_sched.memory.calibrate import Estimator
 from mlora_sched.memory.formula import Formula, JobMemory, PackPlan
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.adapter import AdapterSpec
@@ -31,10 +32,10 @@ Estimating = Callable[[BaseShape, Sequence[Correction]], Estimates]
 """Makes the estimates for a base."""
 
 
-def by_formula(shape: BaseShape, _corrections: Sequence[Correction]) -> Estimates:
-    """The closed form."""
+def corrected(shape: BaseShape, corrections: Sequence[Correction]) -> Estimates:
+    """The closed form, with what measuring has taught."""
     formula = Formula(shape)
-    return Estimates(formula.job, formula.pack)
+    return Estimates(formula.job, Estimator(formula, corrections).pack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Fit:
     """
 
     def __init__(
-        self, shape: BaseShape, buckets: Sequence[int], report: MemoryReport, estimating: Estimating = by_formula
+        self, shape: BaseShape, buckets: Sequence[int], report: MemoryReport, estimating: Estimating = corrected
     ) -> None:
         self._shape, self._buckets, self._report, self._estimating = shape, tuple(buckets), report, estimating
         self._estimates = estimating(shape, report.corrections)

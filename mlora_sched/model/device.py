@@ -1,8 +1,12 @@
-"""Which device a worker runs on. "auto" never falls back to the CPU when a GPU is there that torch cannot use."""
+"""Which device a worker runs on, and how its allocators behave.
+
+"auto" never falls back to the CPU when a GPU is there that torch cannot use.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 
 import torch
@@ -61,6 +65,24 @@ def blas(device: torch.device) -> str:
     if torch.backends.mkl.is_available():
         return f"mkl {os.environ.get('MKL_CBWR', 'default')}"
     return "other"
+
+
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""How torch's CPU allocator, which has no exception of its own, says it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of torch's, of whichever device, has refused."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error)
+    )
+
+
+def free_caches(device: torch.device) -> None:
+    """Let go of what nobody uses: graphs that hang on themselves, and what a GPU's allocator keeps for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

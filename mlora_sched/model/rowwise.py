@@ -221,7 +221,9 @@ class _GatedProduct(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         ctx.act = act
         activated: Tensor = act(gate)
-        return activated * up if activated.data_ptr() == gate.data_ptr() else activated.mul_(up)
+        # storages and not addresses: what a trace computes with has none
+        same = activated.untyped_storage()._cdata == gate.untyped_storage()._cdata
+        return activated * up if same else activated.mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from mlora_sched import __version__
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
-from mlora_sched.memory.fit import Estimating, by_formula
+from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
@@ -50,7 +50,7 @@ def create_app(
     settings: DaemonSettings,
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
-    estimating: Estimating = by_formula,
+    estimating: Estimating = corrected,
 ) -> FastAPI:
     """The application of one daemon.
 

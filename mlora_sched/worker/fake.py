@@ -95,8 +95,8 @@ class FakeWorker:
     Args:
         sleep: how to wait, for an idle `poll` and for `step_seconds`.
         ready: what to answer to `Init`; None for the fake's own `Ready`.
-        memory: what it reports of the device when it is ready and after every slice, with its jobs' bytes filled in;
-            None for nothing. `shape` of the base goes with it. Jobs are parked while they fit into its `host_limit`.
+        memory: what it reports of the device when it is ready and when it has changed, with its jobs' bytes filled
+            in; None for nothing. `shape` of the base goes with it. Jobs are parked while they fit into `host_limit`.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class FakeWorker:
         self._sleep = sleep
         self._ready = ready
         self.memory = memory
+        self._told: MemoryReport | None = None
         self._shape = shape
         self.killed = False
         self._parked: dict[str, _Resident] = {}
@@ -145,6 +146,8 @@ class FakeWorker:
             self._handle(command)
             if isinstance(command, Slice):
                 break
+        if self._alive:
+            self._outbox += self._news()
         if self._alive and not self._outbox:
             self._sleep(timeout)
         reports, self._outbox = self._outbox, []
@@ -247,13 +250,18 @@ class FakeWorker:
             tokens += job.script.step_tokens
         done = SliceDone(slice_id=command.slice_id, packs=packs, tokens=tokens, rows=tokens * 2, seconds=0.5)
         self._outbox.append(done)
-        if self.memory is not None:
-            self._outbox.append(self._memory_report(self.memory))
 
-    def _memory_report(self, memory: MemoryReport) -> MemoryReport:
+    def _news(self) -> list[MemoryReport]:
+        """How the device stands, where that has changed."""
+        if self.memory is None or self._hangs:
+            return []
         here = [JobBytes(job_id=job_id, device=job.script.bytes, host=0) for job_id, job in self._residents.items()]
         away = [JobBytes(job_id=job_id, device=0, host=job.script.bytes) for job_id, job in self._parked.items()]
-        return memory.model_copy(update={"jobs": (*here, *away)})
+        report = self.memory.model_copy(update={"jobs": (*here, *away)})
+        if report == self._told:
+            return []
+        self._told = report
+        return [report]
 
     def _fake_ready(self) -> Ready:
         return _READY.model_copy(update={"shape": self._shape, "memory": self.memory})

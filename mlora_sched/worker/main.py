@@ -1,12 +1,14 @@
 """The training worker's program: one base, one trainer, commands from the daemon, reports to it.
 
 Started by `mlora_sched.worker.local` with the pipe's file descriptor. Between two packs it looks at its mailbox, so
-that a join, a pause or a cancel waits for one pack at most. When the daemon's end closes, it exits.
+that a join, a pause or a cancel waits for one pack at most. When it is told to stop it saves the jobs that are
+parked; when the daemon's end closes, it exits.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import assert_never
 
 from mlora_sched.engine.loop import Trainer
@@ -31,6 +33,9 @@ class TrainingWorker:
             self._look(0.0 if self._slices else IDLE_SECONDS)
             if self._slices and not self._stopped:
                 self._run_slice(self._slices.popleft())
+            self._write(self._trainer.news())
+        if not self._channel.closed:
+            self._write(self._trainer.close())
 
     def _run_slice(self, wanted: Slice) -> None:
         for reports in self._trainer.slice(wanted):
@@ -47,8 +52,8 @@ class TrainingWorker:
                     self._slices.append(command)
                 case Attach(start=start):
                     self._write(self._trainer.attach(start))
-                case Detach(job_id=job_id, save=keep):
-                    self._write(self._trainer.detach(job_id, keep=keep))
+                case Detach(job_id=job_id, save=keep, park=park):
+                    self._write(self._trainer.detach(job_id, keep=keep, park=park))
                 case Shutdown():
                     self._stopped = True
                 case Init() | Prepare():
@@ -57,7 +62,7 @@ class TrainingWorker:
                 case _:
                     assert_never(command)
 
-    def _write(self, reports: list[Report]) -> None:
+    def _write(self, reports: Sequence[Report]) -> None:
         for report in reports:
             self._channel.write(report)
 
@@ -72,13 +77,15 @@ def serve(channel: Channel[Command, Report]) -> int:
     except MloraError as error:
         channel.write(Fatal(error=type(error).__name__, message=error.message))
         return error.exit_code
-    origin = trainer.origin
+    origin, memory = trainer.origin, trainer.memory
     channel.write(
         Ready(
             verdict=origin.verdict,
             numerics=origin.numerics,
             parameters=trainer.base.parameters,
             base_hash=origin.base_hash,
+            shape=None if memory is None else memory.shape,
+            memory=None if memory is None else memory.report(),
         )
     )
     TrainingWorker(channel, trainer).run()

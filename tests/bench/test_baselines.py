@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mlora_sched.bench.experts_loop import LoopedMixLora
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.bench.jobs import BenchJob, bench_job, even_rows, lora, random_rows
 from mlora_sched.bench.ours import OurJobs
 from mlora_sched.bench.peft_side import Batching, PeftJobs, collate, plain_model
@@ -18,6 +17,7 @@ from mlora_sched.bench.phases import Clocked
 from mlora_sched.bench.rows import read_rows, row_files, rows_tokenizer
 from mlora_sched.bench.setting import Setting
 from mlora_sched.errors import NotFound, UserError
+from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.spec.wire import StepDone
 from mlora_sched.toybase.train import RECIPE_FILE
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.bench.ceiling import Ceiling
 from mlora_sched.bench.counting import Counts, count
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.bench.jobs import bench_job as job_of
 from mlora_sched.bench.jobs import lora, random_rows
 from mlora_sched.bench.ours import OurJobs
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.probe import bucket_ladder
+from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model.base import FrozenBase, adopt
 from mlora_sched.spec.wire import Exactness, NumericsKey, ProbeVerdict
 

@@ -213,9 +213,12 @@ def test_a_pause_of_a_parked_job_that_is_taken_back_lets_it_go_on(start: Start) 
     assert rig.losses(job) == EXPECTED[:200]
 
 
-def test_a_parked_job_that_was_put_to_rest_on_disk_is_in_nobody_s_hands(start: Start) -> None:
+@pytest.mark.parametrize("told", ["by its checkpoint", "by the report"])
+def test_a_parked_job_that_was_put_to_rest_on_disk_is_in_nobody_s_hands(start: Start, told: str) -> None:
     rig, job = parked_job(start)
-    rig.workers[0]._save(rig.workers[0]._parked.pop(job), best=False)
+    parked = rig.workers[0]._parked.pop(job)
+    if told == "by its checkpoint":
+        rig.workers[0]._save(parked, best=False)
     rig.until(lambda: job not in rig.loop._hands.all)
     rig.request(job, Request.PAUSE)
     rig.tick()

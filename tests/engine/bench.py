@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from promise.world import PACK_TOKENS, World, base_in, origin_in, tokenizer, write_rows
 
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.memory import TrainerMemory
 from mlora_sched.spec.job import ADAPTER_FILES, parse_job
 from mlora_sched.spec.wire import (
     Attached,
@@ -33,9 +34,11 @@ Kind = TypeVar("Kind")
 class Bench:
     """One trainer, and what it has reported so far. A second bench on the same folder is a restarted worker."""
 
-    def __init__(self, folder: Path, pack_tokens: int = PACK_TOKENS) -> None:
+    def __init__(
+        self, folder: Path, pack_tokens: int = PACK_TOKENS, memory: TrainerMemory | None = None, world: World = WORLD
+    ) -> None:
         self.folder = folder
-        self.trainer = Trainer(base_in(WORLD), tokenizer(), origin_in(WORLD), pack_tokens)
+        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), pack_tokens, memory)
         self.reports: list[Report] = []
 
     def start(
@@ -77,8 +80,8 @@ class Bench:
         self.reports += reports
         return reports
 
-    def detach(self, job_id: str, *, keep: bool) -> list[Report]:
-        reports = self.trainer.detach(job_id, keep=keep)
+    def detach(self, job_id: str, *, keep: bool, park: bool = False) -> list[Report]:
+        reports = self.trainer.detach(job_id, keep=keep, park=park)
         self.reports += reports
         return reports
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from engine.bases import NEEDS_BITSANDBYTES, base_of, llama_config, model_of
 from engine.one_step import member_of, step
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.errors import BaseError
+from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model import quantize
 from mlora_sched.model.base import FrozenBase, hash_base, load_base
 from mlora_sched.model.quantize import Nf4Site

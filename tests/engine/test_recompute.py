@@ -14,10 +14,10 @@ from torch import Tensor
 from engine.bases import base_of, llama_config
 from engine.one_step import member_of, step
 from mlora_sched.adapters.lora import LoraOp
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.engine.probe import probe
 from mlora_sched.engine.step import PartError
 from mlora_sched.errors import BaseError
+from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.spec.wire import Exactness

@@ -16,6 +16,7 @@ from mlora_sched.adapters.lora import LoraAdapter, LoraOp
 from mlora_sched.data.pack import PackedBatch
 from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.packer import RECOVERY
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Attached, EvalDone, Share, Slice, SliceDone, StepDone
 
@@ -189,8 +190,27 @@ def test_a_full_device_gets_smaller_packs(tmp_path: Path, neighbour: bytes, monk
     assert max(tried) > 100
     full = [tokens for tokens in tried if tokens > 100]
     assert len(full) == len(bench.notes())
-    assert full == tried[: len(full)], "once small enough, packs stay so"
-    assert bench.notes()[-1] == f"out of memory: the pack runs again in packs of at most {full[-1] // 2} tokens"
+    assert full == tried[: len(full)], "once small enough, packs stay so for long"
+    says = f"tokens: tried to allocate 3 GiB; its jobs begin their step anew in packs of at most {full[-1] // 2} tokens"
+    assert bench.notes()[-1].startswith("out of memory in a pack of ")
+    assert bench.notes()[-1].endswith(says)
+
+
+def test_packs_grow_again_after_enough_good_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device lacked once it may have again; while it still lacks it, each failure shrinks the packs further."""
+    bench = Bench(tmp_path)
+    bench.attach(bench.start(max_steps=100))
+    bench.attach(bench.start("other", max_steps=100))
+    packer = bench.trainer.packer
+    with monkeypatch.context() as full:
+        _full_above(100, full)
+        while packer.room > 100:
+            bench.packs(1)
+    small = packer.room
+    bench.packs(RECOVERY)
+    assert packer.room == 2 * small
+    bench.packs(3 * RECOVERY)
+    assert packer.room == packer.most
 
 
 def test_a_chunk_that_does_not_fit_by_itself_fails_its_job(

@@ -46,12 +46,13 @@ IN_4_BITS = [
 
 @pytest.mark.parametrize("world", [*WORLDS, *IN_4_BITS], ids=str)
 def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
-    """All methods in one pack, dropout on and off, each compared with itself alone."""
+    """All methods in one pack, dropout on and off, each parked twice, each compared with itself alone."""
     tenants = [
         tenant_of(case, f"{case}-{at}", seed=at, dropout=0.2 * ((at + world.threads) % 2))
         for at, case in enumerate(METHOD_CASES)
     ]
-    company = together(world, [Neighbour(tenant, joins=at % 3) for at, tenant in enumerate(tenants)])
+    parks = [((at + 1, 2), (at + 4, 1)) for at in range(len(tenants))]
+    company = together(world, [Neighbour(tenant, at % 3, parks=parks[at]) for at, tenant in enumerate(tenants)])
     for tenant in tenants:
         assert_same(world, tenant, company[tenant.name])
 
@@ -118,14 +119,18 @@ def _targets(case: MethodCase, targets: Any) -> Any:
     return [*targets, "up_proj"] if routed else targets
 
 
+PARKS = st.lists(st.tuples(st.integers(1, 8), st.integers(1, 4)), max_size=2).map(tuple)
+
+
 @st.composite
 def companies(draw: st.DrawFn) -> tuple[Neighbour, ...]:
-    """One to three neighbours that come when they like and may be cancelled or break."""
+    """One to three neighbours that come when they like and may be parked or cancelled."""
     return tuple(
         Neighbour(
             draw(tenants(f"neighbour-{at}")),
             joins=draw(st.integers(0, 4)),
             leaves=draw(st.none() | st.integers(1, 6)),
+            parks=draw(PARKS),
         )
         for at in range(draw(st.integers(1, 3)))
     )
@@ -136,6 +141,7 @@ RANDOM = {
     "tenant": tenants("tenant"),
     "company": companies(),
     "joins": st.integers(0, 3),
+    "parks": PARKS,
     "out_of_memory": st.lists(st.integers(0, 6), max_size=2),
 }
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -144,9 +150,14 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(**RANDOM)
 def test_any_tenant_in_any_company_is_as_alone(
-    world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
+    world: World,
+    tenant: Tenant,
+    company: tuple[Neighbour, ...],
+    joins: int,
+    parks: tuple[tuple[int, int], ...],
+    out_of_memory: list[int],
 ) -> None:
-    members = [Neighbour(tenant, joins), *company]
+    members = [Neighbour(tenant, joins, parks=parks), *company]
     assert_same(world, tenant, together(world, members, out_of_memory, until=tenant.name)[tenant.name])
 
 
@@ -155,7 +166,12 @@ def test_any_tenant_in_any_company_is_as_alone(
 @settings(max_examples=500, deadline=None, suppress_health_check=QUIET)
 @given(**RANDOM)
 def test_any_tenant_in_any_company_is_as_alone_at_length(
-    world: World, tenant: Tenant, company: tuple[Neighbour, ...], joins: int, out_of_memory: list[int]
+    world: World,
+    tenant: Tenant,
+    company: tuple[Neighbour, ...],
+    joins: int,
+    parks: tuple[tuple[int, int], ...],
+    out_of_memory: list[int],
 ) -> None:
-    members = [Neighbour(tenant, joins), *company]
+    members = [Neighbour(tenant, joins, parks=parks), *company]
     assert_same(world, tenant, together(world, members, out_of_memory, until=tenant.name)[tenant.name])

@@ -24,6 +24,7 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.pack import PackedBatch
 from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.memory import TrainerMemory
 from mlora_sched.engine.probe import bucket_ladder, probe
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import compile_rows
@@ -78,6 +79,7 @@ class Neighbour:
 
     Attributes:
         joins: packs that have run when it is attached. leaves: packs after which it is cancelled, None for never.
+        parks: packs after which it is parked, and how many later it comes back.
         breaks: its adapter raises in the forward of this pack of its own, None for never.
     """
 
@@ -85,6 +87,12 @@ class Neighbour:
     joins: int = 0
     leaves: int | None = None
     breaks: int | None = None
+    parks: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def last(self) -> int:
+        """Packs after which nothing more happens to it."""
+        return max([self.joins, *(at + away for at, away in self.parks)])
 
 
 @dataclass
@@ -158,10 +166,11 @@ def write_rows(path: Path, lengths: Sequence[int], seed: int) -> str:
 class Run:
     """One trainer over some tenants; `step` runs one pack."""
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, world: World, folder: Path, memory: TrainerMemory | None = None) -> None:
         torch.set_num_threads(world.threads)
         self.folder = folder
-        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), world.pack_tokens)
+        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), world.pack_tokens, memory)
+        self.starts: dict[str, JobStart] = {}
         self.got: dict[str, Got] = {}
 
     def attach(self, tenant: Tenant) -> None:
@@ -182,8 +191,17 @@ class Run:
             cache_dir=str(self.folder / "cache"),
             job_dir=str(folder),
         )
-        self.got[tenant.name] = Got()
+        self.starts[tenant.name], self.got[tenant.name] = start, Got()
         self.take(self.trainer.attach(start))
+
+    def park(self, name: str) -> None:
+        """Let it rest in the host's memory, where it is still training."""
+        self.take(self.trainer.detach(name, keep=True, park=True))
+
+    def wake(self, name: str) -> None:
+        """Let it go on, where it is parked."""
+        if name in self.trainer.parking.jobs:
+            self.take(self.trainer.attach(self.starts[name]))
 
     def break_adapter(self, name: str, at: int) -> None:
         """Make the `at`-th call of one of the adapter's ops raise."""
@@ -228,17 +246,22 @@ def alone(world: World, tenant: Tenant) -> Got:
 
 
 def together(
-    world: World, members: Sequence[Neighbour], out_of_memory: Sequence[int] = (), until: str | None = None
+    world: World,
+    members: Sequence[Neighbour],
+    out_of_memory: Sequence[int] = (),
+    until: str | None = None,
+    memory: TrainerMemory | None = None,
 ) -> dict[str, Got]:
     """What everybody gets when they come, go and break as they do.
 
     Args:
         out_of_memory: packs (counted from 0) in whose course the device runs out of memory.
         until: stop when this tenant has ended; by default when all have.
+        memory: what sizes the packs; by default nothing does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(world, Path(folder))
-        packs, last = 0, max(member.joins for member in members)
+        run = Run(world, Path(folder), memory)
+        packs, last = 0, max(member.last for member in members)
         worked = True
         while (worked or packs <= last) and not (until in run.got and run.got[until].ended):
             for member in members:
@@ -254,6 +277,11 @@ def _come_and_go(run: Run, member: Neighbour, packs: int) -> None:
         run.attach(member.tenant)
         if member.breaks is not None:
             run.break_adapter(name, member.breaks)
+    for at, away in member.parks:
+        if packs == at:
+            run.park(name)
+        if packs == at + away:
+            run.wake(name)
     if member.leaves is not None and member.leaves <= packs:
         run.trainer.detach(name, keep=False)
 

@@ -35,7 +35,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
     """
     together = _jobs(setting, plan)
     pack = together.pack()
-    bare = Ceiling(setting.trainer.base, pack, setting.trainer.buckets)
+    bare = Ceiling(setting.trainer.base, pack, setting.trainer.packer.buckets)
     rows = torch.from_numpy(pack.input_ids_T[: pack.tokens]).view(plan.jobs, -1)
     plain = PlainCeiling(plain_model(setting.base), rows)
     frozen = list(setting.trainer.base.model.parameters())

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
-from mlora_sched.bench.footprint import PeakTensors
 from mlora_sched.bench.harness import Entrant, compare
 from mlora_sched.bench.jobs import even_rows, lora, random_jobs
 from mlora_sched.bench.ours import OurJobs
@@ -16,6 +15,7 @@ from mlora_sched.bench.record import Outcome, Series, Unit, ratio_of, settings_o
 from mlora_sched.bench.setting import PACK_TOKENS, Setting, start
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.errors import BaseError
+from mlora_sched.memory.meter import PeakTensors
 
 QUESTION = "What does each option of the daemon cost in time, and save in memory?"
 _PLAIN = "plain"
@@ -82,7 +82,7 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
         settings=settings_of(plan),
         counts={
             "verdicts": {name: str(jobs.trainer.origin.verdict) for name, jobs in systems.items()},
-            "pack_lengths": {name: list(jobs.trainer.buckets) for name, jobs in systems.items()},
+            "pack_lengths": {name: list(jobs.trainer.packer.buckets) for name, jobs in systems.items()},
             "left_out": left_out,
         },
     )

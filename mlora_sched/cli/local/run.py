@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
+from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +20,10 @@ from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.job import JobSpec, load_job, local_files
-from mlora_sched.spec.wire import JobStart, WorkerConfig
+from mlora_sched.spec.wire import JobFailed, JobStart, Report, WorkerConfig
+
+if TYPE_CHECKING:
+    from mlora_sched.engine.loop import Trainer
 
 _SLICE_SECONDS = 1.0
 
@@ -129,8 +135,29 @@ def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: 
         report.ready(trainer.origin)
         for start in starts:
             report.take(trainer.attach(start))
-        while trainer.residents:
+        waiting: deque[JobStart] = deque()
+        while trainer.residents or waiting:
+            before, packs = len(trainer.residents), -1  # what it has done is reported after the last
             shares = tuple(Share(job_id=job_id, tokens=1) for job_id in trainer.residents)
             for reports in trainer.slice(Slice(slice_id=0, shares=shares, seconds=_SLICE_SECONDS)):
                 report.take(reports)
+                packs += 1
+            report.take(_take_turns(trainer, waiting, before, packs))
     return report.exit_code
+
+
+def _take_turns(trainer: Trainer, waiting: deque[JobStart], before: int, packs: int) -> list[Report]:
+    """After a slice that began with so many jobs: who must wait for memory, and who need not wait any more."""
+    if packs == 0 and before > 1:  # not one chunk fits beside all these jobs
+        last = list(trainer.residents.values())[-1].start
+        waiting.append(last.model_copy(update={"resume": True}))
+        reports = trainer.detach(last.job_id, keep=True, park=True)
+        if any(isinstance(report, JobFailed) for report in reports):
+            waiting.pop()
+        return reports
+    if packs == 0 and before == 1:  # others hold the memory: what could never fit was refused when it was attached
+        time.sleep(_SLICE_SECONDS)
+        return []
+    if waiting and len(trainer.residents) < max(1, before):
+        return trainer.attach(waiting.popleft())
+    return []

@@ -1,0 +1,70 @@
+"""What is reported of a job: records for the wire, made from what the engine knows."""
+
+from __future__ import annotations
+
+from mlora_sched.engine.resident import Resident
+from mlora_sched.engine.train_state import EvalFigures, StepFigures
+from mlora_sched.errors import DataError, JobFault, NotFound, SpecError
+from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobStart, StepDone
+
+
+def attached(resident: Resident) -> Attached:
+    """It is on the device."""
+    state = resident.state
+    return Attached(
+        job_id=resident.start.job_id,
+        epoch=resident.start.epoch,
+        step=state.step,
+        total_steps=state.total_steps,
+        trainable_parameters=state.adapter.params.count,
+        other_numerics=state.progress.other_numerics,
+    )
+
+
+def failed(start: JobStart, error: BaseException) -> JobFailed:
+    """One of `FAULTS` has ended it."""
+    match error:
+        case JobFault():
+            code, message = ErrorCode(error.code), error.message
+        case DataError() | NotFound():
+            code, message = ErrorCode.BAD_DATA, error.message
+        case SpecError():
+            code, message = ErrorCode.BAD_SPEC, error.message
+        case OSError():
+            code, message = ErrorCode.STORAGE, f"its files cannot be read or written: {error}"
+        case _:
+            code, message = ErrorCode.OUT_OF_MEMORY, f"its adapter does not fit on the device: {error}"
+    return JobFailed(job_id=start.job_id, epoch=start.epoch, code=code, message=message)
+
+
+def detached(resident: Resident, *, parked: bool = False) -> Detached:
+    """It has been let go."""
+    return Detached(job_id=resident.start.job_id, epoch=resident.start.epoch, step=resident.state.step, parked=parked)
+
+
+def step_done(start: JobStart, figures: StepFigures) -> StepDone:
+    """It has finished a step."""
+    return StepDone(
+        job_id=start.job_id,
+        epoch=start.epoch,
+        step=figures.step,
+        loss=figures.loss,
+        lr=figures.lr,
+        grad_norm=figures.grad_norm,
+        tokens=figures.tokens,
+        target_tokens=figures.target_tokens,
+        extra=figures.extra,
+    )
+
+
+def eval_done(start: JobStart, figures: EvalFigures) -> EvalDone:
+    """It has finished an evaluation."""
+    return EvalDone(
+        job_id=start.job_id,
+        epoch=start.epoch,
+        step=figures.step,
+        loss=figures.loss,
+        accuracy=figures.accuracy,
+        tokens=figures.tokens,
+    )

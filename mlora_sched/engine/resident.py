@@ -1,0 +1,66 @@
+"""A job on the device, and whose fault what its own code raises is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mlora_sched.engine.train_state import TrainState
+from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
+from mlora_sched.memory.meter import bytes_of
+from mlora_sched.model.device import is_out_of_memory
+from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.wire import JobStart
+
+FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)
+"""What ends one job and nobody else."""
+
+
+@dataclass
+class Resident:
+    """A job on the device.
+
+    Attributes:
+        served: tokens it has had in the running slice.
+        named: a slice has named it. One that was attached after the running slice was planned takes part all the
+            same, with an average share, so that it joins at the next pack.
+        starved: how often in a row a pack of one chunk of this job alone has run out of memory.
+        bytes: what it holds of the device for as long as it is attached.
+    """
+
+    start: JobStart
+    state: TrainState
+    served: int = 0
+    named: bool = False
+    starved: int = 0
+    bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes = bytes_of(self.state.tensors())
+
+    @property
+    def job_dir(self) -> Path:
+        return Path(self.start.job_dir)
+
+
+@contextlib.contextmanager
+def own_code(start: JobStart) -> Iterator[None]:
+    """Here one job's own code runs: what it raises is that job's fault, unless the error says itself what it is."""
+    try:
+        yield
+    except (MloraError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise adapter_fault(start, error) from error
+
+
+def adapter_fault(start: JobStart, cause: BaseException | None) -> JobFault:
+    """A job's adapter has raised."""
+    message = f"its {start.spec.adapter.method} adapter raised {type(cause).__name__}: {cause}"
+    return JobFault(ErrorCode.ADAPTER_ERROR, message)
