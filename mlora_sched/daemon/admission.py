@@ -20,6 +20,11 @@ from mlora_sched.store.records import LiveJob
 SHRINK = 0.8
 """What is left of the jobs' part of the memory when the kernel has ended the worker for want of it."""
 
+RISE = 0.01
+"""A budget that falls counts at once; one that rises, when that is so much of what the daemon may use …"""
+RISE_SECONDS = 10.0
+"""… or when so much time has gone by: other processes' bytes move all the time, and jobs are not to follow them."""
+
 _NOTHING = Needs(0, 0)
 
 
@@ -40,6 +45,8 @@ class Admission:
         self._buckets: tuple[int, ...] = ()
         self._report: MemoryReport | None = None
         self._fit: Fit | None = None
+        self._budget: int | None = None
+        self._budget_since = 0.0
         self._bounds: dict[str, int] = {}
         """Of `WorkerConfig`, where the kernel has taught better ones than the settings'."""
 
@@ -87,12 +94,22 @@ class Admission:
         needs = self.needs(job)
         return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, needs.chunk)
 
-    def limits(self, tokens_per_second: float) -> Limits:
-        """What a plan must keep to, at a pace."""
+    def limits(self, tokens_per_second: float, now: float) -> Limits:
+        """What a plan must keep to, at a pace and a time."""
         settings = self._settings
         tokens = max(settings.pack_tokens, int(tokens_per_second * settings.slice_seconds))
-        memory = None if self._fit is None or self._report is None else self._report.budget
+        if self._fit is None or self._report is None:
+            return Limits(settings.max_resident_jobs, slice_tokens=tokens)
+        memory = self._steady(self._report, now)
         return Limits(settings.max_resident_jobs, slice_tokens=tokens, memory=memory)
+
+    def _steady(self, report: MemoryReport, now: float) -> int:
+        """The budget without small rises of late."""
+        rise = None if self._budget is None else report.budget - self._budget
+        if rise is None or rise < 0 or rise >= RISE * report.limit or now - self._budget_since >= RISE_SECONDS:
+            self._budget, self._budget_since = report.budget, now
+        assert self._budget is not None
+        return self._budget
 
     def fits_now(self, job: LiveJob) -> bool:
         """There is memory for the job alone."""

@@ -144,7 +144,7 @@ class DaemonLoop:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served) if self._ready and away is None else self._not_ready(served)
+        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
         self._explain(live, reasons)
         if not self._hands.attached:
             self._board.idle()
@@ -175,7 +175,8 @@ class DaemonLoop:
         else:
             self._worker.kill()  # it is loading the base, and has nothing to save
         self._forget_worker(now, "the worker was ended before it was saved; to go on from the last checkpoint")
-        self._board.away(phase, why)
+        if self._board.away(phase, why):
+            self._store.note(None, f"the worker is {why}", now)
 
     def _forget_worker(self, now: float, note: str) -> frozenset[str]:
         """There is no worker any more; returns the jobs that were attached to it."""
@@ -287,13 +288,13 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
         suspect = self._suspects.on_trial
         if suspect is not None and not self._admission.fits_now(by_id[suspect]):
             suspect = None  # others need not wait until there is memory for it
-        snapshot = self._snapshot(jobs) if suspect is None else self._trial(by_id, suspect)
+        snapshot = self._snapshot(jobs, now) if suspect is None else self._trial(by_id, suspect, now)
         plan = self._policy(snapshot)
         if suspect is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -309,7 +310,7 @@ class DaemonLoop:
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
 
-    def _snapshot(self, jobs: Sequence[LiveJob]) -> Snapshot:
+    def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
@@ -319,15 +320,15 @@ class DaemonLoop:
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
             floor=fairness.floor,
-            limits=self._admission.limits(self._board.tokens_per_second),
+            limits=self._admission.limits(self._board.tokens_per_second, now),
         )
 
-    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str) -> Snapshot:
+    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str, now: float) -> Snapshot:
         """The snapshot without anybody else: they leave the worker, and the suspect comes when it is empty."""
         others = self._hands.all - {suspect}
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        return self._snapshot([] if others else [jobs[suspect]])
+        return self._snapshot([] if others else [jobs[suspect]], now)
 
     def _send_slices(self, plan: Plan) -> None:
         shares = tuple(Share(job_id=share.job_id, tokens=share.tokens) for share in plan.shares)

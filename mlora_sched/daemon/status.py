@@ -61,10 +61,12 @@ class StatusBoard:
         """The device stands otherwise."""
         self._write(memory=report)
 
-    def away(self, phase: WorkerPhase, state: str) -> None:
-        """The worker has been ended on purpose."""
-        if self.state != state:
-            self._write(phase=phase, state=state, tokens_per_second=0.0, **self._nobody())
+    def away(self, phase: WorkerPhase, state: str) -> bool:
+        """The worker has been ended on purpose; False when that was known."""
+        if self.state == state:
+            return False
+        self._write(phase=phase, state=state, tokens_per_second=0.0, **self._nobody())
+        return True
 
     def failed(self, message: str) -> None:
         """The worker says that it cannot go on."""

@@ -264,7 +264,7 @@ class FakeWorker:
         return [report]
 
     def _fake_ready(self) -> Ready:
-        return _READY.model_copy(update={"shape": self._shape, "memory": self.memory})
+        return READY.model_copy(update={"shape": self._shape, "memory": self.memory})
 
     def _step(self, job: _Resident) -> None:
         start, script, step = job.start, job.script, job.step + 1
@@ -341,7 +341,7 @@ def _export(folder: Path) -> None:
     (folder / weights).write_bytes(_EMPTY_SAFETENSORS)
 
 
-_READY = Ready(
+READY = Ready(
     verdict=ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,)),
     numerics=NumericsKey(
         device="fake", torch="none", transformers="none", dtype="float32", threads=1, attention="none", buckets=(128,)
@@ -349,3 +349,4 @@ _READY = Ready(
     parameters=0,
     base_hash="0" * 64,
 )
+"""What a fake says of itself unless it is told otherwise."""

@@ -43,6 +43,7 @@ def test_every_job_saves_itself_and_goes_on_after_the_reclaim(rig: Rig) -> None:
     assert set(rig.states().values()) == {JobState.QUEUED}
     state = rig.store.worker_status().state
     assert state == "released, asked for by root"
+    assert rig.happened(None)[-2:] == ["release requested by root", f"the worker is {state}"]
     rig.tick(20)
     assert len(rig.workers) == 1
     assert {rig.store.get(job).reason for job in jobs} == {f"worker: {state}"}
