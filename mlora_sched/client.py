@@ -21,7 +21,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from mlora_sched.archive import prepare_target, unpack
-from mlora_sched.errors import MloraError, NotFound, SpecError, Unreachable, WaitTimeout, from_name
+from mlora_sched.errors import MloraError, NotFound, Refused, SpecError, Unreachable, WaitTimeout, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import (
     DaemonView,
@@ -30,13 +30,15 @@ from mlora_sched.spec.api import (
     EventView,
     JobDetail,
     JobView,
+    MemoryView,
     MetricsLine,
     MetricsPage,
+    ReleaseRequest,
     Submission,
 )
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, load_job, local_files
-from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.state import JobState, Request, WorkerPhase
 
 SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
 _PREFIX = "/api/v1"
@@ -135,6 +137,10 @@ class Client:
         """Who answers, and how busy it is."""
         return self._record(DaemonView, "GET", "/daemon")
 
+    def memory(self) -> MemoryView:
+        """What holds the device's memory; of other people's jobs no more than bytes."""
+        return self._record(MemoryView, "GET", "/daemon/memory")
+
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
         params = {"state": [state.value for state in states], "everyone": everyone}
@@ -194,6 +200,38 @@ class Client:
     def request(self, ref: str, request: Request) -> JobView:
         """Ask for a pause, a resume or a cancel; the answer shows it as pending until the daemon has done it."""
         return self._record(JobView, "POST", _job(ref, f"/{request.value}"))
+
+    def release(self, seconds: float | None = None, *, poll: float = 0.5) -> DaemonView:
+        """Have every job saved and the device let go, for `seconds` or until it is reclaimed; wait until it is so.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody reclaimed the device meanwhile.
+        """
+        body = ReleaseRequest(seconds=seconds)
+        view = self._record(DaemonView, "POST", "/daemon/release", json=body.model_dump())
+        while view.phase is not WorkerPhase.RELEASED:
+            if view.release is None:
+                raise Refused("the release was taken back before it had happened")
+            time.sleep(poll)
+            view = self.daemon()
+        return view
+
+    def reclaim(self, *, poll: float = 0.5) -> DaemonView:
+        """Have the device taken back; wait until the base is loaded, or is not because no job wants to train.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody released the device meanwhile.
+            MloraError: the base cannot be loaded.
+        """
+        view = self._record(DaemonView, "POST", "/daemon/reclaim")
+        while view.phase in (WorkerPhase.RELEASED, WorkerPhase.LOADING):
+            if view.release is not None:
+                raise Refused(f"the device was released anew by {view.release.caller}")
+            time.sleep(poll)
+            view = self.daemon()
+        if view.phase is WorkerPhase.FAILED:
+            raise MloraError(f"the worker cannot serve: {view.worker}")
+        return view
 
     def pull(self, ref: str, folder: Path, checkpoint: str | None = None) -> list[Path]:
         """Fetch a job's adapter into `folder`, which must not exist or be empty; returns the files written.

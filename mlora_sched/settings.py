@@ -86,6 +86,8 @@ class DaemonSettings(Frozen):
         bases: the bases it serves, at least one, with distinct names; the worker holds the first.
         device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
             `mlora_sched.spec.wire.WorkerConfig`.
+        memory_budget, memory_margin, host_memory: likewise.
+        idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
@@ -101,6 +103,10 @@ class DaemonSettings(Frozen):
     pack_tokens: int = Field(default=2048, ge=64)
     checkpoint_activations: bool = False
     compile: bool = False
+    memory_budget: int | None = Field(default=None, ge=1)
+    memory_margin: float = Field(default=0.05, ge=0, lt=1)
+    host_memory: int | None = Field(default=None, ge=0)
+    idle_unload: float | None = Field(default=None, gt=0)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"

@@ -9,21 +9,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import get_args
 
+from mlora_sched.daemon.admission import Admission
+from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.preparing import Preparing
+from mlora_sched.daemon.release import Absence
+from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
 from mlora_sched.daemon.suspects import MAX_SOLO_CRASHES, Suspects
 from mlora_sched.errors import MloraError, from_name
-from mlora_sched.sched.plan import JobFacts, Limits, Plan, Snapshot
+from mlora_sched.memory.fit import Estimating, corrected
+from mlora_sched.sched.plan import Plan, Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.state import ErrorCode, JobState, Request, WaitReason
+from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
 from mlora_sched.spec.wire import (
-    Attach,
-    Detach,
+    CheckpointSaved,
     Detached,
     Fatal,
     Init,
@@ -38,7 +43,6 @@ from mlora_sched.spec.wire import (
     Slice,
     SliceDone,
     StepDone,
-    WorkerConfig,
 )
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
@@ -48,17 +52,9 @@ SLICES_AHEAD = 2
 """Slices the worker has at once: the one that runs and the next, so that the device never waits for the daemon."""
 
 DRAIN_SECONDS = 30.0
-"""How long the jobs may take to save their state when the daemon stops."""
+"""How long the jobs may take to save their state when the daemon stops, or lets its device go."""
 
 _ON_TRIAL = f"{WaitReason.WORKER.value}: it died, and the job that ends it is being looked for"
-
-
-@dataclass(slots=True)
-class _Held:
-    """A job in the worker's hands: sent to it and not yet given back."""
-
-    epoch: int
-    leaving: bool = False
 
 
 class DaemonLoop:
@@ -70,6 +66,8 @@ class DaemonLoop:
         worker, preparer: start the training and the preparing process; called again after a death.
         clock: seconds since the Unix epoch.
         poll_seconds: how long a tick waits for the worker's next report, which bounds the delay of a request.
+        estimating: how memory is estimated.
+        kernel_kills: how many processes the kernel has ended for want of memory.
     """
 
     def __init__(
@@ -81,23 +79,29 @@ class DaemonLoop:
         clock: Callable[[], float] = time.time,
         *,
         poll_seconds: float = 0.05,
+        estimating: Estimating = corrected,
+        kernel_kills: Callable[[], int] = out_of_memory_kills,
     ) -> None:
-        init = Init(config=worker_config(settings))
         self._store = store
         self._settings = settings
         self._policy = find_policy(settings.policy)
-        self._worker = Supervisor(worker, init)
-        self._preparer = Supervisor(preparer, init)
+        self._admission = Admission(store, settings, estimating)
+        self._worker = Supervisor(worker, self._init)
+        self._preparer = Supervisor(preparer, self._init)
         self._preparing = Preparing(store, self._preparer, self._job_start)
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._board = StatusBoard(store)
         self._ready = False
         self._was_ready = False
-        self._held: dict[str, _Held] = {}
+        self._hands = Hands(self._worker.send)
         self._slices: set[int] = set()
         self._last_slice = 0
         self._suspects = Suspects()
+        self._requests = Requests(store, self._hands, self._suspects)
+        self._absence = Absence(store, settings.idle_unload)
+        self._going_until: float | None = None
+        self._kills = KernelKills(kernel_kills)
 
     # ------------------------------------------------------------ life
 
@@ -127,26 +131,64 @@ class DaemonLoop:
     def tick(self) -> None:
         """One round: hear, obey, prepare, schedule. Waits at most about `poll_seconds`."""
         now = self._clock()
-        self._worker.ensure(now)
         self._preparer.ensure(now)
         self._hear(now)
         live = self._store.live()
-        if self._obey(live, now):
+        if self._requests.obey(live, now) or self._fail_impossible(live, now):
             live = self._store.live()
         served = [job for job in live if job.base == self._base]
         self._preparing.next(served, now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
-        reasons |= self._schedule(served) if self._ready else self._not_ready(served)
+        away = self._absence.reason(served, now)
+        if away is not None:
+            self._send_away(*away, now)
+        else:
+            self._be_there(now)
+        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
         self._explain(live, reasons)
-        if not self._held:
+        if not self._hands.attached:
             self._board.idle()
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
-        for job_id in self._held:
-            self._let_go(job_id, save=True)
-        while self._held and time.monotonic() < deadline:
+        self._hands.let_all_go()
+        while self._hands.all and time.monotonic() < deadline:
             self._hear(self._clock())
+            self._hands.let_all_go()  # one that was being parked is asked for again
+
+    def _be_there(self, now: float) -> None:
+        """A worker runs, or one is started."""
+        self._going_until = None
+        if self._board.phase in (WorkerPhase.RELEASED, WorkerPhase.UNLOADED):
+            self._board.starting()
+        self._worker.ensure(now)
+
+    def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
+        """Let every job save itself and end the worker; called until it has happened, and after."""
+        if self._going_until is None:
+            self._going_until = time.monotonic() + DRAIN_SECONDS
+        if self._worker.running and self._ready:
+            self._hands.let_all_go()
+            if self._hands.all and time.monotonic() < self._going_until:
+                return
+            self._worker.close()
+        else:
+            self._worker.kill()  # it is loading the base, and has nothing to save
+        self._forget_worker(now, "the worker was ended before it was saved; to go on from the last checkpoint")
+        if self._board.away(phase, why):
+            self._store.note(None, f"the worker is {why}", now)
+
+    def _forget_worker(self, now: float, note: str) -> frozenset[str]:
+        """There is no worker any more; returns the jobs that were attached to it."""
+        self._slices.clear()
+        self._ready = False
+        attached = self._hands.drop()
+        if attached:
+            self._store.requeue_running(now, note)
+        return attached
+
+    def _init(self) -> Init:
+        return Init(config=self._admission.config())
 
     @property
     def _base(self) -> str:
@@ -171,7 +213,7 @@ class DaemonLoop:
             self._take_general(self._worker, report, now)
             self._take(report, now)
         if worker.died:
-            self._worker_died(now)
+            self._worker_died(now, killed=worker.killed)
         for process in (self._worker, self._preparer):
             if process.given_up:
                 raise process.last_words or MloraError(
@@ -198,27 +240,36 @@ class DaemonLoop:
         match report:
             case Ready():
                 self._ready = self._was_ready = True
+                self._admission.ready(report)
                 self._board.ready(report)
+            case MemoryReport():
+                self._hands.reconcile(report)
+                self._admission.hear(report)
+                self._board.memory(report)
             case StepDone():
                 self._worker.progressed()
                 if self._suspects.stepped(report.job_id, report.step):
                     self._store.set_crashes(report.job_id, 0)
             case JobFinished() | JobFailed() | Detached():
-                held = self._held.get(report.job_id)
-                if held is not None and held.epoch == report.epoch:
-                    del self._held[report.job_id]
+                if self._hands.hear(report):
                     self._suspects.dismiss(report.job_id)
+            case CheckpointSaved():
+                self._hands.saved(report.job_id)
             case SliceDone():
                 self._slices.discard(report.slice_id)
                 self._board.measured(report, now)
+                self._kills.look()
 
-    def _worker_died(self, now: float) -> None:
-        """Queue its jobs again, and look for the one that ended it: alone in the worker it is known to be guilty."""
-        held, self._held = self._held, {}
-        self._slices.clear()
-        self._ready = False
+    def _worker_died(self, now: float, *, killed: bool) -> None:
+        """Queue its jobs again, and look for the one that ended it: alone in the worker it is known to be guilty.
+
+        Nobody is when the kernel ended it for want of memory; the next worker gets less of it.
+        """
+        held = self._forget_worker(now, "the worker died; to go on from the last checkpoint")
         self._board.restarting()
-        self._store.requeue_running(now, "the worker died; to go on from the last checkpoint")
+        if killed and self._kills.grew():
+            self._store.note(None, self._admission.shrink(), now)
+            return
         victims = [job for job in self._store.live() if job.id in held]
         self._suspects.accuse({job.id: job.step for job in victims})
         if len(victims) != 1:
@@ -235,88 +286,49 @@ class DaemonLoop:
             self._suspects.dismiss(job.id)
             self._worker.progressed()
 
-    # ------------------------------------------------------------ what people ask for
-
-    def _obey(self, live: Sequence[LiveJob], now: float) -> bool:
-        """Carry out every request that can be carried out now; True when a job was changed."""
-        asked = [job for job in live if job.request is not Request.NONE]
-        for job in asked:
-            match job.request:
-                case Request.CANCEL:
-                    self._stop(job, JobState.CANCELLED, now)
-                case Request.PAUSE if job.state is JobState.PAUSED:
-                    self._store.clear_request(job.id, Request.PAUSE)
-                case Request.PAUSE:
-                    self._stop(job, JobState.PAUSED, now)
-                case Request.RESUME:
-                    self._resume(job, now)
-        return bool(asked)
-
-    def _stop(self, job: LiveJob, target: JobState, now: float) -> None:
-        """A job in the worker's hands stops when the worker says so; any other stops at once."""
-        if job.id in self._held:
-            self._let_go(job.id, save=target is JobState.PAUSED)
-        else:
-            self._store.transition(job.id, job.state, target, now, done=job.request)
-            self._suspects.dismiss(job.id)
-
-    def _resume(self, job: LiveJob, now: float) -> None:
-        """A job that has not stopped yet goes on; while it leaves, its `Detached` brings it back to the queue."""
-        if job.state is JobState.PAUSED:
-            ready = JobState.PREPARING if job.total_steps is None else JobState.QUEUED
-            self._store.transition(job.id, JobState.PAUSED, ready, now, done=Request.RESUME)
-        elif job.id not in self._held or not self._held[job.id].leaving:
-            self._store.clear_request(job.id, Request.RESUME)
-
-    def _let_go(self, job_id: str, *, save: bool) -> None:
-        held = self._held[job_id]
-        if not held.leaving:
-            held.leaving = True
-            self._worker.send(Detach(job_id=job_id, save=save))
-
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
         suspect = self._suspects.on_trial
-        snapshot = self._snapshot(jobs) if suspect is None else self._trial(by_id, suspect)
+        if suspect is not None and not self._admission.fits_now(by_id[suspect]):
+            suspect = None  # others need not wait until there is memory for it
+        snapshot = self._snapshot(jobs, now) if suspect is None else self._trial(by_id, suspect, now)
         plan = self._policy(snapshot)
         if suspect is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
         for job_id in plan.detach:
-            self._let_go(job_id, save=True)
+            self._hands.let_go(job_id, save=True, park=suspect is None)  # what is parked dies with the worker
         for job_id in plan.attach:
             epoch = self._store.begin_epoch(job_id)
-            self._held[job_id] = _Held(epoch)
-            self._worker.send(Attach(start=self._job_start(by_id[job_id], epoch)))
+            self._hands.attach(self._job_start(by_id[job_id], epoch))
         self._send_slices(plan)
         reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        return [job for job in jobs if job.state is JobState.QUEUED and job.id not in self._held]
+        return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
 
-    def _snapshot(self, jobs: Sequence[LiveJob]) -> Snapshot:
+    def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
         fairness = self._store.fairness()
-        staying = [job for job in jobs if job.id in self._held and not self._held[job.id].leaving]
-        pace = int(self._board.tokens_per_second * self._settings.slice_seconds)
+        attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
-            resident=tuple(_facts(job) for job in staying),
-            waiting=tuple(_facts(job) for job in self._waiting(jobs)),
-            leaving=len(self._held) - len(staying),
+            resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
+            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs)),
+            leaving=len(attached - staying),
+            leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
             floor=fairness.floor,
-            limits=Limits(self._settings.max_resident_jobs, slice_tokens=max(self._settings.pack_tokens, pace)),
+            limits=self._admission.limits(self._board.tokens_per_second, now),
         )
 
-    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str) -> Snapshot:
+    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str, now: float) -> Snapshot:
         """The snapshot without anybody else: they leave the worker, and the suspect comes when it is empty."""
-        for job_id in self._held:
-            if job_id != suspect:
-                self._let_go(job_id, save=True)
-        empty = self._held.keys() <= {suspect}
-        return self._snapshot([jobs[suspect]] if empty else [])
+        others = self._hands.all - {suspect}
+        for job_id in others:
+            self._hands.let_go(job_id, save=True)
+        return self._snapshot([] if others else [jobs[suspect]], now)
 
     def _send_slices(self, plan: Plan) -> None:
         shares = tuple(Share(job_id=share.job_id, tokens=share.tokens) for share in plan.shares)
@@ -326,8 +338,18 @@ class DaemonLoop:
             self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
-        reason = f"{WaitReason.WORKER.value}: {self._board.state}"
+        going = self._going_until is not None and self._worker.running
+        reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
         return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
+
+    def _fail_impossible(self, live: Sequence[LiveJob], now: float) -> bool:
+        """A job whose sizes are known now and can never fit ends; True when there was one."""
+        new = [job for job in self._waiting(live) if job.base == self._base and job.id not in self._hands.all]
+        found = self._admission.impossible(new)
+        for job_id, message in found.items():
+            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
+            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
+        return bool(found)
 
     def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
         """Write the reasons that are new, of jobs that do wait."""
@@ -348,24 +370,3 @@ class DaemonLoop:
             cache_dir=str(self._settings.cache_dir),
             job_dir=str(job_dir),
         )
-
-
-def _facts(job: LiveJob) -> JobFacts:
-    remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
-    return JobFacts(job.id, job.owner, job.priority, job.seq, remaining)
-
-
-def worker_config(settings: DaemonSettings) -> WorkerConfig:
-    """What a daemon's worker is started with."""
-    base = settings.bases[0]
-    return WorkerConfig(
-        base_name=base.name,
-        base=base.location,
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-        threads=settings.threads,
-        pack_tokens=settings.pack_tokens,
-        checkpoint_activations=settings.checkpoint_activations,
-        compile=settings.compile,
-    )

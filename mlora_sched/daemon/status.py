@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.spec.wire import Ready, SliceDone
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import WorkerStatus
@@ -29,27 +31,52 @@ class StatusBoard:
         return self._status.state
 
     @property
+    def phase(self) -> WorkerPhase:
+        """Where the worker is."""
+        return self._status.phase
+
+    @property
     def tokens_per_second(self) -> float:
         """Real tokens per second of the last slices, 0.0 before the first; kept while no job trains."""
         return self._rate
 
     def starting(self) -> None:
-        """A worker is being started for the first time."""
-        self._write(state="starting")
+        """A worker is being started, for the first time or after it was away on purpose."""
+        self._write(phase=WorkerPhase.LOADING, state="starting")
 
     def ready(self, report: Ready) -> None:
         """The worker serves."""
-        device = report.numerics.device
-        self._write(state="ready", exactness=str(report.verdict), numerics=report.numerics, device=device)
+        self._write(
+            phase=WorkerPhase.READY,
+            state="ready",
+            exactness=str(report.verdict),
+            numerics=report.numerics,
+            device=report.numerics.device,
+            shape=report.shape,
+            buckets=report.verdict.buckets,
+            memory=report.memory,
+        )
+
+    def memory(self, report: MemoryReport) -> None:
+        """The device stands otherwise."""
+        self._write(memory=report)
+
+    def away(self, phase: WorkerPhase, state: str) -> bool:
+        """The worker has been ended on purpose; False when that was known."""
+        if self.state == state:
+            return False
+        self._write(phase=phase, state=state, tokens_per_second=0.0, **self._nobody())
+        return True
 
     def failed(self, message: str) -> None:
         """The worker says that it cannot go on."""
-        self._write(state=f"failed: {message}", tokens_per_second=0.0)
+        self._write(phase=WorkerPhase.FAILED, state=f"failed: {message}", tokens_per_second=0.0)
 
     def restarting(self) -> None:
         """The worker has died; its own explanation stands where it gave one."""
         if not self.state.startswith("failed"):
-            self._write(state="restarting: the worker process has died, see its log", tokens_per_second=0.0)
+            state = "restarting: the worker process has died, see its log"
+            self._write(phase=WorkerPhase.LOADING, state=state, tokens_per_second=0.0, **self._nobody())
 
     def measured(self, slice_: SliceDone, now: float) -> None:
         """Take in one slice; slices that computed nothing say nothing."""
@@ -67,6 +94,11 @@ class StatusBoard:
         if self._status.tokens_per_second:
             self._written = 0.0
             self._write(tokens_per_second=0.0)
+
+    def _nobody(self) -> dict[str, object]:
+        """The last report without jobs: what the device has is still of use, who was on it is not there any more."""
+        memory = self._status.memory
+        return {"memory": None if memory is None else memory.model_copy(update={"jobs": ()})}
 
     def _write(self, **changes: object) -> None:
         self._status = self._status.model_copy(update=changes)

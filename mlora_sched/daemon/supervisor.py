@@ -23,10 +23,14 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What one look at the worker brought: its reports, and whether they are its last."""
+    """What one look at the worker brought: its reports, whether they are its last, and whether it was killed.
+
+    `killed` is a SIGKILL that the daemon did not send.
+    """
 
     reports: list[Report]
     died: bool
+    killed: bool = False
 
 
 class Supervisor:
@@ -34,10 +38,10 @@ class Supervisor:
 
     Args:
         start: starts a worker; called again after each death.
-        init: the first message to each.
+        init: makes the first message to each.
     """
 
-    def __init__(self, start: StartWorker, init: Init) -> None:
+    def __init__(self, start: StartWorker, init: Callable[[], Init]) -> None:
         self._start = start
         self._init = init
         self._worker: Worker | None = None
@@ -60,7 +64,7 @@ class Supervisor:
         """Start a worker when there is none and the pause after the last death is over."""
         if self._worker is None and not self.given_up and now >= self._not_before:
             self._worker = self._start()
-            self._worker.send(self._init)
+            self._worker.send(self._init())
 
     def send(self, command: Command) -> None:
         """Send to the worker that runs; there must be one."""
@@ -77,9 +81,11 @@ class Supervisor:
         alive = self._worker.alive
         reports = self._worker.poll(timeout if alive else 0.0)
         died = not alive or any(isinstance(report, Fatal) for report in reports)
-        if died:
-            self._bury(now)
-        return Heard(reports, died)
+        if not died:
+            return Heard(reports, died=False)
+        worker = self._worker
+        self._bury(now)
+        return Heard(reports, died=True, killed=worker.killed)
 
     def progressed(self) -> None:
         """The worker has done something useful: earlier deaths count no more."""

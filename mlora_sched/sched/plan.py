@@ -19,6 +19,8 @@ class JobFacts:
     Attributes:
         seq: order of submission.
         remaining_steps: optimiser steps still to do.
+        resident: bytes of the device that it holds while it is attached; 0 when unknown.
+        chunk: bytes that one chunk of it takes beside while it runs; 0 when unknown.
     """
 
     id: str
@@ -26,6 +28,8 @@ class JobFacts:
     priority: Priority
     seq: int
     remaining_steps: int
+    resident: int = 0
+    chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,13 @@ class Limits:
         slice_tokens: about how many tokens the device computes in one slice.
         preempt_tokens: how far, in tokens served, an owner must be ahead before a job of theirs gives up its place;
             it keeps jobs from changing places all the time.
+        memory: bytes for all that is attached and one chunk of any of it; may be negative, None for no bound.
     """
 
     max_resident: int
     slice_tokens: int
     preempt_tokens: int = 100_000
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         assert self.max_resident >= 1
@@ -58,6 +64,7 @@ class Snapshot:
         leaving: how many more jobs still hold a place, since the worker is letting them go.
         counters: tokens served by owner, in virtual tokens; an owner who is missing has 0.
         floor: the counter to which an owner is lifted who comes back.
+        leaving_bytes: what those that leave still hold of the device.
     """
 
     resident: tuple[JobFacts, ...]
@@ -66,6 +73,7 @@ class Snapshot:
     counters: Mapping[str, float]
     floor: float
     limits: Limits
+    leaving_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,8 @@ class Plan:
     """What to do next.
 
     Attributes:
-        attach: waiting jobs to attach now, in this order; there is a free place for each.
-        detach: resident jobs to let go; their places are free once the worker has let them go.
+        attach: waiting jobs to attach now, in this order; there is a free place for each, and memory.
+        detach: resident jobs to let go; places and memory are free once the worker has let them go.
         shares: every resident job that stays, most deserving first.
         waiting: every waiting job that is not attached now.
         counters: the owners' counters after lifting; only those that changed.

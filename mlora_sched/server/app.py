@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from mlora_sched import __version__
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
+from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
@@ -44,16 +45,23 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(store: JobStore, settings: DaemonSettings, *, max_file_bytes: int = MAX_FILE_BYTES) -> FastAPI:
+def create_app(
+    store: JobStore,
+    settings: DaemonSettings,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    estimating: Estimating = corrected,
+) -> FastAPI:
     """The application of one daemon.
 
     Args:
         store: where jobs are.
         settings: the daemon's bases and directories.
         max_file_bytes: largest file a user may upload.
+        estimating: how memory is estimated.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    app.state.context = Context(store, settings, max_file_bytes)
+    app.state.context = Context(store, settings, max_file_bytes, estimating)
     for router in (jobs.router, files.router, daemon.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.store.jobs import JobStore
@@ -21,6 +22,7 @@ class Context:
     store: JobStore
     settings: DaemonSettings
     max_file_bytes: int
+    estimating: Estimating
 
     def job_id(self, ref: str, caller: Caller) -> str:
         """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlora_sched.errors import NotFound, SpecError
+from mlora_sched.memory.fit import Estimating, Fit, Sizes
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import Submission
@@ -42,6 +43,21 @@ def check_size(spec: JobSpec) -> None:
     size = len(spec.model_dump_json())
     if size > MAX_SPEC_BYTES:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
+
+
+def check_memory(spec: JobSpec, store: JobStore, estimating: Estimating) -> None:
+    """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
+
+    Raises:
+        SpecError: it does not, whoever leaves; the message says what would make it fit.
+    """
+    status = store.worker_status()
+    if status.shape is None or status.memory is None:
+        return
+    fit = Fit(status.shape, status.buckets, status.memory, estimating)
+    refusal = fit.refusal(spec, Sizes.of_spec(spec))
+    if refusal is not None:
+        raise SpecError(f"{spec.name}: {refusal}")
 
 
 def check_files(submission: Submission, caller: Caller, store: JobStore) -> None:

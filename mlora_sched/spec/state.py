@@ -66,6 +66,19 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"
 
 
+class WorkerPhase(StrEnum):
+    """Where the daemon's worker is: loading the base (again), serving, unable to, or ended on purpose.
+
+    RELEASED is an administrator's wish, UNLOADED is for want of jobs; in both the device is free.
+    """
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    RELEASED = "released"
+    UNLOADED = "unloaded"
+
+
 class WaitReason(StrEnum):
     """Why a live job does not train right now."""
 
@@ -73,5 +86,6 @@ class WaitReason(StrEnum):
     PREPARING = "preparing: reading and tokenising its data"
     PAUSED = "paused by its owner"
     SLOTS = "slots: as many jobs are resident as the daemon allows"
+    MEMORY = "memory"
     BASE = "base"
     WORKER = "worker"

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import JobReport
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import reading, writing
-from mlora_sched.store.records import Fairness, LiveJob, WorkerStatus
+from mlora_sched.store.records import Fairness, LiveJob, Release, WorkerStatus
 
 
 class DaemonSide:
-    """Live jobs, transitions, reports, fairness counters and the worker's status."""
+    """Live jobs, transitions, reports, fairness counters, corrections, the release and the worker's status."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -119,6 +120,27 @@ class DaemonSide:
         with reading(self._engine) as connection:
             text = connection.scalar(select(schema.worker_status.c.status))
         return WorkerStatus() if text is None else WorkerStatus.model_validate_json(text)
+
+    def corrections(self, base: str) -> tuple[Correction, ...]:
+        """What has been learned about estimates on a base; `base` names all that decides them."""
+        table = schema.corrections
+        query = select(table).where(table.c.base == base).order_by(table.c.methods, table.c.rows, table.c.training)
+        with reading(self._engine) as connection:
+            return tuple(rows.correction(row) for row in connection.execute(query))
+
+    def set_corrections(self, base: str, corrections: Sequence[Correction]) -> None:
+        """Write what is known now about estimates on a base, in place of what was."""
+        table = schema.corrections
+        with writing(self._engine) as connection:
+            connection.execute(delete(table).where(table.c.base == base))
+            if corrections:
+                connection.execute(insert(table), [{"base": base, **one.model_dump()} for one in corrections])
+
+    def release(self) -> Release:
+        """What administrators have asked of the device; a release whose time is over is still told."""
+        with reading(self._engine) as connection:
+            row = connection.execute(select(schema.release)).one_or_none()
+        return Release() if row is None else Release(bool(row.wanted), row.until, row.caller, row.asked)
 
 
 def _spec_and_files(connection: Connection, row: Any) -> tuple[JobSpec, Mapping[str, str]]:

@@ -21,6 +21,7 @@ from mlora_sched.store import rows, schema
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
+from mlora_sched.store.records import Release
 
 MIN_PREFIX = 4
 """Fewest digits of a shortened id, after its "j-": a slip of the finger must not cancel another job."""
@@ -191,6 +192,21 @@ class JobStore(DaemonSide):
         with reading(self._engine) as connection:
             found = {row.state: row[1] for row in connection.execute(query)}
         return {state.value: found.get(state.value, 0) for state in JobState}
+
+    def set_release(self, release: Release) -> None:
+        """Ask for the device to be let go, or taken back; the daemon does it."""
+        values = {
+            "wanted": int(release.wanted),
+            "until": release.until,
+            "caller": release.caller,
+            "asked": release.asked,
+        }
+        with writing(self._engine) as connection:
+            upsert = sqlite.insert(schema.release).values(id=1, **values)
+            connection.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=values))
+            until = "" if release.until is None else f" for {release.until - release.asked:.0f} s"
+            what = f"release requested{until}" if release.wanted else "reclaim requested"
+            add_event(connection, None, f"{what} by {release.caller}", release.asked)
 
     def add_file(self, sha256: str, size: int, owner: str, now: float) -> None:
         """Note that `owner` has uploaded a file of `size` bytes; repeating it changes nothing."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, Priority
-from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.memory import BaseShape, MemoryReport
+from mlora_sched.spec.state import JobState, Request, WorkerPhase
 from mlora_sched.spec.wire import NumericsKey
 
 
@@ -21,6 +22,7 @@ class LiveJob:
         epoch: how often the job was sent to a worker; reports of another epoch are stale.
         step, total_steps: finished optimiser steps; all of them, None before the data is prepared.
         crashes: how often a worker died while this job was alone in it.
+        largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
     """
 
     id: str
@@ -37,6 +39,8 @@ class LiveJob:
     step: int
     total_steps: int | None
     crashes: int
+    largest_chunk: int | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +51,45 @@ class Fairness:
     floor: float
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What administrators have asked of the device: `wanted` for others `until` a time (None: until reclaimed).
+
+    `caller` asked for it, at the time `asked`. Times are seconds since the Unix epoch.
+    """
+
+    wanted: bool = False
+    until: float | None = None
+    caller: str = ""
+    asked: float = 0.0
+
+    def holds(self, now: float) -> bool:
+        """The device is to be free now."""
+        return self.wanted and (self.until is None or now < self.until)
+
+
 class WorkerStatus(Frozen):
     """How the worker process fares. Written by the daemon's loop only, read by the server.
 
     Attributes:
-        state: "starting", "ready", "restarting: …" or "failed: …".
+        phase, state: where it is, and the same in words: "starting", "ready", "restarting: …", "failed: …",
+            "released …" or "unloaded: …".
         exactness: the probe's verdict in words, empty before the worker is ready.
         numerics: what decides the bits, None before the worker is ready.
         device: e.g. "cpu", empty before the worker is ready.
         tokens_per_second: real tokens per second over the last slices.
         fill: real tokens as a share (0..1) of all rows computed, over the last slices.
+        shape, buckets: of the base, to estimate with, and the pack lengths in use; None and empty before it is ready.
+        memory: how the device stands, as last reported; None before that and while no worker runs.
     """
 
+    phase: WorkerPhase = WorkerPhase.LOADING
     state: str = "starting"
     exactness: str = ""
     numerics: NumericsKey | None = None
     device: str = ""
     tokens_per_second: float = 0.0
     fill: float = 0.0
+    shape: BaseShape | None = None
+    buckets: tuple[int, ...] = ()
+    memory: MemoryReport | None = None

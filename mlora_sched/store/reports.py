@@ -56,8 +56,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case JobFailed():
             _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
         case Detached():
-            request = Request(row.request)
-            _move(connection, row, _AFTER_DETACH[request], now, done=request, step=report.step)
+            _detached(connection, row, report, now)
         case _:
             assert_never(report)
 
@@ -77,7 +76,8 @@ def _set(connection: Connection, job_id: str, **columns: Any) -> None:
 
 def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: float) -> None:
     """The data is ready. A job that was paused meanwhile stays paused, and need not be prepared again."""
-    _set(connection, row.id, total_steps=report.total_steps)
+    sizes = {"largest_chunk": report.largest_chunk or None, "longest": report.longest or None}
+    _set(connection, row.id, total_steps=report.total_steps, **sizes)
     held_out = f", {report.validation_rows} held out" if report.validation_rows else ""
     cut = f", {report.truncated} cut to max_length" if report.truncated else ""
     moves.add_event(connection, row.id, f"data: {report.rows} rows, {report.tokens} tokens{held_out}{cut}", now)
@@ -93,6 +93,15 @@ def _attached(connection: Connection, row: Row[Any], report: Attached, now: floa
         "exactness": _exactness(connection, row, report),
     }
     _move(connection, row, JobState.RUNNING, now, **values)
+
+
+def _detached(connection: Connection, row: Row[Any], report: Detached, now: float) -> None:
+    """A parked job is in the worker's hands still: a pause or a cancel is done when that lets it go for good."""
+    request = Request(row.request)
+    if report.parked and request in (Request.PAUSE, Request.CANCEL):
+        _move(connection, row, JobState.QUEUED, now, step=report.step)
+    else:
+        _move(connection, row, _AFTER_DETACH[request], now, done=request, step=report.step)
 
 
 def _exactness(connection: Connection, row: Row[Any], report: Attached) -> str:

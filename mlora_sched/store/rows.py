@@ -10,6 +10,7 @@ from sqlalchemy import Row
 
 from mlora_sched.spec.api import EventView, JobView, MetricsLine
 from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.store.records import LiveJob
 
@@ -37,6 +38,8 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         step=row.step,
         total_steps=row.total_steps,
         crashes=row.crashes,
+        largest_chunk=row.largest_chunk,
+        longest=row.longest,
     )
 
 
@@ -61,6 +64,18 @@ def metrics_line(row: Row[Any]) -> MetricsLine:
         tokens=row.tokens,
         accuracy=row.accuracy,
         extra=json.loads(row.extra),
+    )
+
+
+def correction(row: Row[Any]) -> Correction:
+    """A row of `corrections`."""
+    return Correction(
+        methods=row.methods,
+        rows=row.rows,
+        training=bool(row.training),
+        factor=row.factor,
+        error=row.error,
+        packs=row.packs,
     )
 
 

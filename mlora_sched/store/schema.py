@@ -1,7 +1,7 @@
 """The tables. What a migration makes of an empty file must equal this; a test compares the two.
 
-Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request` and inserts rows,
-the daemon's loop writes everything else.
+Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request` and `release` and inserts
+rows, the daemon's loop writes everything else.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ jobs = Table(
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("ended", Float),
+    Column("largest_chunk", Integer),
+    Column("longest", Integer),
     UniqueConstraint("id"),
     _one_of("state", JobState),
     _one_of("request", Request),
@@ -163,4 +165,29 @@ worker_status = Table(
     Column("id", Integer, primary_key=True),
     Column("status", Text, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
+)
+
+corrections = Table(
+    "corrections",
+    METADATA,
+    Column("base", Text, primary_key=True),
+    Column("methods", Text, primary_key=True),
+    Column("rows", Integer, primary_key=True),
+    Column("training", Integer, primary_key=True),
+    Column("factor", Float, nullable=False),
+    Column("error", Float, nullable=False),
+    Column("packs", Integer, nullable=False),
+    CheckConstraint("training IN (0, 1)", name="training"),
+)
+
+release = Table(
+    "release",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("wanted", Integer, nullable=False),
+    Column("until", Float),
+    Column("caller", Text, nullable=False),
+    Column("asked", Float, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+    CheckConstraint("wanted IN (0, 1)", name="wanted"),
 )

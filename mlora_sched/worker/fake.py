@@ -19,7 +19,7 @@ from pydantic import Field
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
-from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.memory import BaseShape, JobBytes, MemoryReport
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import (
     Attach,
@@ -60,6 +60,8 @@ class FakeScript(Frozen):
         step_tokens: tokens of a step.
         step_seconds: how long a step takes.
         prepare_hangs: its preparation never ends.
+        chunk_tokens, longest: what its preparation finds: tokens of the largest chunk and the longest row.
+        bytes: what it holds of the device, or of the host's memory while it is parked.
     """
 
     steps: int = Field(default=4, ge=1)
@@ -70,6 +72,9 @@ class FakeScript(Frozen):
     step_tokens: int = 100
     step_seconds: float = 0.0
     prepare_hangs: bool = False
+    chunk_tokens: int = 100
+    longest: int = 50
+    bytes: int = 1000
 
 
 @dataclass
@@ -90,20 +95,28 @@ class FakeWorker:
     Args:
         sleep: how to wait, for an idle `poll` and for `step_seconds`.
         ready: what to answer to `Init`; None for the fake's own `Ready`.
-
-    Attributes:
-        memory: how its memory stands, for tests to set; reported after every slice unless None.
+        memory: what it reports of the device when it is ready and when it has changed, with its jobs' bytes filled
+            in; None for nothing. `shape` of the base goes with it. Jobs are parked while they fit into `host_limit`.
     """
 
-    def __init__(self, sleep: Callable[[float], object] = time.sleep, ready: Report | None = None) -> None:
+    def __init__(
+        self,
+        sleep: Callable[[float], object] = time.sleep,
+        ready: Report | None = None,
+        memory: MemoryReport | None = None,
+        shape: BaseShape | None = None,
+    ) -> None:
         self._sleep = sleep
         self._ready = ready
+        self.memory = memory
+        self._told: MemoryReport | None = None
+        self._shape = shape
+        self.killed = False
+        self._parked: dict[str, _Resident] = {}
         self._alive = True
         self._inbox: deque[Command] = deque()
         self._outbox: list[Report] = []
         self._residents: dict[str, _Resident] = {}
-        self._parked: dict[str, _Resident] = {}
-        self.memory: MemoryReport | None = None
         self._hangs = False
 
     @property
@@ -118,7 +131,7 @@ class FakeWorker:
 
     @property
     def parked(self) -> tuple[str, ...]:
-        """The jobs whose state it keeps while they are not attached."""
+        """The jobs whose state lies in the host's memory."""
         return tuple(self._parked)
 
     def send(self, command: Command) -> None:
@@ -133,13 +146,16 @@ class FakeWorker:
             self._handle(command)
             if isinstance(command, Slice):
                 break
+        if self._alive:
+            self._outbox += self._news()
         if self._alive and not self._outbox:
             self._sleep(timeout)
         reports, self._outbox = self._outbox, []
         return reports
 
-    def crash(self) -> None:
-        """Die now; what has been reported can still be polled."""
+    def crash(self, *, killed: bool = False) -> None:
+        """Die now; what has been reported can still be polled. `killed` as by the kernel."""
+        self.killed = self.killed or (self._alive and killed)
         self._alive = False
         self._inbox.clear()
         self._residents.clear()
@@ -156,7 +172,7 @@ class FakeWorker:
     def _handle(self, command: Command) -> None:
         match command:
             case Init():
-                self._outbox.append(_fake_ready() if self._ready is None else self._ready)
+                self._outbox.append(self._fake_ready() if self._ready is None else self._ready)
             case Prepare():
                 self._prepare(command.start)
             case Attach():
@@ -190,14 +206,18 @@ class FakeWorker:
             tokens=script.step_tokens * 10,
             truncated=0,
             total_steps=script.steps,
+            largest_chunk=script.chunk_tokens,
+            longest=script.longest,
         )
         self._outbox.append(prepared)
 
     def _attach(self, start: JobStart) -> None:
-        script, parked = _script(start.spec), self._parked.pop(start.job_id, None)
-        step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
-        if parked is not None and start.resume:
+        script = _script(start.spec)
+        parked = self._parked.pop(start.job_id, None)
+        if parked is not None:
             step = parked.step
+        else:
+            step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
         self._residents[start.job_id] = _Resident(start, script, step)
         self._outbox.append(
             Attached(
@@ -209,12 +229,13 @@ class FakeWorker:
         job = self._residents.pop(command.job_id, None) or self._parked.pop(command.job_id, None)
         if job is None:
             return
-        parks = command.save and command.park
-        if parks:
+        taken = sum(parked.script.bytes for parked in self._parked.values())
+        park = command.park and self.memory is not None and taken + job.script.bytes <= self.memory.host_limit
+        if park:
             self._parked[command.job_id] = job
         elif command.save:
             self._save(job, best=False)
-        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step, parked=parks))
+        self._outbox.append(Detached(job_id=command.job_id, epoch=job.start.epoch, step=job.step, parked=park))
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
@@ -229,8 +250,21 @@ class FakeWorker:
             tokens += job.script.step_tokens
         done = SliceDone(slice_id=command.slice_id, packs=packs, tokens=tokens, rows=tokens * 2, seconds=0.5)
         self._outbox.append(done)
-        if self.memory is not None:
-            self._outbox.append(self.memory)
+
+    def _news(self) -> list[MemoryReport]:
+        """How the device stands, where that has changed."""
+        if self.memory is None or self._hangs:
+            return []
+        here = [JobBytes(job_id=job_id, device=job.script.bytes, host=0) for job_id, job in self._residents.items()]
+        away = [JobBytes(job_id=job_id, device=0, host=job.script.bytes) for job_id, job in self._parked.items()]
+        report = self.memory.model_copy(update={"jobs": (*here, *away)})
+        if report == self._told:
+            return []
+        self._told = report
+        return [report]
+
+    def _fake_ready(self) -> Ready:
+        return READY.model_copy(update={"shape": self._shape, "memory": self.memory})
 
     def _step(self, job: _Resident) -> None:
         start, script, step = job.start, job.script, job.step + 1
@@ -307,9 +341,12 @@ def _export(folder: Path) -> None:
     (folder / weights).write_bytes(_EMPTY_SAFETENSORS)
 
 
-def _fake_ready() -> Ready:
-    verdict = ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,))
-    numerics = NumericsKey(
+READY = Ready(
+    verdict=ProbeVerdict(exactness=Exactness.EXACT, largest_difference=0.0, buckets=(128,)),
+    numerics=NumericsKey(
         device="fake", torch="none", transformers="none", dtype="float32", threads=1, attention="none", buckets=(128,)
-    )
-    return Ready(verdict=verdict, numerics=numerics, parameters=0, base_hash="0" * 64)
+    ),
+    parameters=0,
+    base_hash="0" * 64,
+)
+"""What a fake says of itself unless it is told otherwise."""

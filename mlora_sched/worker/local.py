@@ -6,6 +6,7 @@ the daemon's end of the pipe is closed, so that a killed daemon leaves no proces
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -61,6 +62,7 @@ class LocalWorker:
                 start_new_session=True,  # Ctrl-C at the daemon's terminal is the daemon's to handle
             )
         self._channel = daemon_end(ours)
+        self._ended_here = False
 
     @property
     def alive(self) -> bool:
@@ -72,6 +74,11 @@ class LocalWorker:
         """What the process exited with (negative: the signal that ended it), None while it runs."""
         return self._process.poll()
 
+    @property
+    def killed(self) -> bool:
+        """The process was ended by a SIGKILL that was not sent here: by the kernel, or by somebody else."""
+        return self._process.poll() == -signal.SIGKILL and not self._ended_here
+
     def send(self, command: Command) -> None:
         """Queue a command without waiting."""
         if not self._channel.closed:
@@ -82,7 +89,7 @@ class LocalWorker:
         try:
             return self._channel.read(timeout)
         except ProtocolError as error:
-            self._process.kill()
+            self._end_now()
             self._channel.close()
             return [Note(message=f"the worker was ended: {error.message}")]
 
@@ -97,9 +104,14 @@ class LocalWorker:
 
     def kill(self) -> None:
         """SIGKILL; a second call does nothing."""
-        self._process.kill()
+        self._end_now()
         self._process.wait()
         self._channel.close()
+
+    def _end_now(self) -> None:
+        if self._process.poll() is None:
+            self._ended_here = True
+            self._process.kill()
 
     def _wait(self, seconds: float) -> bool:
         """Whether the process exits within `seconds`; its pipe is emptied meanwhile, lest it waits to write."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from mlora_sched.data.chunk_bound import largest_chunk
 from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
@@ -58,6 +59,8 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
         tokens=data.stats.tokens,
         truncated=data.stats.truncated,
         total_steps=start.spec.training.total_steps(Cursor.of(start.spec, data.stats.rows).steps_per_epoch),
+        largest_chunk=largest_chunk(start.spec, data.train, data.validation),
+        longest=max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None),
     )
 
 

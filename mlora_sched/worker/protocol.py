@@ -34,6 +34,11 @@ class Worker(Protocol):
         """False once the worker is gone; what it said before is still there to `poll`."""
         ...
 
+    @property
+    def killed(self) -> bool:
+        """Once it is gone: it was ended by a SIGKILL that did not come from here."""
+        ...
+
     def send(self, command: Command) -> None:
         """Queue a command without waiting; commands are handled in order. To a dead worker it does nothing."""
         ...

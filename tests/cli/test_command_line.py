@@ -14,7 +14,7 @@ import yaml
 from mlora_sched.cli import output
 from mlora_sched.cli.main import SECTIONS, cli, run
 from mlora_sched.client import default_socket
-from mlora_sched.daemon.loop import worker_config
+from mlora_sched.daemon.admission import worker_config
 from mlora_sched.errors import WaitTimeout
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
@@ -44,7 +44,7 @@ def test_help_imports_next_to_nothing() -> None:
 
 def test_remote_verbs_never_load_the_engine() -> None:
     remote = [verb.name for verb in VERBS if ".remote." in verb.module]
-    assert len(remote) == 9
+    assert len(remote) == 11
     assert modules_after(*([name, "--help"] for name in remote)) & HEAVY == set()
 
 
@@ -195,6 +195,9 @@ def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--quantize", "int8"], 2, "'int8' is not"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--memory-budget", "20"], 2, "'20' is no size; write a number"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--memory-margin", "1"], 2, "--memory-margin"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--idle-unload", "0m"], 2, "'0m' is no duration; write a number"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--socket", "/tmp/" + "x" * 200], 2, "longer than 107 bytes"),
     ],
 )
@@ -208,14 +211,20 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("mlora_sched.cli.local.serve.run_daemon", lambda settings, *_: started.append(settings))
     options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
     options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
+    options += ["--memory-budget", "20GiB", "--memory-margin", "0.1", "--host-memory", "512 MiB"]
+    options += ["--idle-unload", "15m"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
     assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
     assert (settings.threads, settings.dtype) == (2, "bfloat16")
     assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
+    assert (settings.memory_budget, settings.memory_margin) == (20 << 30, 0.1)
+    assert (settings.host_memory, settings.idle_unload) == (512 << 20, 900.0)
     config = worker_config(settings)
     shared = settings.model_dump(include=set(WorkerConfig.model_fields) & set(DaemonSettings.model_fields))
-    assert config.model_dump(exclude={"base_name", "base"}) == shared, "every option of the worker's reaches it"
+    assert config.model_dump(exclude={"base_name", "base", "corrections"}) == shared, (
+        "every option of the worker's reaches it"
+    )
 
 
 def test_choices_are_shown_as_they_are_written(capsys: Capture) -> None:

@@ -10,14 +10,18 @@ from pathlib import Path
 from sqlalchemy import event
 
 from mlora_sched.daemon.loop import DaemonLoop
+from mlora_sched.memory.fit import Estimating
 from mlora_sched.settings import BaseRef, DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.memory import BaseShape, MemoryReport
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import Attach, Command, Report
 from mlora_sched.store.db import open_database
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.worker.fake import FakeWorker
+
+from .stand_in import stand_in
 
 
 class Clock:
@@ -34,8 +38,10 @@ class Clock:
 class RecordingWorker(FakeWorker):
     """A fake that remembers what it was told, and whose slices can be held back."""
 
-    def __init__(self, ready: Report | None = None) -> None:
-        super().__init__(sleep=lambda _: None, ready=ready)
+    def __init__(
+        self, ready: Report | None = None, memory: MemoryReport | None = None, shape: BaseShape | None = None
+    ) -> None:
+        super().__init__(sleep=lambda _: None, ready=ready, memory=memory, shape=shape)
         self.told: list[Command] = []
 
     def send(self, command: Command) -> None:
@@ -63,6 +69,9 @@ class Rig:
     max_resident: int = 4
     make_worker: Callable[[], RecordingWorker] = RecordingWorker
     make_preparer: Callable[[], RecordingWorker] = RecordingWorker
+    estimating: Estimating = stand_in
+    kernel_kills: Callable[[], int] = lambda: 0
+    options: dict[str, object] = field(default_factory=dict)
     workers: list[RecordingWorker] = field(default_factory=list)
     preparers: list[RecordingWorker] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
@@ -80,9 +89,17 @@ class Rig:
             state_dir=self.state_dir,
             bases=(BaseRef(name="demo", location="/base"),),
             max_resident_jobs=self.max_resident,
+            **self.options,  # type: ignore[arg-type]
         )
         self.loop = DaemonLoop(
-            self.store, settings, self._start_worker, self._start_preparer, self.clock, poll_seconds=0.0
+            self.store,
+            settings,
+            self._start_worker,
+            self._start_preparer,
+            self.clock,
+            poll_seconds=0.0,
+            estimating=self.estimating,
+            kernel_kills=self.kernel_kills,
         )
         self.loop.start()
 
@@ -94,11 +111,17 @@ class Rig:
         self.preparers.append(self.make_preparer())
         return self.preparers[-1]
 
-    def submit(self, name: str, owner: str = "ann", base: str = "demo", **fake: object) -> str:
+    def submit(self, name: str, owner: str = "ann", base: str = "demo", r: int = 8, **fake: object) -> str:
         """A job whose fate is `fake`; returns its id."""
         job_id = f"j-{name}"
         training = {"save_every": fake.pop("save_every")} if "save_every" in fake else {}
-        raw = {"name": name, "data": {"train": "a.jsonl"}, "training": training, "metadata": {"fake": fake}}
+        raw = {
+            "name": name,
+            "adapter": {"r": r},
+            "data": {"train": "a.jsonl"},
+            "training": training,
+            "metadata": {"fake": fake},
+        }
         self.store.insert(job_id, parse_job(raw), {"a.jsonl": "1" * 64}, owner, base, self.clock())
         return job_id
 

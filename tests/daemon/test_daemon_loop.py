@@ -28,7 +28,7 @@ def test_eight_jobs_of_two_owners_all_succeed(rig: Rig) -> None:
         assert rig.losses(job_id) == EXPECTED[: 3 + number]
         assert view.tokens == 100 * (3 + number)
         assert (rig.state_dir / "jobs" / job_id / "adapter" / "adapter_model.safetensors").exists()
-    assert rig.loop._held == {}
+    assert rig.loop._hands.all == set()
     assert rig.store.fairness().counters.keys() == {"ann", "bob"}
 
 
@@ -201,7 +201,7 @@ def test_pausing_saves_and_cancelling_does_not(rig: Rig) -> None:
     rig.until(lambda: min(rig.store.get(job).step for job in (paused, cancelled)) >= 2)
     rig.request(paused, Request.PAUSE)
     rig.request(cancelled, Request.CANCEL)
-    rig.until(lambda: not rig.loop._held)
+    rig.until(lambda: not rig.loop._hands.all)
     detached = {command.job_id: command.save for command in rig.workers[0].told if isinstance(command, Detach)}
     assert detached == {paused: True, cancelled: False}
     assert rig.store.checkpoints(paused) == (rig.store.get(paused).step,)
@@ -273,7 +273,7 @@ def test_a_stale_report_neither_fails_nor_frees_a_job(rig: Rig) -> None:
     stale = JobFailed(job_id=job, epoch=0, code=ErrorCode.STORAGE, message="of an earlier attachment")
     rig.workers[0]._outbox.append(stale)
     rig.tick()
-    assert job in rig.loop._held
+    assert job in rig.loop._hands.attached
     rig.finish()
     assert rig.losses(job) == EXPECTED[:20]
     assert rig.workers[0].attached == [job]
@@ -283,7 +283,7 @@ def test_a_worker_that_dies_goes_on_from_the_checkpoints(rig: Rig) -> None:
     jobs = [rig.submit(f"job{n}", steps=20, save_every=5) for n in range(3)]
     rig.until(lambda: all(rig.store.get(job).step >= 12 for job in jobs))
     rig.workers[0].crash()
-    rig.until(lambda: not rig.loop._held)
+    rig.until(lambda: not rig.loop._hands.all)
     assert set(rig.states().values()) == {JobState.QUEUED}
     rig.finish()
     assert len(rig.workers) == 2

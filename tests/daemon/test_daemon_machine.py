@@ -25,9 +25,11 @@ from hypothesis.stateful import (
 
 from mlora_sched.errors import Refused
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request
+from mlora_sched.store.records import Release
 from mlora_sched.worker.fake import fake_loss
 
-from .rig import Rig
+from .rig import RecordingWorker, Rig
+from .stand_in import MIB, SHAPE, report
 
 MAX_CRASHES = 4
 
@@ -37,25 +39,41 @@ class DaemonLife(RuleBasedStateMachine):
 
     jobs = Bundle("jobs")
 
-    @initialize(places=st.integers(1, 4))
-    def begin(self, places: int) -> None:
-        self.rig = Rig(Path(tempfile.mkdtemp()), max_resident=places)
+    @initialize(places=st.integers(1, 4), room=st.none() | st.integers(150, 200), host=st.sampled_from([0, 1, 10]))
+    def begin(self, places: int, room: int | None, host: int) -> None:
+        """Every job fits alone: it takes at most 128 + 20 MiB. `host` jobs can be parked."""
+        self.memory = None if room is None else report(room, host_limit=1000 * host)
+        self.ranks: dict[str, int] = {}
+        self.rig = Rig(
+            Path(tempfile.mkdtemp()),
+            max_resident=places,
+            make_worker=lambda: RecordingWorker(memory=self.memory, shape=SHAPE),
+        )
         self.steps: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
         self.dooms: dict[str, int] = {}
         self.cancelled: set[str] = set()
         self.crashes = 0
 
-    @rule(target=jobs, owner=st.sampled_from(["ann", "bob"]), steps=st.integers(1, 12), save=st.integers(1, 5))
-    def submit(self, owner: str, steps: int, save: int) -> str:
-        job = self.rig.submit(f"job{len(self.steps)}", owner, steps=steps, save_every=save)
-        self.steps[job] = steps
+    @rule(
+        target=jobs,
+        owner=st.sampled_from(["ann", "bob"]),
+        steps=st.integers(1, 12),
+        save=st.integers(1, 5),
+        r=st.integers(1, 20),
+        tokens=st.sampled_from([100, 100_000]),
+    )
+    def submit(self, owner: str, steps: int, save: int, r: int, tokens: int) -> str:
+        name = f"job{len(self.steps)}"
+        job = self.rig.submit(name, owner, r=r, steps=steps, save_every=save, step_tokens=tokens)
+        self.steps[job], self.ranks[job], self.tokens[job] = steps, r, tokens
         return job
 
     @rule(steps=st.integers(2, 8), data=st.data())
     def submit_doomed(self, steps: int, data: st.DataObject) -> None:
         fail_at = data.draw(st.integers(0, steps))
-        job = self.rig.submit(f"job{len(self.steps)}", steps=steps, fail_at=fail_at)
-        self.steps[job] = steps
+        job = self.rig.submit(f"job{len(self.steps)}", r=1, steps=steps, fail_at=fail_at)
+        self.steps[job], self.ranks[job], self.tokens[job] = steps, 1, 100
         self.dooms[job] = fail_at
 
     @rule(count=st.integers(1, 12))
@@ -84,6 +102,16 @@ class DaemonLife(RuleBasedStateMachine):
         self.crashes += 1
         (self.rig.preparers if preparer else self.rig.workers)[-1].crash()
 
+    @precondition(lambda self: self.memory is not None and self.rig.workers)
+    @rule(room=st.integers(-10, 200))
+    def others_take_or_give_memory(self, room: int) -> None:
+        assert self.memory is not None
+        self.rig.workers[-1].memory = self.memory.model_copy(update={"budget": room * MIB})
+
+    @rule(wanted=st.booleans())
+    def release_or_reclaim(self, wanted: bool) -> None:
+        self.rig.store.set_release(Release(wanted, None, "root", self.rig.clock()))
+
     @rule()
     def reboot(self) -> None:
         self.rig.boot()
@@ -92,6 +120,13 @@ class DaemonLife(RuleBasedStateMachine):
     def places_are_kept(self) -> None:
         if self.steps:
             assert all(len(worker.residents) <= self.rig.max_resident for worker in self.rig.workers)
+
+    @invariant()
+    def memory_is_kept(self) -> None:
+        """Jobs that are attached anew fit beside those that are there, with a chunk; see `stand_in`."""
+        if self.steps and self.memory is not None:
+            held = sum(self.ranks[job] for job in self.rig.loop._hands.attached)
+            assert held + 128 <= self.memory.budget // MIB or not held
 
     @invariant()
     def no_request_outlives_its_job(self) -> None:
@@ -109,17 +144,22 @@ class DaemonLife(RuleBasedStateMachine):
         shutil.rmtree(self.rig.state_dir)
 
     def _everybody_goes_on(self) -> None:
+        self.rig.store.set_release(Release(False, None, "root", self.rig.clock()))
+        for worker in self.rig.workers:
+            worker.memory = self.memory
         self.rig.until(lambda: all(job.request is Request.NONE for job in self.rig.store.live()))
         for job in self.rig.store.live():
             if job.state is JobState.PAUSED:
                 self.rig.request(job.id, Request.RESUME)
         self.rig.finish(2000)
+        self.rig.until(lambda: not self.rig.loop._hands.all)
+        assert not any(worker.parked for worker in self.rig.workers[-1:]), "nothing is left in the host's memory"
 
     def _check_end(self, job: str) -> None:
         view = self.rig.store.get(job)
         losses = self.rig.losses(job)
         assert losses == [(step, fake_loss(step)) for step in range(1, len(losses) + 1)]
-        assert view.tokens == 100 * len(losses)
+        assert view.tokens == self.tokens[job] * len(losses)
         if view.error_code is ErrorCode.WORKER_CRASH:
             assert self.crashes >= 2
         elif view.error_code is ErrorCode.BAD_DATA and self.dooms.get(job) != 0:

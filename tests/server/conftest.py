@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from daemon.stand_in import stand_in
 from serving import MAX_FILE_BYTES, Served, SpecMaker, settings_in
 
 from mlora_sched.client import Client
@@ -39,7 +40,7 @@ def served(serve_settings: DaemonSettings, monkeypatch: pytest.MonkeyPatch) -> I
     settings = serve_settings
     engine = open_database(settings.database)
     store = JobStore(engine)
-    server = http_server(create_app(store, settings, max_file_bytes=MAX_FILE_BYTES))
+    server = http_server(create_app(store, settings, max_file_bytes=MAX_FILE_BYTES, estimating=stand_in))
     with bind(settings.socket) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

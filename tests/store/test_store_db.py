@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, insert, select
+from alembic import command
+from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from mlora_sched.errors import UserError
-from mlora_sched.store import schema
+from mlora_sched.store import db, schema
 from mlora_sched.store.db import open_database, reading, writing
 
 
@@ -149,3 +150,24 @@ def test_foreign_keys_hold(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="FOREIGN KEY"), writing(engine) as connection:
         connection.execute(insert(schema.job_files).values(job_id="j-none", name="x", sha256="0"))
     engine.dispose()
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """What is there stays, and sizes of jobs that were prepared then are unknown."""
+    path = tmp_path / "x.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = db._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        row = {"id": "j-1", "name": "a", "owner": "ann", "base": "demo", "spec": "{}", "method": "lora"}
+        row |= {"priority": "low", "state": "QUEUED", "request": "none", "reason": "", "exactness": ""}
+        row |= dict.fromkeys(("epoch", "step", "tokens", "crashes", "created"), 1)
+        names = ", ".join(row)
+        connection.execute(text(f"INSERT INTO jobs ({names}) VALUES ({', '.join(f':{name}' for name in row)})"), row)
+    engine.dispose()
+    engine = open_database(path)
+    with reading(engine) as connection:
+        (job,) = connection.execute(select(schema.jobs))
+    engine.dispose()
+    assert (job.id, job.state, job.largest_chunk, job.longest) == ("j-1", "QUEUED", None, None)

@@ -82,6 +82,7 @@ def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
     preparer.send(Prepare(start=start_of(tmp_path, "good", None)))
     (first,) = answers(preparer)
     assert isinstance(first, Prepared)
+    assert first.largest_chunk == first.longest == first.tokens, "it has one row"
     preparer.send(Prepare(start=start_of(tmp_path, "endless", ENDLESS)))
     process = psutil.Process(preparer._process.pid)
     spent = process.cpu_times().user

@@ -238,7 +238,7 @@ def test_a_process_answers_logs_and_ends_when_asked(tmp_path: Path) -> None:
     assert worker.alive
     assert (tmp_path / "logs" / "worker.log").read_text() == "hello log\n"
     worker.close()
-    assert (worker.alive, worker.exit_code) == (False, 0)
+    assert (worker.alive, worker.exit_code, worker.killed) == (False, 0, False)
     worker.close()
     worker.send(Shutdown())
     assert worker.poll(0.0) == []
@@ -258,7 +258,10 @@ def test_a_killed_process_is_noticed_and_its_last_words_are_heard(tmp_path: Path
     assert not worker.alive
     assert worker.poll(0.0) == [Note(message="detach")]
     assert worker.exit_code == -signal.SIGKILL
+    assert worker.killed, "not by us"
     worker.close()
+    worker.kill()
+    assert worker.killed
 
 
 def test_the_process_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
@@ -275,6 +278,7 @@ def test_a_process_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: p
     wait_for(worker, 1)
     worker.close()
     assert worker.exit_code == -signal.SIGKILL
+    assert not worker.killed, "by us"
 
 
 def test_a_process_that_talks_nonsense_is_ended_and_told(tmp_path: Path) -> None:

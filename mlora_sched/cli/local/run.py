@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlora_sched.cli.remote.options import json_option
+from mlora_sched.cli.remote.options import SIZE, json_option
 from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
@@ -39,6 +39,14 @@ _SLICE_SECONDS = 1.0
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most tokens a pack.")
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
+@click.option("--memory-budget", type=SIZE, help="Most memory of the device, base included, such as 20GiB.")
+@click.option(
+    "--memory-margin",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of it that is kept free.",
+)
 @json_option
 def run(
     specs: tuple[Path, ...],
@@ -51,6 +59,8 @@ def run(
     pack_tokens: int,
     checkpoint_activations: bool,
     compiled: bool,
+    memory_budget: int | None,
+    memory_margin: float,
     as_json: bool,
 ) -> None:
     """Train job specs together here and now, without a daemon.
@@ -69,6 +79,8 @@ def run(
             "pack_tokens": pack_tokens,
             "checkpoint_activations": checkpoint_activations,
             "compile": compiled,
+            "memory_budget": memory_budget,
+            "memory_margin": memory_margin,
         }
     )
     jobs = _read(specs, ref, out)

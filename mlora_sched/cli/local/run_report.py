@@ -123,7 +123,7 @@ class RunReport:
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
                 self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
-            case CheckpointSaved() | Detached() | MemoryReport() | Prepared() | Ready() | Fatal():
+            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | Fatal():
                 pass
             case _:
                 assert_never(report)

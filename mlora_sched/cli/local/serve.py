@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from mlora_sched.cli.remote.options import DURATION, SIZE
 from mlora_sched.client import SOCKET_VARIABLE, default_socket
 from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
@@ -38,6 +39,16 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
+@click.option("--memory-budget", type=SIZE, help="Most memory of the device, base included, such as 20GiB.")
+@click.option(
+    "--memory-margin",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of it that is kept free.",
+)
+@click.option("--host-memory", type=SIZE, help="Most of the host's memory for jobs that wait; half of it if not given.")
+@click.option("--idle-unload", type=DURATION, help="Free the device after so long without jobs, such as 15m.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
@@ -53,6 +64,10 @@ def serve(
     pack_tokens: int,
     checkpoint_activations: bool,
     compiled: bool,
+    memory_budget: int | None,
+    memory_margin: float,
+    host_memory: int | None,
+    idle_unload: float | None,
     max_jobs: int,
     policy: str,
 ) -> None:
@@ -73,6 +88,10 @@ def serve(
         "pack_tokens": pack_tokens,
         "checkpoint_activations": checkpoint_activations,
         "compile": compiled,
+        "memory_budget": memory_budget,
+        "memory_margin": memory_margin,
+        "host_memory": host_memory,
+        "idle_unload": idle_unload,
         "max_resident_jobs": max_jobs,
         "policy": policy,
     }

@@ -10,6 +10,8 @@ import click
 
 from mlora_sched.cli.output import print_job_line, print_json
 from mlora_sched.client import SOCKET_VARIABLE, Client, default_socket
+from mlora_sched.errors import UserError
+from mlora_sched.memory.sizes import parse_duration, parse_size
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import JobState, Request
 
@@ -17,6 +19,28 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 EXIT_JOB_ENDED_BADLY = 1
 """A job that was waited for failed or was cancelled."""
+
+
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A value that a function reads; what it raises is a mistake in the command line."""
+
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value, read unless it was before."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UserError as error:
+            self.fail(error.message, param, ctx)
+
+
+SIZE = _Parsed("size", parse_size)
+"""Bytes, written as `20GiB`."""
+DURATION = _Parsed("duration", parse_duration)
+"""Seconds, written as `15m`."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 

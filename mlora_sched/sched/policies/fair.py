@@ -6,14 +6,17 @@ counter of those who were there, so that idle time earns no credit. Here a singl
 lowest counter of all owners with work, it never falls, and no owner with work is below it.
 
 Places (resident jobs) are dealt round by round, one to each owner, so that nobody holds more than an equal share
-while another waits. Work-conserving: no place stays empty while a job waits.
+while another waits. A job takes memory with its place: what it holds, beside the largest chunk of all who train. One
+that does not fit beside those who come before it is passed over, and the owner's next one tried. Work-conserving: no
+place stays empty while a job waits that fits.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 
+from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, JobShare, Plan, Snapshot, Waiting
 from mlora_sched.spec.job import Priority
 from mlora_sched.spec.state import WaitReason
@@ -22,25 +25,46 @@ _RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 _WEIGHT = {Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 1}
 """Parts of their owner's tokens that jobs get in a slice, so that a low priority is slow and not starved."""
 
+_ROUNDS = 8
+"""How often places are dealt at most until the outcome stands; random cases take one round or two, rarely more."""
+
+
+class _Device:
+    """The memory of the device while jobs are put on it one after another; without a bound everything fits."""
+
+    def __init__(self, memory: int | None, held: int = 0, jobs: Iterable[JobFacts] = ()) -> None:
+        self._memory, self._held, self._chunk = memory, held, 0
+        for job in jobs:
+            self.put(job)
+
+    def put(self, job: JobFacts) -> None:
+        self._held += job.resident
+        self._chunk = max(self._chunk, job.chunk)
+
+    def free_for(self, job: JobFacts) -> int | None:
+        """Bytes for what the job holds and a chunk of its own; None without a bound."""
+        return None if self._memory is None else self._memory - self._held - max(0, self._chunk - job.chunk)
+
+    def fits(self, job: JobFacts) -> bool:
+        free = self.free_for(job)
+        return free is None or job.resident + job.chunk <= free
+
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide who holds a place and how much each may train in the next slice."""
-    everybody = snapshot.resident + snapshot.waiting
-    counters = _lifted(snapshot, {job.owner for job in everybody})
-    targets = _places(snapshot, counters)
+    counters = _lifted(snapshot, {job.owner for job in snapshot.resident + snapshot.waiting})
+    wanted = _settled(snapshot, counters)
+    wanted_ids = {job.id for job in wanted}
 
-    stay, detach = _split_residents(snapshot, targets)
-    held = Counter(job.owner for job in stay)
-    wanted = _next_jobs(snapshot.waiting, counters, {owner: targets[owner] - held[owner] for owner in targets})
-    free = snapshot.limits.max_resident - snapshot.leaving - len(snapshot.resident)
-    attach = wanted[: max(0, free)]
-
+    stay = [job for job in snapshot.resident if job.id in wanted_ids]
+    attach = _attach(snapshot, counters, wanted_ids)
     attached = {job.id for job in attach}
+    still = [job for job in snapshot.waiting if job.id not in attached]
     return Plan(
         attach=tuple(job.id for job in attach),
-        detach=tuple(job.id for job in detach),
+        detach=tuple(job.id for job in sorted(snapshot.resident, key=_merit) if job.id not in wanted_ids),
         shares=_shares(stay, counters, snapshot.limits.slice_tokens),
-        waiting=tuple(Waiting(job.id, WaitReason.SLOTS.value) for job in snapshot.waiting if job.id not in attached),
+        waiting=_reasons(snapshot, still, attach, wanted),
         counters={owner: count for owner, count in counters.items() if snapshot.counters.get(owner) != count},
         floor=max(snapshot.floor, min(counters.values(), default=0.0)),
     )
@@ -50,51 +74,79 @@ def _lifted(snapshot: Snapshot, owners: Iterable[str]) -> dict[str, float]:
     return {owner: max(snapshot.counters.get(owner, 0.0), snapshot.floor) for owner in sorted(owners)}
 
 
-def _places(snapshot: Snapshot, counters: Mapping[str, float]) -> dict[str, int]:
-    """How many places each owner should hold.
+def _deal(snapshot: Snapshot, counters: Mapping[str, float], resident: frozenset[str]) -> list[JobFacts]:
+    """Who should be resident when `resident` are now.
 
-    Dealt one by one to the owner with the fewest; among equals an owner who holds the place already comes first
-    unless `preempt_tokens` ahead, then the lowest counter.
+    A place goes to the owner with the fewest; among equals an owner who holds the place already comes first unless
+    `preempt_tokens` ahead, then the lowest counter. Within an owner nobody is sent away for a better job: that
+    owner's order is kept by the shares.
     """
-    demand = Counter(job.owner for job in snapshot.resident + snapshot.waiting)
-    held = Counter(job.owner for job in snapshot.resident)
-    targets = dict.fromkeys(counters, 0)
+    jobs = snapshot.resident + snapshot.waiting
+    queues: dict[str, deque[JobFacts]] = defaultdict(deque)
+    for job in sorted(jobs, key=lambda job: (job.id not in resident, _merit(job))):
+        queues[job.owner].append(job)
+    held = Counter(job.owner for job in jobs if job.id in resident)
+    device, places, chosen = _Device(snapshot.limits.memory), Counter[str](), list[JobFacts]()
 
     def deserves(owner: str) -> tuple[int, float, str]:
-        holds = held[owner] > targets[owner]
-        return targets[owner], counters[owner] - holds * snapshot.limits.preempt_tokens, owner
+        holds = held[owner] > places[owner]
+        return places[owner], counters[owner] - holds * snapshot.limits.preempt_tokens, owner
 
-    for _ in range(snapshot.limits.max_resident):
-        candidates = [owner for owner in targets if targets[owner] < demand[owner]]
-        if not candidates:
-            break
-        targets[min(candidates, key=deserves)] += 1
-    return targets
-
-
-def _split_residents(snapshot: Snapshot, targets: Mapping[str, int]) -> tuple[list[JobFacts], list[JobFacts]]:
-    """Those who stay and those beyond their owner's places, each in order of merit.
-
-    Within an owner nobody is sent away for a better job: that owner's order is kept by the shares.
-    """
-    stay: list[JobFacts] = []
-    leave: list[JobFacts] = []
-    kept: Counter[str] = Counter()
-    for job in sorted(snapshot.resident, key=_merit):
-        (stay if kept[job.owner] < targets[job.owner] else leave).append(job)
-        kept[job.owner] += 1
-    return stay, leave
-
-
-def _next_jobs(waiting: Iterable[JobFacts], counters: Mapping[str, float], room: Mapping[str, int]) -> list[JobFacts]:
-    """The waiting jobs that should get a place, those of the lowest counter first; at most `room` of each owner."""
-    taken: Counter[str] = Counter()
-    chosen = []
-    for job in sorted(waiting, key=lambda job: (counters[job.owner], job.owner, _merit(job))):
-        if taken[job.owner] < room[job.owner]:
-            taken[job.owner] += 1
+    while queues and len(chosen) < snapshot.limits.max_resident:
+        owner = min(queues, key=deserves)
+        job = queues[owner].popleft()
+        if not queues[owner]:
+            del queues[owner]
+        if device.fits(job):
+            device.put(job)
+            places[owner] += 1
             chosen.append(job)
     return chosen
+
+
+def _settled(snapshot: Snapshot, counters: Mapping[str, float]) -> list[JobFacts]:
+    """Who should be resident, so that they would be dealt again: sizes differ, and who is there comes first."""
+    before = frozenset(job.id for job in snapshot.resident)
+    for _ in range(_ROUNDS):
+        wanted = _deal(snapshot, counters, before)
+        after = frozenset(job.id for job in wanted)
+        if after == before:
+            break
+        before = after
+    return wanted
+
+
+def _attach(snapshot: Snapshot, counters: Mapping[str, float], wanted: set[str]) -> list[JobFacts]:
+    """Those of the wanted who fit beside everybody that is still there, owners of the lowest counter first."""
+    device = _Device(snapshot.limits.memory, snapshot.leaving_bytes, snapshot.resident)
+    free = snapshot.limits.max_resident - snapshot.leaving - len(snapshot.resident)
+    chosen: list[JobFacts] = []
+    for job in sorted(snapshot.waiting, key=lambda job: (counters[job.owner], job.owner, _merit(job))):
+        if job.id in wanted and len(chosen) < free and device.fits(job):
+            device.put(job)
+            chosen.append(job)
+    return chosen
+
+
+def _reasons(
+    snapshot: Snapshot, waiting: Iterable[JobFacts], attach: Sequence[JobFacts], wanted: Sequence[JobFacts]
+) -> tuple[Waiting, ...]:
+    """Why each of them waits: no place is free, or too little memory beside those who are there or will be."""
+    limits = snapshot.limits
+    taken = snapshot.leaving + len(snapshot.resident) + len(attach)
+    now = _Device(limits.memory, snapshot.leaving_bytes, (*snapshot.resident, *attach))
+    soon = _Device(limits.memory, 0, wanted)
+    future = {job.id for job in wanted}
+
+    def reason(job: JobFacts) -> str:
+        devices = [now] if job.id in future else [now, soon]
+        short = [device.free_for(job) or 0 for device in devices if not device.fits(job)]
+        if not short or taken >= limits.max_resident:
+            return WaitReason.SLOTS.value
+        needs = format_size(job.resident + job.chunk)
+        return f"{WaitReason.MEMORY.value}: needs {needs}, free {format_size(max(0, min(short)))}"
+
+    return tuple(Waiting(job.id, reason(job)) for job in waiting)
 
 
 def _shares(stay: Iterable[JobFacts], counters: Mapping[str, float], tokens: int) -> tuple[JobShare, ...]:

@@ -1,14 +1,19 @@
-"""The daemon itself over HTTP: who answers and how busy it is."""
+"""The daemon itself over HTTP: who answers, how busy it is, how its memory stands; letting its device go."""
 
 from __future__ import annotations
 
 import os
+import time
 
 from fastapi import APIRouter
 
 from mlora_sched import __version__
-from mlora_sched.server.context import ContextOf
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.errors import Refused
+from mlora_sched.server.auth import Caller, CallerOf
+from mlora_sched.server.context import Context, ContextOf
+from mlora_sched.server.memory import memory_view
+from mlora_sched.spec.api import DaemonView, MemoryView, ReleaseRequest, ReleaseView
+from mlora_sched.store.records import Release
 
 router = APIRouter(prefix="/daemon", tags=["daemon"])
 
@@ -17,6 +22,7 @@ router = APIRouter(prefix="/daemon", tags=["daemon"])
 def get_daemon(context: ContextOf) -> DaemonView:
     """Version, bases, device, worker and load; nothing of any one job."""
     status = context.store.worker_status()
+    release = context.store.release()
     return DaemonView(
         version=__version__,
         pid=os.getpid(),
@@ -24,7 +30,38 @@ def get_daemon(context: ContextOf) -> DaemonView:
         device=status.device or context.settings.device,
         exactness=status.exactness,
         worker=status.state,
+        phase=status.phase,
         jobs=context.store.counts(),
         tokens_per_second=status.tokens_per_second,
         fill=status.fill,
+        release=ReleaseView(until=release.until, caller=release.caller, asked=release.asked)
+        if release.holds(time.time())
+        else None,
     )
+
+
+@router.get("/memory")
+def get_memory(context: ContextOf, caller: CallerOf) -> MemoryView:
+    """What holds the device's memory: base, jobs, packs, other processes; of others' jobs no more than bytes."""
+    return memory_view(context.store, caller)
+
+
+@router.post("/release")
+def release(body: ReleaseRequest, context: ContextOf, caller: CallerOf) -> DaemonView:
+    """Ask for every job to be saved and the device to be let go; it has happened when `phase` is released."""
+    now = time.time()
+    until = None if body.seconds is None else now + body.seconds
+    return _ask(Release(True, until, caller.user, now), context, caller)
+
+
+@router.post("/reclaim")
+def reclaim(context: ContextOf, caller: CallerOf) -> DaemonView:
+    """Ask for the device to be taken back; it has happened when `phase` is ready."""
+    return _ask(Release(False, None, caller.user, time.time()), context, caller)
+
+
+def _ask(wish: Release, context: Context, caller: Caller) -> DaemonView:
+    if not caller.is_admin:
+        raise Refused(f"{caller.user}: only root and the daemon's own user may let its device go or take it back")
+    context.store.set_release(wish)
+    return get_daemon(context)

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
-from mlora_sched.server.submission import check_files, check_size, served_base
+from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
 from mlora_sched.spec.api import EventsPage, JobDetail, JobView, MetricsPage, Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
@@ -28,6 +28,7 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     """Accept a job; it trains when its data is prepared and the scheduler finds room."""
     check_size(body.spec)
     base = served_base(body.spec, context.settings)
+    check_memory(body.spec, context.store, context.estimating)
     check_files(body, caller, context.store)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())

@@ -1,0 +1,169 @@
+"""How much memory jobs take and how much there is: facts and limits for the policy, from estimates and reports.
+
+It admits nobody: that is the policy's. Without a shape of the base and a report there are no bounds, as with a worker
+that reports none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, corrected
+from mlora_sched.memory.sizes import format_size
+from mlora_sched.sched.plan import JobFacts, Limits
+from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.memory import BaseShape, MemoryReport
+from mlora_sched.spec.wire import Ready, WorkerConfig
+from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import LiveJob
+
+SHRINK = 0.8
+"""What is left of the jobs' part of the memory when the kernel has ended the worker for want of it."""
+
+RISE = 0.01
+"""A budget that falls counts at once; one that rises, when that is so much of what the daemon may use …"""
+RISE_SECONDS = 10.0
+"""… or when so much time has gone by: other processes' bytes move all the time, and jobs are not to follow them."""
+
+_NOTHING = Needs(0, 0)
+
+
+class Admission:
+    """What the loop knows of the device's memory.
+
+    Args:
+        store: where corrections are kept.
+        settings: of the daemon; they name what corrections hold for.
+        estimating: how estimates are made.
+    """
+
+    def __init__(self, store: JobStore, settings: DaemonSettings, estimating: Estimating = corrected) -> None:
+        self._store, self._settings, self._estimating = store, settings, estimating
+        self._key = corrections_key(settings)
+        self._corrections = store.corrections(self._key)
+        self._shape: BaseShape | None = None
+        self._buckets: tuple[int, ...] = ()
+        self._report: MemoryReport | None = None
+        self._fit: Fit | None = None
+        self._budget: int | None = None
+        self._budget_since = 0.0
+        self._bounds: dict[str, int] = {}
+        """Of `WorkerConfig`, where the kernel has taught better ones than the settings'."""
+
+    def config(self) -> WorkerConfig:
+        """What the next worker is started with."""
+        learned = {"corrections": self._corrections, **self._bounds}
+        return worker_config(self._settings).model_copy(update=learned)
+
+    def shrink(self) -> str:
+        """The kernel has ended the worker for want of memory: the next one gets less. Returns what is to be told."""
+        report = self._report
+        if report is None:
+            return "the kernel ended the worker for want of memory while it loaded the base"
+        limit = self._bounds.get("memory_budget", report.limit)
+        available = min(limit, report.total - report.others)
+        budget = report.base + int(SHRINK * max(0, available - report.base))
+        self._bounds = {"memory_budget": max(1, budget), "host_memory": int(SHRINK * report.host_limit)}
+        return (
+            f"the kernel ended the worker for want of memory: it goes on with {format_size(budget)} instead of "
+            f"{format_size(available)}, and {format_size(self._bounds['host_memory'])} for parked jobs"
+        )
+
+    def ready(self, report: Ready) -> None:
+        """A worker serves the base."""
+        self._shape, self._buckets, self._fit = report.shape, report.verdict.buckets, None
+        if report.memory is not None:
+            self.hear(report.memory)
+
+    def hear(self, report: MemoryReport) -> None:
+        """The device stands otherwise, or estimates were corrected."""
+        before, self._report = self._report, report
+        if report.corrections != self._corrections:
+            self._corrections = report.corrections
+            self._store.set_corrections(self._key, report.corrections)
+        if self._shape is not None and (self._fit is None or before is None or _decides(before) != _decides(report)):
+            self._fit = Fit(self._shape, self._buckets, report, self._estimating)
+
+    def needs(self, job: LiveJob) -> Needs:
+        """What a job takes; nothing while that cannot be estimated."""
+        return _NOTHING if self._fit is None else self._fit.needs(job.spec.adapter, _sizes(job))
+
+    def facts(self, job: LiveJob) -> JobFacts:
+        """What the policy may know of a job."""
+        remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+        needs = self.needs(job)
+        return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, needs.chunk)
+
+    def limits(self, tokens_per_second: float, now: float) -> Limits:
+        """What a plan must keep to, at a pace and a time."""
+        settings = self._settings
+        tokens = max(settings.pack_tokens, int(tokens_per_second * settings.slice_seconds))
+        if self._fit is None or self._report is None:
+            return Limits(settings.max_resident_jobs, slice_tokens=tokens)
+        memory = self._steady(self._report, now)
+        return Limits(settings.max_resident_jobs, slice_tokens=tokens, memory=memory)
+
+    def _steady(self, report: MemoryReport, now: float) -> int:
+        """The budget without small rises of late."""
+        rise = None if self._budget is None else report.budget - self._budget
+        if rise is None or rise < 0 or rise >= RISE * report.limit or now - self._budget_since >= RISE_SECONDS:
+            self._budget, self._budget_since = report.budget, now
+        assert self._budget is not None
+        return self._budget
+
+    def fits_now(self, job: LiveJob) -> bool:
+        """There is memory for the job alone."""
+        return self._fit is None or self._report is None or self.needs(job).total <= self._report.budget
+
+    def held(self, jobs: Iterable[LiveJob]) -> int:
+        """Bytes that jobs hold while they are attached."""
+        return sum(self.needs(job).resident for job in jobs)
+
+    def impossible(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+        """The jobs that can never run on this device, with why and what would help.
+
+        Nothing is impossible for a job that has trained already, nor while the kernel has made the device look small.
+        """
+        if self._fit is None or self._bounds:
+            return {}
+        found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in jobs if job.step == 0}
+        return {job_id: message for job_id, message in found.items() if message is not None}
+
+
+def worker_config(settings: DaemonSettings) -> WorkerConfig:
+    """What a daemon's worker is started with."""
+    base = settings.bases[0]
+    return WorkerConfig(
+        base_name=base.name,
+        base=base.location,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        threads=settings.threads,
+        pack_tokens=settings.pack_tokens,
+        checkpoint_activations=settings.checkpoint_activations,
+        compile=settings.compile,
+        memory_budget=settings.memory_budget,
+        memory_margin=settings.memory_margin,
+        host_memory=settings.host_memory,
+    )
+
+
+def corrections_key(settings: DaemonSettings) -> str:
+    """All that decides how right the estimates are: corrections hold for a base under these options."""
+    base = settings.bases[0]
+    options = [settings.dtype, settings.quantize, settings.device.partition(":")[0]]
+    options += ["recomputed"] * settings.checkpoint_activations + ["compiled"] * settings.compile
+    return " ".join([base.name, base.location, *options])
+
+
+def _sizes(job: LiveJob) -> Sizes:
+    """As preparing found them; of jobs that were prepared by an earlier version, what their spec allows."""
+    if job.largest_chunk is None or job.longest is None:
+        return Sizes.of_spec(job.spec)
+    return Sizes(job.largest_chunk, job.longest)
+
+
+def _decides(report: MemoryReport) -> tuple[object, ...]:
+    """What of a report estimates and capacity depend on."""
+    return report.corrections, report.limit, report.base, report.margin
