@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mlora_sched.engine.resident import Resident
 from mlora_sched.errors import JobFault
-from mlora_sched.memory.budget import Budget, budget_of, size
+from mlora_sched.memory.budget import Budget, budget_of
 from mlora_sched.memory.calibrate import Estimator
 from mlora_sched.memory.device import DeviceReader
 from mlora_sched.memory.formula import JobMemory, PackPlan
 from mlora_sched.memory.meter import Measurement, Meter, bytes_of
+from mlora_sched.memory.sizes import format_size
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import BaseShape, Correction, JobBytes, MemoryReport
@@ -129,9 +130,9 @@ class TrainerMemory:
         if job + chunk > budget.most:
             raise JobFault(
                 ErrorCode.OUT_OF_MEMORY,
-                f"needs {size(job + chunk)} ({size(job)} for adapter and optimiser, {size(chunk)} for a chunk of "
-                f"{tokens} tokens), the device has at most {size(max(0, budget.most))} of {size(budget.limit)} beside "
-                f"the base and the margin; {REMEDIES}",
+                f"needs {format_size(job + chunk)}: {format_size(job)} for adapter and optimiser, {format_size(chunk)} "
+                f"for a chunk of {tokens} tokens; the device has at most {format_size(max(0, budget.most))} of "
+                f"{format_size(budget.limit)} beside the base and the margin; {REMEDIES}",
             )
 
     # ------------------------------------------------------------------ what packs take
@@ -159,9 +160,9 @@ class TrainerMemory:
         self.estimator.learn_at_least(plan, found.wanted)
         self._note(plan, estimated, found, residents)
         self.look_again()
-        wanted = f", it asked for {size(found.wanted)}" if found.wanted else ""
-        kept = f", the allocator held {size(found.reserved)}" if found.reserved else ""
-        return f"estimated at {size(estimated)}{wanted}, {size(max(0, free))} were free{kept}"
+        wanted = f", it asked for {format_size(found.wanted)}" if found.wanted else ""
+        kept = f", the allocator held {format_size(found.reserved)}" if found.reserved else ""
+        return f"estimated at {format_size(estimated)}{wanted}, {format_size(max(0, free))} were free{kept}"
 
     def _note(self, plan: PackPlan, estimated: int, found: Measurement, residents: Iterable[Resident]) -> None:
         held = self._base + sum(resident.bytes for resident in residents)

@@ -83,13 +83,15 @@ class Packer:
         pairs = list(zip(choice.chunks, states, strict=True))
         rows = bucket_for(choice.tokens, self.buckets)
         assert rows is not None, f"{choice.tokens} tokens fit no bucket; a job with such a chunk is not attached"
+        lengths = [length for chunk, state in pairs for length in state.lengths(chunk)]
         return PackPlan(
             rows=rows,
             segments=tuple(
                 SegmentPlan(state.spec.adapter, chunk.tokens, state.targets(chunk)) for chunk, state in pairs
             ),
             training=choice.phase is Phase.TRAIN,
-            squares=sum(state.squares(chunk) for chunk, state in pairs),
+            squares=sum(length**2 for length in lengths),
+            longest=max(lengths),
         )
 
     def shrink(self, tokens: int) -> None:

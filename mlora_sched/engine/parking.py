@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mlora_sched.engine.resident import Resident
-from mlora_sched.memory.budget import size
 from mlora_sched.memory.meter import bytes_of
+from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.wire import JobStart
 
 
@@ -32,7 +32,7 @@ class Move:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{size(self.bytes)} in {self.seconds:.3f} s"
+        return f"{format_size(self.bytes)} in {self.seconds:.3f} s"
 
 
 class ParkedJob:

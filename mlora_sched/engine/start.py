@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import transformers
 
@@ -14,13 +16,13 @@ from mlora_sched.engine.probe import probe
 from mlora_sched.memory.device import DeviceReader, host_memory, reader_of
 from mlora_sched.memory.formula import Formula
 from mlora_sched.memory.meter import meter_of
+from mlora_sched.memory.profile import profile_base
 from mlora_sched.model.attention import PACKED_ATTENTION
 from mlora_sched.model.base import FrozenBase, hash_base, load_base
 from mlora_sched.model.compiled import check_compiler, compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
-from mlora_sched.spec.memory import BaseShape
 from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,21 +64,25 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         compile=config.compile,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
-    # the shape comes from `mlora_sched.memory.profile.shape_of(base, ...)`, which is not there yet
-    memory = _memory(config, base, None, reader, runtime)
-    return Trainer(base, tokenizer, origin, config.pack_tokens, memory)
+    return Trainer(base, tokenizer, origin, config.pack_tokens, _memory(config, base, verdict.buckets, reader, runtime))
 
 
 def _memory(
-    config: WorkerConfig, base: FrozenBase, shape: BaseShape | None, reader: DeviceReader, runtime: int
-) -> TrainerMemory | None:
-    """What sizes the packs; None where nobody knows what they take.
+    config: WorkerConfig, base: FrozenBase, buckets: Sequence[int], reader: DeviceReader, runtime: int
+) -> TrainerMemory:
+    """What sizes the packs.
 
     Args:
         runtime: bytes that this process held of the device before the base was loaded.
     """
-    if shape is None:
-        return None
+    shape = profile_base(
+        base.model.config,
+        base.dtype,
+        quantize=config.quantize,
+        recompute=config.checkpoint_activations,
+        buckets=buckets,
+        name=base.name,
+    )
     allowance = Allowance(config.memory_budget, config.memory_margin, host_memory(config.host_memory), runtime)
     meter = meter_of(base.device, compiled=config.compile)
     return TrainerMemory(base, Formula(shape), reader, meter, allowance, shape=shape, corrections=config.corrections)

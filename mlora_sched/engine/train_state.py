@@ -160,10 +160,9 @@ class TrainState:
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
-    def squares(self, chunk: Chunk) -> int:
-        """Σ L² over the rows of a chunk: what attention grows with."""
-        lengths = self._set().lengths
-        return sum(int(lengths[row]) ** 2 for row in chunk.rows)
+    def lengths(self, chunk: Chunk) -> list[int]:
+        """Tokens of each row of a chunk."""
+        return [int(self._set().lengths[row]) for row in chunk.rows]
 
     def rows(self, chunk: Chunk) -> list[RowLike]:
         """The tokenised rows of a chunk of the running phase."""

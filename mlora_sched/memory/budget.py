@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -60,11 +58,3 @@ def budget_of(reading: Reading, base: int, asked: int | None, margin: float) -> 
     """
     limit = reading.total if asked is None else min(asked, reading.total)
     return Budget(reading.total, limit, reading.others, base, int(margin * limit))
-
-
-def size(bytes_: float) -> str:
-    """Bytes as messages show them, e.g. "3.1 GiB"."""
-    value, at = float(bytes_), 0
-    while abs(value) >= 1024 and at < len(_UNITS) - 1:
-        value, at = value / 1024, at + 1
-    return f"{value:.0f} B" if at == 0 else f"{value:.1f} {_UNITS[at]}"

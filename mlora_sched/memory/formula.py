@@ -4,19 +4,18 @@ No weights, no tensors, no torch: the server refuses by it, the daemon admits by
 
 A pack's peak is the highest of a few moments: the head, with all that the layers keep; and the stretches of the last
 layer of each kind, in its forward and its backward, since layers of one kind are alike and the last has the most below
-it. `BaseShape` says what a layer has in memory at each stretch when adapters keep nothing but their groups' inputs;
-`mlora_sched.memory.costs` says what the adapters add.
+it. `mlora_sched.memory.layer` adds up one layer's stretches.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlora_sched.memory.costs import LayerCost, OpCost, derived, layer_cost, parameters, step_work
+from mlora_sched.memory.costs import LayerCost, derived, layer_cost, parameters, step_work
+from mlora_sched.memory.layer import PackedLayer
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear, Moment, Work
+from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
 _HEAD_STEP = 32
@@ -97,15 +96,10 @@ class _Known:
 
 
 class Formula:
-    """The closed form for one base. What depends on a spec alone is remembered; asking costs well below a millisecond.
+    """The closed form for one base. What depends on a spec alone is remembered; asking takes far less than 1 ms."""
 
-    Args:
-        buckets: pack lengths in use, ascending, to which the pieces of the head are padded.
-    """
-
-    def __init__(self, shape: BaseShape, buckets: Sequence[int] = ()) -> None:
+    def __init__(self, shape: BaseShape) -> None:
         self.shape = shape
-        self.buckets = tuple(buckets)
         self._known: dict[AdapterSpec, _Known] = {}
 
     def job(self, adapter: AdapterSpec) -> JobMemory:
@@ -124,11 +118,13 @@ class Formula:
     def _training(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
         shape, extent = self.shape, self._extent(plan)
         layers = [
-            _Layer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], extent, shape)
+            PackedLayer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], extent, shape)
             for kind, layer in enumerate(shape.kinds)
         ]
         first = min(layers[shape.order[0]].used, default=0)
-        below = shape.ends.at(extent) - shape.entrance[first].at(extent)
+        below = shape.ends.at(extent)
+        if not shape.recompute:
+            below -= shape.entrance[first].at(extent)
         last = {kind: at for at, kind in enumerate(shape.order)}
         peaks: list[float] = []
         for at, kind in enumerate(shape.order):
@@ -143,15 +139,15 @@ class Formula:
         peaks = [plan.rows * shape.hidden * shape.itemsize + self._head(plan)]
         for kind, layer in enumerate(shape.kinds):
             found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
-            peaks.extend(_Layer(layer, found, extent, shape).evaluating())
+            peaks.extend(PackedLayer(layer, found, extent, shape).evaluating())
         return max(peaks)
 
     def _head(self, plan: PackPlan) -> float:
         """One piece of the head."""
         head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
-        longest = min(head.rows_per_piece, self.buckets[-1]) if self.buckets else head.rows_per_piece
+        longest = min(head.rows_per_piece, self.shape.buckets[-1]) if self.shape.buckets else head.rows_per_piece
         rows = min(longest, max(1, targets))
-        padded = next((bucket for bucket in self.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
+        padded = next((bucket for bucket in self.shape.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
         return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
     def _extent(self, plan: PackPlan) -> Extent:
@@ -204,128 +200,3 @@ class Formula:
             named = adapter.targets(sites, self.shape.is_mixture)
             found.append(frozenset(name.removeprefix(prefix) for name in named))
         return found
-
-
-class _Layer:
-    """One kind of layer in one pack."""
-
-    def __init__(
-        self, layer: LayerShape, costs: Sequence[tuple[int, LayerCost]], pack: Extent, shape: BaseShape
-    ) -> None:
-        self._layer, self._pack, self._rows, self._shape = layer, pack, pack.rows, shape
-        self._ops: dict[int, list[tuple[int, OpCost]]] = {}
-        for tokens, cost in costs:
-            for at, op in cost.ops.items():
-                self._ops.setdefault(at, []).append((tokens, op))
-        self._routed = [(tokens, cost.routed) for tokens, cost in costs if cost.routed is not None]
-        self._all_routed = bool(costs) and len(self._routed) == len(costs)
-        self._unkept = list(self._inputs_not_kept())
-        self._base_saved = layer.saved.at(pack)
-
-    @property
-    def kept(self) -> float:
-        """What a layer of this kind keeps for backward."""
-        if self._shape.recompute:
-            return self._base_saved
-        unkept = sum(size for _, size in self._unkept)
-        return self._base_saved - unkept + self._ops_saved() + self._routed_saved() - self._gated()
-
-    def peaks(self, below: float) -> Iterator[float]:
-        """The stretches of the last layer of this kind, over `below` bytes of what lies beneath it."""
-        for moment in self._layer.forward:
-            own = 0.0 if self._shape.recompute else self._ops_saved(moment.alive)
-            yield below + own + self._at(moment) + self._mixing(moment, backward=False)
-        reached = not self._shape.recompute
-        for moment in self._layer.backward:
-            reached = reached or moment.work is Work.BACKWARD
-            own = self._ops_saved() if reached else self._ops_saved(moment.alive)
-            routed = self._routed_saved() if reached else 0.0
-            yield below + self._base_saved + own + routed + self._at(moment) + self._mixing(moment, backward=reached)
-
-    def evaluating(self) -> Iterator[float]:
-        """The stretches of a forward that keeps nothing."""
-        for moment in self._layer.evaluating:
-            yield self._at(moment, unkept=False) + self._mixing(moment, backward=False)
-
-    @property
-    def used(self) -> set[int]:
-        """Groups whose inputs an adapter needs."""
-        return {*self._ops, self._before_experts()} if self._routed else set(self._ops)
-
-    def _at(self, moment: Moment, *, unkept: bool = True) -> float:
-        """The layer's own bytes at a stretch, and what the ops of the group take that runs then."""
-        size = moment.bytes.at(self._pack)
-        if unkept:
-            size -= sum(width for at, width in self._unkept if at < moment.alive)
-        ops = [] if moment.group is None else self._ops.get(moment.group, [])
-        if not ops:
-            return size
-        if moment.work is Work.FORWARD:
-            return size + sum(n * op.saved for n, op in ops) + max(n * op.forward for n, op in ops)
-        size += sum(n * op.held for n, op in ops) + self._rows * max(op.copied for _, op in ops)
-        if moment.work is Work.BACKWARD:
-            return size + max(n * op.backward for n, op in ops)
-        return size + max(n * op.input for n, op in ops)
-
-    def _mixing(self, moment: Moment, *, backward: bool) -> float:
-        """What routed experts take beside: between gate and up and down, in place of the plain product."""
-        if not self._routed:
-            return 0.0
-        width = self._routed[0][1].ffn.width * self._shape.itemsize * self._rows
-        hidden = self._routed[0][1].ffn.hidden * self._shape.itemsize * self._rows
-        inner = self._before_experts()
-        between = moment.group is None and moment.alive == inner + 1
-        plain = 0 if self._all_routed else width
-        if not backward:
-            if moment.alive <= inner:
-                return 0.0
-            if not between:  # the experts' outputs wait to be added
-                return self._routed_saved() + 2 * hidden
-            # the mixed product lies where the plain one would, the experts' outputs where that of the group below would
-            return self._routed_saved() + plain + max(n * cost.forward for n, cost in self._routed)
-        if moment.alive > inner + 1:
-            return -2 * width if self._all_routed else 0.0
-        if not between:
-            return 0.0
-        # the gradients of gate and up are there when the group of both goes back; with them lie those of the mixed
-        # product, of x, of the experts' outputs and of what goes round the FFN
-        bare = moment.bytes.at(self._pack)
-        then = next(m for m in self._layer.backward if m.work is Work.BACKWARD and m.group == inner)
-        mixing = then.bytes.at(self._pack) + width + (3 if self._all_routed else 2) * hidden
-        mixing += max(n * cost.backward for n, cost in self._routed)
-        return (mixing if self._all_routed else max(mixing + 3 * width, bare + 2 * width + hidden)) - bare
-
-    def _before_experts(self) -> int:
-        """Place of the group that gate and up form."""
-        path = self._routed[0][1].ffn.path
-        return next(
-            at
-            for at, group in enumerate(self._layer.groups)
-            if any(site.path == f"{path}.gate_proj" for site in group.sites)
-        )
-
-    def _gated(self) -> float:
-        """Gate and up, which the plain product keeps, and which nobody keeps where all rows are routed."""
-        if not self._all_routed:
-            return 0.0
-        return 2.0 * self._routed[0][1].ffn.width * self._shape.itemsize * self._rows
-
-    def _ops_saved(self, alive: int | None = None) -> float:
-        return sum(n * op.saved for at, ops in self._ops.items() if alive is None or at < alive for n, op in ops)
-
-    def _routed_saved(self) -> float:
-        return sum(n * cost.saved for n, cost in self._routed)
-
-    def _inputs_not_kept(self) -> Iterator[tuple[int, float]]:
-        """Groups without an op in the pack, whose inputs nobody keeps, and the bytes of those."""
-        groups = self._layer.groups
-        sources = [at if group.source is None else group.source for at, group in enumerate(groups)]
-        used = {sources[at] for at in self.used}
-        for at, group in enumerate(groups):
-            if group.source is None and at not in used and not group.kept:
-                yield at, float(self._rows * group.inputs * self._shape.itemsize)
-
-
-def methods_of(plan: PackPlan) -> str:
-    """The adapter methods of a pack, as corrections name them."""
-    return "+".join(sorted(Counter(segment.adapter.method for segment in plan.segments)))

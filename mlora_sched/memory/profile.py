@@ -53,19 +53,27 @@ _HEAD_ROWS = (32, 64)
 
 
 def profile_base(
-    config: Any, dtype: torch.dtype, *, quantize: Quantize = "none", recompute: bool = False, name: str = "base"
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    quantize: Quantize = "none",
+    recompute: bool = False,
+    buckets: Sequence[int] = (),
+    name: str = "base",
 ) -> BaseShape:
     """The shape of the base that a transformers config describes, served with these options.
+
+    Args:
+        buckets: pack lengths in use, ascending; none where they are not known yet.
 
     Raises:
         BaseError: a model that the engine cannot serve.
     """
     plain = hollow_base(config, dtype, name=name, quantize=quantize)
-    traced = hollow_base(config, dtype, name=name, quantize=quantize, recompute=True) if recompute else plain
     order, window = layer_kinds(plain.base), _window(config)
-    with first_layers(plain.base, above=True), first_layers(traced.base, above=True):
+    with first_layers(plain.base, above=True):
         groups = _groups(plain)
-        fit = _Fit.of(traced, max(_LONG, 2 * window), groups[0])
+        fit = _Fit.of(plain, max(_LONG, 2 * window), groups[0])
         return BaseShape(
             weights=sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model)),
             path=_path(plain.base),
@@ -83,6 +91,7 @@ def profile_base(
             window=window,
             is_mixture=plain.base.is_mixture,
             loose=_loose(plain.base),
+            buckets=tuple(buckets),
         )
 
 
@@ -251,8 +260,7 @@ def _read(
 def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, ...]:
     """One layer's stretches between marks; what comes before a mark of a layer is that layer's."""
     own = [mark for mark in seen if mark.layer == layer and mark.place is not Place.ENTER]
-    runs_forward = any(mark.place is Place.FORWARD for mark in own)  # in a backward: activations are recomputed
-    alive = 0 if runs_forward else sum(mark.place is Place.BACKWARD for mark in own)
+    alive = sum(mark.place is Place.BACKWARD for mark in own)
     found: list[_Stretch] = []
     for mark in own:
         if mark.place is Place.INPUT:

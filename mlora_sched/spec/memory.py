@@ -91,7 +91,7 @@ class LayerShape(Frozen):
 
     Attributes:
         groups: in forward order. ffns: where routed experts can sit.
-        saved: what it keeps for backward; its own arguments alone where activations are recomputed.
+        saved: what it keeps for backward.
         forward, backward: the stretches of running it, in order. evaluating: those of a forward without gradients, with
             all that lies beside the weights.
     """
@@ -123,7 +123,8 @@ class BaseShape(Frozen):
         entrance: what the lowest layer keeps less than others, since no gradient comes from below; by the first of its
             groups that has an adapter.
         hidden: width of the hidden states. itemsize: bytes of a number of the base.
-        recompute: activations are recomputed.
+        recompute: activations are recomputed: a layer keeps its input alone, and the rest while its own backward runs.
+        buckets: pack lengths in use, ascending, to which the pieces of the head are padded; empty where unknown.
         window: rows of a sequence beyond which `Linear.squares` count; 0 for always.
         is_mixture: it routes tokens to experts of its own. loose: linears outside the decoder layers, by full path.
     """
@@ -141,6 +142,7 @@ class BaseShape(Frozen):
     window: int
     is_mixture: bool
     loose: tuple[GroupShape, ...]
+    buckets: tuple[int, ...] = ()
 
 
 class Correction(Frozen):

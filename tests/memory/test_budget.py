@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlora_sched.memory.budget import Budget, Reading, budget_of, size
+from mlora_sched.memory.budget import Budget, Reading, budget_of
 
 GIB = 2**30
 BYTES = st.integers(0, 200 * GIB)
@@ -39,11 +38,3 @@ def test_what_another_process_takes_and_gives_back_comes_back(taken: int, asked:
     during = budget_of(Reading(80 * GIB, 80 * GIB - taken, 0), GIB, asked, 0.05)
     assert during.now == min(before.now, 80 * GIB - taken - during.base - during.margin)
     assert during.most == before.most
-
-
-@pytest.mark.parametrize(
-    ("bytes_", "says"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3_328_599_654, "3.1 GiB"), (5 * 2**50, "5120.0 TiB")],
-)
-def test_sizes_are_shown_with_a_unit(bytes_: int, says: str) -> None:
-    assert size(bytes_) == says

@@ -25,7 +25,7 @@ class Rows:
 
 
 def plan_of(rows: int, specs: tuple[int, ...] = (0,), *, training: bool = True) -> PackPlan:
-    return PackPlan(rows, tuple(SegmentPlan(SPECS[at], 1, 1) for at in specs), training, rows)
+    return PackPlan(rows, tuple(SegmentPlan(SPECS[at], 1, 1) for at in specs), training, rows, 1)
 
 
 def correction(rows: int, factor: float, methods: str = "lora", packs: int = 9) -> Correction:
