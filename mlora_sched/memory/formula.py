@@ -113,6 +113,14 @@ class Formula:
         peak = self._training(plan, costs) if plan.training else self._evaluation(plan, costs)
         return max(begin, int(peak) + 1)
 
+    def head(self, plan: PackPlan) -> float:
+        """What of a pack one piece of the head takes."""
+        head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
+        longest = min(head.rows_per_piece, self.shape.buckets[-1]) if self.shape.buckets else head.rows_per_piece
+        rows = min(longest, max(1, targets))
+        padded = next((bucket for bucket in self.shape.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
+        return (head.piece if plan.training else head.evaluation).at(Extent(padded))
+
     # ------------------------------------------------------------------ a pack
 
     def _training(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
@@ -132,23 +140,15 @@ class Formula:
                 peaks.extend(layers[kind].peaks(below))
             below += layers[kind].kept
         gradient = plan.rows * shape.hidden * shape.itemsize
-        return max(*peaks, below + gradient + self._head(plan))
+        return max(*peaks, below + gradient + self.head(plan))
 
     def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
         shape, extent = self.shape, self._extent(plan)
-        peaks = [plan.rows * shape.hidden * shape.itemsize + self._head(plan)]
+        peaks = [plan.rows * shape.hidden * shape.itemsize + self.head(plan)]
         for kind, layer in enumerate(shape.kinds):
             found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
             peaks.extend(PackedLayer(layer, found, extent, shape).evaluating())
         return max(peaks)
-
-    def _head(self, plan: PackPlan) -> float:
-        """One piece of the head."""
-        head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
-        longest = min(head.rows_per_piece, self.shape.buckets[-1]) if self.shape.buckets else head.rows_per_piece
-        rows = min(longest, max(1, targets))
-        padded = next((bucket for bucket in self.shape.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
-        return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
     def _extent(self, plan: PackPlan) -> Extent:
         window = self.shape.window
