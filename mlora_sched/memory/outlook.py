@@ -232,7 +232,7 @@ class Forecast:
         return Fit(self._shape, self.buckets, report)
 
     def _largest_pack(self, specs: Sequence[JobSpec], free: int) -> int:
-        """Most rows of a pack, filled with chunks of these jobs in turn, that takes no more than is free; 0 for none."""
+        """Most rows of a pack filled with chunks of these jobs in turn that takes no more than is free; 0 for none."""
         lengths = bucket_ladder(MOST_TOKENS)
         low, high = 0, len(lengths)
         while low < high:

@@ -71,11 +71,12 @@ def profile_base(
     """
     plain = hollow_base(config, dtype, name=name, quantize=quantize)
     order, window = layer_kinds(plain.base), _window(config)
+    weights = sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model))
     with first_layers(plain.base, above=True):
         groups = _groups(plain)
         fit = _Fit.of(plain, max(_LONG, 2 * window), groups[0])
         return BaseShape(
-            weights=sum(tensor.untyped_storage().nbytes() for tensor in _held(plain.base.model)),
+            weights=weights,
             path=_path(plain.base),
             kinds=tuple(_layer_shape(plain.base, at, groups[at], fit) for at in _representatives(plain.base)),
             order=order,

@@ -1,4 +1,4 @@
-"""How `estimate` answers people: the base, what each job holds, what training it takes, and what fits. Drawing alone."""
+"""How `estimate` answers people: the base, what each job holds, what training it takes, what fits. Drawing alone."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def _print_held(outlook: Outlook) -> None:
         "OPTIMISER": [job.optimiser for job in outlook.jobs],
         "COPY": [job.compute for job in outlook.jobs],
         "DERIVED": [job.derived for job in outlook.jobs],
-        "JOB": [job.resident for job in outlook.jobs],
+        "TOGETHER": [job.resident for job in outlook.jobs],
     }
     shown = {title: sizes for title, sizes in columns.items() if any(sizes)}
     rows = []
     for at, job in enumerate(outlook.jobs):
         cells = [job.name, job.method, f"{job.trained:,}", *(format_size(sizes[at]) for sizes in shown.values())]
         rows.append([Text(cell) for cell in cells])
-    print_table(["JOB", "METHOD", "TRAINED", *shown], rows, numbers=("TRAINED", *shown))
+    print_table(["NAME", "METHOD", "TRAINED", *shown], rows, numbers=("TRAINED", *shown))
 
 
 def _print_training(outlook: Outlook) -> None:
