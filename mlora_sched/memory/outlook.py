@@ -189,7 +189,9 @@ class Forecast:
             "fits": refusal is None,
             "refusal": refusal,
             "count": 0 if refusal else left // memory.resident,
-            "largest_pack": 0 if refusal else self._largest_pack([spec], self._budget.now - memory.resident),
+            "largest_pack": 0
+            if refusal
+            else self._largest_pack([spec], self._budget.now - memory.resident, sizes.chunk),
         }
         return found.model_copy(update=more)
 
@@ -201,7 +203,9 @@ class Forecast:
         if self._budget is None:
             return found
         free = self._budget.now - resident
-        return found.model_copy(update={"fits": chunk <= free, "largest_pack": self._largest_pack(specs, free)})
+        fits = chunk <= free
+        fitting = max(Sizes.of_spec(spec).chunk for spec in specs) if fits else 0
+        return found.model_copy(update={"fits": fits, "largest_pack": self._largest_pack(specs, free, fitting)})
 
     def _chunk(self, spec: JobSpec) -> PackPlan:
         sizes = Sizes.of_spec(spec)
@@ -231,8 +235,12 @@ class Forecast:
         )
         return Fit(self._shape, self.buckets, report)
 
-    def _largest_pack(self, specs: Sequence[JobSpec], free: int) -> int:
-        """Most rows of a pack filled with chunks of these jobs in turn that takes no more than is free; 0 for none."""
+    def _largest_pack(self, specs: Sequence[JobSpec], free: int, fitting: int) -> int:
+        """Most rows of a pack filled with chunks of these jobs in turn that takes no more than is free; 0 for none.
+
+        Args:
+            fitting: tokens of a chunk that is known to fit by itself: a pack that is not full can hold it.
+        """
         lengths = bucket_ladder(MOST_TOKENS)
         low, high = 0, len(lengths)
         while low < high:
@@ -241,7 +249,7 @@ class Forecast:
                 low = middle + 1
             else:
                 high = middle
-        return lengths[low - 1] if low else 0
+        return max(fitting, lengths[low - 1] if low else 0)
 
 
 def _filled(specs: Sequence[JobSpec], rows: int) -> PackPlan:

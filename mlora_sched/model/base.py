@@ -140,7 +140,8 @@ def telling_of(name: str, location: str) -> Iterator[None]:
     except BaseError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
+        why = str(error).strip().partition("\n")[0]  # the next lines may list all that transformers knows
+        raise BaseError(f"base {name}: {location} cannot be loaded: {why}") from error
 
 
 def adopt(

@@ -129,7 +129,9 @@ def _shape(config: WorkerConfig, described: Any) -> BaseShape:
     from mlora_sched.data.pack import bucket_ladder
     from mlora_sched.memory.profile import profile_base
     from mlora_sched.model.base import telling_of
+    from mlora_sched.model.support import check_config
 
+    check_config(described, config.base_name)
     with telling_of(config.base_name, config.base):  # transformers may know no decoder of this architecture
         return profile_base(
             described,
@@ -171,6 +173,7 @@ def _trace(config: WorkerConfig, described: Any, jobs: Sequence[Wanted], forecas
 
 def _traced(hollow: HollowBase, job: Wanted, forecast: Forecast) -> Traced:
     from mlora_sched.data.pack import bucket_for
+    from mlora_sched.memory.outlook import Traced
     from mlora_sched.memory.trace import Chunked, plan_of, trace
 
     adapter, sizes = job.spec.adapter, Sizes.of_spec(job.spec)
