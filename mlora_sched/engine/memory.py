@@ -187,6 +187,7 @@ class TrainerMemory:
             base=budget.base,
             margin=budget.margin,
             budget=budget.now,
+            own=budget.own,
             jobs=jobs,
             host_limit=self.allowance.host,
             rows=rows,
