@@ -9,9 +9,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlora_sched.data.pack import Chunk
+from mlora_sched.data.pack import Chunk, bucket_ladder
 from mlora_sched.engine.packer import RECOVERY, Member, Packer
-from mlora_sched.engine.probe import bucket_ladder
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.spec.adapter import LoraSpec
