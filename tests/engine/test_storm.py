@@ -34,7 +34,7 @@ class NearSizes(PlainSizes):
     """About what packs take on the tiny base."""
 
     def job(self, adapter: AdapterSpec) -> JobMemory:
-        return JobMemory((80_000 if adapter.method == "mixlora" else 40_000) * adapter.r, 0, 0, 0, 0)
+        return JobMemory((80_000 if adapter.method == "mixlora" else 40_000) * adapter.r, 0, 0, 0, 0, 0)
 
     def pack(self, plan: PackPlan) -> int:
         more = {"mixlora": MIXED, "dora": RESCALED}
