@@ -66,6 +66,7 @@ class PackPlan:
     Attributes:
         rows: padded length, a bucket. training: with a backward.
         squares, longest: Σ L² over its sequences, and the longest; upper bounds are enough.
+        joined: not all of its sequences are of one length, or it is padded; where nobody knows, it is.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class PackPlan:
     training: bool
     squares: int
     longest: int
+    joined: bool = True
 
     @classmethod
     def of_chunk(cls, adapter: AdapterSpec, tokens: int, longest: int, buckets: Sequence[int]) -> PackPlan:
@@ -151,10 +153,10 @@ class Formula:
         return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
     def _extent(self, plan: PackPlan) -> Extent:
-        window = self.shape.window
+        window, joined = self.shape.window, plan.rows if plan.joined else 0
         if window and plan.longest <= window:
-            return Extent(plan.rows)
-        return Extent(plan.rows, plan.squares, plan.longest**2)
+            return Extent(plan.rows, joined=joined)
+        return Extent(plan.rows, plan.squares, plan.longest**2, joined)
 
     # ------------------------------------------------------------------ an adapter
 

@@ -3,7 +3,7 @@
 What a layer keeps and needs for itself differs between architectures in a hundred small ways; so nobody writes it
 down. The first layers of the base, enough to see every kind, run hollow at three sizes, each group of sites with an op
 that does nothing but mark the time; between two marks the peak is noted. Bytes are linear in the rows of a pack (and
-in Σ L² where attention keeps scores or masks), so three sizes give them for all. The closed form then adds what
+in Σ L² where attention keeps scores or masks), so a few sizes give them for all. The closed form then adds what
 adapters, head and packs take.
 
 Needs torch. Not here: anything about a job.
@@ -200,6 +200,12 @@ class _Pack:
     def buckets(self) -> tuple[int, ...]:
         return bucket_ladder(self.rows)
 
+    @property
+    def extent(self) -> Extent:
+        joined = self.tokens < self.rows or len(set(self.lengths)) > 1
+        squares, longest = sum(length**2 for length in self.lengths), max(self.lengths) ** 2
+        return Extent(self.rows, squares, longest, self.rows if joined else 0)
+
 
 def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], lowest: Sequence[GroupShape]) -> int:
     """What lives after a forward in which no gradient comes from below, and these first groups have no ops.
@@ -247,7 +253,7 @@ def _read(
     ends = seen[hidden].live - sum(saved)
     below = [ends + sum(saved[:at]) for at in range(layers + 1)]
     return _Trace(
-        extent=Extent(pack.rows, sum(length**2 for length in pack.lengths), max(pack.lengths) ** 2),
+        extent=pack.extent,
         saved=saved,
         ends=ends,
         entrance=entrance,
@@ -281,10 +287,11 @@ def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The same pack at two sizes, one long sequence, and two."""
+    """The same pack at two sizes, one that is full of equal rows, one long sequence, and two."""
 
     few: _Trace
     many: _Trace
+    full: _Trace
     long: _Trace
     longs: _Trace
 
@@ -292,20 +299,26 @@ class _Fit:
     def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
         few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
+        full = _trace(hollow, [_ROW] * (_SIZES[0] // _ROW), _SIZES[0], lowest)
         one = _trace(hollow, [long], long + _ROW, lowest)
         two = _trace(hollow, [long, long - 1], 2 * long + _ROW, lowest)  # of two lengths, which share no mask
-        return cls(few, many, one, two)
+        return cls(few, many, full, one, two)
 
     def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
         """The line through what the traces say of one thing."""
-        traces = (self.few, self.many, self.long, self.longs)
-        terms = np.array([(1, *trace.extent) for trace in traces], dtype=np.float64)
+        traces = (self.few, self.many, self.full, self.long, self.longs)
+        terms = np.array(
+            [(1, it.extent.rows, it.extent.joined, it.extent.squares, it.extent.longest) for it in traces],
+            dtype=np.float64,
+        )
         found = np.array([bytes_of(trace) for trace in traces], dtype=np.float64)
-        fixed, rows, squares, longest = map(float, np.linalg.solve(terms, found))
-        if (squares + longest) * self.long.extent.longest > _NOISE * found[2]:
-            return Linear(fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest))
-        fixed, rows = map(float, np.linalg.solve(terms[:2, :2], found[:2]))
-        return Linear(fixed=fixed, rows=rows)
+        fixed, rows, joined, squares, longest = map(float, np.linalg.solve(terms, found))
+        if (squares + longest) * self.long.extent.longest > _NOISE * found[3]:
+            return Linear(
+                fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest), joined=joined
+            )
+        fixed, rows, joined = map(float, np.linalg.solve(terms[:3, :3], found[:3]))
+        return Linear(fixed=fixed, rows=rows, joined=joined)
 
     def moments(self, stretches: Callable[[_Trace], Sequence[_Stretch]]) -> tuple[Moment, ...]:
         """The lines through stretches, which are the same at every size."""

@@ -61,7 +61,8 @@ def plan_of(chunks: Sequence[Chunked], rows: int, *, training: bool = True) -> P
     """The closed form's view of the pack that these chunks make."""
     lengths = [length for chunk in chunks for length in chunk.lengths]
     segments = tuple(SegmentPlan(chunk.adapter, chunk.tokens, chunk.tokens - len(chunk.lengths)) for chunk in chunks)
-    return PackPlan(rows, segments, training, sum(length**2 for length in lengths), max(lengths))
+    joined = sum(lengths) < rows or len(set(lengths)) > 1
+    return PackPlan(rows, segments, training, sum(length**2 for length in lengths), max(lengths), joined)
 
 
 def trace(hollow: HollowBase, chunks: Sequence[Chunked], buckets: Sequence[int], *, training: bool = True) -> Weighed:
