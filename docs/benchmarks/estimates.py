@@ -383,6 +383,14 @@ def summary(found: dict[str, Figures]) -> dict[str, dict[str, float]]:
     }
 
 
+def _line(combination: Combination, it: Figures) -> str:
+    weighed = f"{it.weighed / it.traced:8.4f}" if it.weighed else " " * 8
+    return (
+        f"{it.formula / it.traced:15.4f} {it.formula_pack / it.traced_pack:7.4f} {weighed} {it.traced / 2**30:8.3f} "
+        f"{it.formula_ms:6.3f} {it.trace_s:6.2f}  {combination}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="How near estimates of memory come.")
     parser.add_argument("--quick", action="store_true", help="only the small bases")
@@ -394,12 +402,7 @@ def main() -> None:
     print(f"{'formula/traced':>15} {'pack':>7} {'weighed':>8} {'GiB':>8} {'ms':>6} {'s':>6}  combination")
     for combination in chosen:
         it = found[str(combination)] = measure(combination)
-        weighed = f"{it.weighed / it.traced:8.4f}" if it.weighed else " " * 8
-        print(
-            f"{it.formula / it.traced:15.4f} {it.formula_pack / it.traced_pack:7.4f} {weighed} {it.traced / 2**30:8.3f} "
-            f"{it.formula_ms:6.3f} {it.trace_s:6.2f}  {combination}",
-            flush=True,
-        )
+        print(_line(combination, it), flush=True)
     for name, values in summary(found).items():
         print(f"{name:>30}  " + "  ".join(f"{what} {value:.4f}" for what, value in values.items()))
     if asked.out is not None:

@@ -19,6 +19,8 @@ from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
 _HEAD_STEP = 32
+_TARGET = 8 + 8 + 4 + 4 + 1
+"""Bytes that every token with loss keeps to the end of its pack: its place, its target, weight, loss and hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Formula:
             for kind, layer in enumerate(shape.kinds)
         ]
         first = min(layers[shape.order[0]].used, default=0)
-        below = shape.ends.at(extent)
+        below = shape.ends.at(extent) + _TARGET * sum(segment.targets for segment in plan.segments)
         if not shape.recompute:
             below -= shape.entrance[first].at(extent)
         last = {kind: at for at, kind in enumerate(shape.order)}

@@ -219,11 +219,11 @@ def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], low
         hidden_TD = _hidden(base, pack)
         marks.put(Place.HIDDEN)
         del hidden_TD
-    read_later = {group.source for group in lowest[len(without) :]}
+    read_later, joined = {group.source for group in lowest[len(without) :]}, pack.extent.joined
     left_out = sum(
         group.inputs
         for at, group in enumerate(lowest[: len(without)])
-        if group.source is None and not group.kept and at not in read_later
+        if group.source is None and not (group.kept if joined else group.kept_whole) and at not in read_later
     )
     return marks.seen[-1].live + left_out * pack.rows * base.dtype.itemsize
 
@@ -314,9 +314,7 @@ class _Fit:
         found = np.array([bytes_of(trace) for trace in traces], dtype=np.float64)
         fixed, rows, joined, squares, longest = map(float, np.linalg.solve(terms, found))
         if (squares + longest) * self.long.extent.longest > _NOISE * found[3]:
-            return Linear(
-                fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest), joined=joined
-            )
+            return Linear(fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest), joined=joined)
         fixed, rows, joined = map(float, np.linalg.solve(terms[:3, :3], found[:3]))
         return Linear(fixed=fixed, rows=rows, joined=joined)
 
@@ -357,21 +355,27 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
 
 def _groups(hollow: HollowBase) -> list[tuple[GroupShape, ...]]:
     """The groups of every layer, and which of their inputs the layers keep for themselves."""
+    found, kept = _inputs(hollow, _Pack((_ROW, _ROW - 1), 2 * _ROW))
+    _, whole = _inputs(hollow, _Pack((_ROW, _ROW), 2 * _ROW))
+    return [_of_layer(hollow.base, at, found, kept, whole) for at in range(len(found.order))]
+
+
+def _inputs(hollow: HollowBase, pack: _Pack) -> tuple[Groups, set[str]]:
+    """The groups that a pack meets, and the names of those whose inputs live on after the forward."""
     base, marks = hollow.base, Marks([])
     _, layers = decoder_layers(base.model)
-    pack = _Pack((_ROW, _ROW - 1), 2 * _ROW)
     with (
         hollow.mode,
         marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, keep=False) as found,
         marks,
     ):
         hidden_TD = _hidden(base, pack)
-        kept = {group for group, storage in found.inputs.items() if storage() is not None}
+        kept = {group.name for group, storage in found.inputs.items() if storage() is not None}
         del hidden_TD
-    return [_of_layer(base, at, found, kept) for at in range(len(layers))]
+    return found, kept
 
 
-def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[SiteGroup]) -> tuple[GroupShape, ...]:
+def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[str], whole: set[str]) -> tuple[GroupShape, ...]:
     prefix, order = f"{_path(base)}.{at}.", found.order[at]
     return tuple(
         GroupShape(
@@ -379,7 +383,8 @@ def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[SiteGroup]) ->
                 SiteShape(path=site.name.removeprefix(prefix), outputs=site.out_features) for site in group.sites
             ),
             inputs=group.sites[0].in_features,
-            kept=group in kept,
+            kept=group.name in kept,
+            kept_whole=group.name in whole,
             source=_first_reader(group, order[:place], found),
         )
         for place, group in enumerate(order)
@@ -397,7 +402,11 @@ def _loose(base: FrozenBase) -> tuple[GroupShape, ...]:
     inside = f"{_path(base)}."
     return tuple(
         GroupShape(
-            sites=(SiteShape(path=name, outputs=site.out_features),), inputs=site.in_features, kept=True, source=None
+            sites=(SiteShape(path=name, outputs=site.out_features),),
+            inputs=site.in_features,
+            kept=True,
+            kept_whole=True,
+            source=None,
         )
         for name, site in base.sites.items()
         if not name.startswith(inside)

@@ -50,13 +50,15 @@ class GroupShape(Frozen):
     """Sites that read one input of width `inputs`.
 
     Attributes:
-        kept: the layer keeps that input for its own backward anyway.
+        kept: the layer keeps that input for its own backward anyway. kept_whole: likewise, in a pack of one run, where
+            what attention found is not joined.
         source: the earlier group of the layer that reads the same tensor, or None.
     """
 
     sites: tuple[SiteShape, ...]
     inputs: int
     kept: bool
+    kept_whole: bool
     source: int | None
 
 
