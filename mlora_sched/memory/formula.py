@@ -156,9 +156,10 @@ class Formula:
 
     def _extent(self, plan: PackPlan) -> Extent:
         window, joined = self.shape.window, plan.rows if plan.joined else 0
+        padding = plan.rows - sum(segment.tokens for segment in plan.segments)
         if window and plan.longest <= window:
-            return Extent(plan.rows, joined=joined)
-        return Extent(plan.rows, plan.squares, plan.longest**2, joined)
+            return Extent(plan.rows, 0, 0, joined, padding)
+        return Extent(plan.rows, plan.squares, plan.longest**2, joined, padding)
 
     # ------------------------------------------------------------------ an adapter
 

@@ -45,6 +45,7 @@ from mlora_sched.spec.wire import Quantize
 _ROW = 32
 """Tokens of the sequences that are traced where their length does not matter."""
 _SIZES = (512, 1024)
+_FULL = _SIZES[0] // _ROW
 _LONG = 256
 """Tokens of the sequence whose scores and masks are traced, where no window asks for a longer one."""
 _NOISE = 0.005
@@ -204,7 +205,7 @@ class _Pack:
     def extent(self) -> Extent:
         joined = self.tokens < self.rows or len(set(self.lengths)) > 1
         squares, longest = sum(length**2 for length in self.lengths), max(self.lengths) ** 2
-        return Extent(self.rows, squares, longest, self.rows if joined else 0)
+        return Extent(self.rows, squares, longest, self.rows if joined else 0, self.rows - self.tokens)
 
 
 def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], lowest: Sequence[GroupShape]) -> int:
@@ -287,11 +288,12 @@ def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The same pack at two sizes, one that is full of equal rows, one long sequence, and two."""
+    """The same pack at two sizes, one that is full of equal rows, one half empty, one long sequence, and two."""
 
     few: _Trace
     many: _Trace
     full: _Trace
+    padded: _Trace
     long: _Trace
     longs: _Trace
 
@@ -299,24 +301,20 @@ class _Fit:
     def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
         few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
-        full = _trace(hollow, [_ROW] * (_SIZES[0] // _ROW), _SIZES[0], lowest)
+        full, padded = (_trace(hollow, [_ROW] * count, _SIZES[0], lowest) for count in (_FULL, _FULL // 2))
         one = _trace(hollow, [long], long + _ROW, lowest)
         two = _trace(hollow, [long, long - 1], 2 * long + _ROW, lowest)  # of two lengths, which share no mask
-        return cls(few, many, full, one, two)
+        return cls(few, many, full, padded, one, two)
 
     def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
         """The line through what the traces say of one thing."""
-        traces = (self.few, self.many, self.full, self.long, self.longs)
-        terms = np.array(
-            [(1, it.extent.rows, it.extent.joined, it.extent.squares, it.extent.longest) for it in traces],
-            dtype=np.float64,
-        )
-        found = np.array([bytes_of(trace) for trace in traces], dtype=np.float64)
-        fixed, rows, joined, squares, longest = map(float, np.linalg.solve(terms, found))
-        if (squares + longest) * self.long.extent.longest > _NOISE * found[3]:
-            return Linear(fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest), joined=joined)
-        fixed, rows, joined = map(float, np.linalg.solve(terms[:3, :3], found[:3]))
-        return Linear(fixed=fixed, rows=rows, joined=joined)
+        short, long = (self.few, self.many, self.full, self.padded), (self.long, self.longs)
+        terms = ("fixed", "rows", "joined", "padding")
+        whole = _solve(bytes_of, (*short, *long), (*terms, "squares", "longest"))
+        squares = whole["squares"] + whole["longest"]
+        if squares * self.long.extent.longest > _NOISE * bytes_of(self.long):
+            return Linear(**whole | {name: max(0.0, whole[name]) for name in ("squares", "longest")})
+        return Linear(**_solve(bytes_of, short, terms))
 
     def moments(self, stretches: Callable[[_Trace], Sequence[_Stretch]]) -> tuple[Moment, ...]:
         """The lines through stretches, which are the same at every size."""
@@ -329,6 +327,13 @@ class _Fit:
             )
             for at, stretch in enumerate(stretches(self.few))
         )
+
+
+def _solve(bytes_of: Callable[[_Trace], int], traces: Sequence[_Trace], terms: Sequence[str]) -> dict[str, float]:
+    """The coefficients of these terms of a `Linear`, as many as traces."""
+    sides = [{"fixed": 1, **trace.extent._asdict()} for trace in traces]
+    found = np.linalg.solve([[side[term] for term in terms] for side in sides], [bytes_of(trace) for trace in traces])
+    return dict(zip(terms, map(float, found), strict=True))
 
 
 def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit: _Fit) -> LayerShape:

@@ -14,9 +14,9 @@ from mlora_sched.memory.trace import Chunked, Weighed, plan_of, trace, weigh
 
 NEAR = 0.02
 """How far a trace may be from what is weighed."""
-MIXTURES, PADDED = ("mixtral", "qwen3_moe", "deepseek_v3"), 0.25
-"""Where experts pad their rows, and how far a trace may be above what is weighed there: it takes the rows to fall so
-that most is padded, and these packs are small."""
+MIXTURES, PADDED = ("mixtral", "qwen3_moe", "deepseek_v3"), 0.9
+"""Where experts pad their rows, and how far a trace may be above what is weighed there: it lets the rows fall so that
+most is padded, and here they are few."""
 METHODS = (estimates.lora, estimates.rslora, estimates.loraplus, estimates.dora, estimates.mixlora)
 MIXES = ((40, 40, 40), (5, 60, 31), (64,) * 3, (150,), (7,))
 """Lengths of the rows of a chunk."""
