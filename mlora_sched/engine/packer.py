@@ -92,6 +92,7 @@ class Packer:
             training=choice.phase is Phase.TRAIN,
             squares=sum(length**2 for length in lengths),
             longest=max(lengths),
+            joined=choice.tokens < rows or len(set(lengths)) > 1,
         )
 
     def shrink(self, tokens: int) -> None:

@@ -104,7 +104,7 @@ def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i:
     return OpCost(
         saved=cost.saved + i * sum(outputs),
         forward=cost.forward,
-        backward=max(cost.backward, products),
+        backward=max(cost.backward, products - cost.held),  # before there is anything to hold
         held=cost.held,
         input=cost.input,
         copied=i * sum(site.outputs for site in group.sites),

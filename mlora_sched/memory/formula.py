@@ -19,6 +19,8 @@ from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
 _HEAD_STEP = 32
+_TARGET = 8 + 8 + 4 + 4 + 1
+"""Bytes that every token with loss keeps to the end of its pack: its place, its target, weight, loss and hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class PackPlan:
     Attributes:
         rows: padded length, a bucket. training: with a backward.
         squares, longest: Σ L² over its sequences, and the longest; upper bounds are enough.
+        joined: not all of its sequences are of one length, or it is padded; where nobody knows, it is.
     """
 
     rows: int
@@ -73,6 +76,7 @@ class PackPlan:
     training: bool
     squares: int
     longest: int
+    joined: bool = True
 
     @classmethod
     def of_chunk(cls, adapter: AdapterSpec, tokens: int, longest: int, buckets: Sequence[int]) -> PackPlan:
@@ -130,7 +134,7 @@ class Formula:
             for kind, layer in enumerate(shape.kinds)
         ]
         first = min(layers[shape.order[0]].used, default=0)
-        below = shape.ends.at(extent)
+        below = shape.ends.at(extent) + _TARGET * sum(segment.targets for segment in plan.segments)
         if not shape.recompute:
             below -= shape.entrance[first].at(extent)
         last = {kind: at for at, kind in enumerate(shape.order)}
@@ -151,10 +155,11 @@ class Formula:
         return max(peaks)
 
     def _extent(self, plan: PackPlan) -> Extent:
-        window = self.shape.window
+        window, joined = self.shape.window, plan.rows if plan.joined else 0
+        padding = plan.rows - sum(segment.tokens for segment in plan.segments)
         if window and plan.longest <= window:
-            return Extent(plan.rows)
-        return Extent(plan.rows, plan.squares, plan.longest**2)
+            return Extent(plan.rows, 0, 0, joined, padding)
+        return Extent(plan.rows, plan.squares, plan.longest**2, joined, padding)
 
     # ------------------------------------------------------------------ an adapter
 

@@ -140,5 +140,6 @@ class PackedLayer:
         sources = [at if group.source is None else group.source for at, group in enumerate(groups)]
         used = {sources[at] for at in self.used}
         for at, group in enumerate(groups):
-            if group.source is None and at not in used and not group.kept:
+            kept = group.kept if self._pack.joined else group.kept_whole
+            if group.source is None and at not in used and not kept:
                 yield at, float(self._rows * group.inputs * self._shape.itemsize)

@@ -1,11 +1,13 @@
 """Marks on a hollow pack's way through the layers: how many bytes live at each, and the peak since the one before.
 
-Every group of sites gets an op that changes nothing and marks when it runs; every layer marks when it begins and ends.
+Every group of sites gets an op that changes nothing and marks when it runs; every layer marks when it begins and ends,
+and when its backward has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ class Place(Enum):
     HEAD = auto()
     BACKWARD = auto()
     INPUT = auto()
+    RETURN = auto()
     END = auto()
 
 
@@ -144,7 +147,7 @@ def marked(
         found = dict.fromkeys(module.group for module in layer.modules() if isinstance(module, Site))
         for group in found.keys() - set(without):
             slot.placed[group.name] = [Placed(_Marker(group, at, marks, groups), _Part(0, tokens), 0)]
-        hooks.append(layer.register_forward_pre_hook(lambda *_, at=at: marks.put(Place.ENTER, at)))
+        hooks.append(layer.register_forward_pre_hook(functools.partial(_entered, marks, at), with_kwargs=True))
         hooks.append(layer.register_forward_hook(lambda *_, at=at: marks.put(Place.LEAVE, at)))
     try:
         yield groups
@@ -152,6 +155,14 @@ def marked(
         slot.clear()
         for hook in hooks:
             hook.remove()
+
+
+def _entered(marks: Marks, at: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Mark that a layer begins, and when the gradient of what it was handed is complete, its end in the backward."""
+    marks.put(Place.ENTER, at)
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if hidden.requires_grad:
+        hidden.register_hook(lambda _grad: marks.put(Place.RETURN, at))
 
 
 def _require_grad(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

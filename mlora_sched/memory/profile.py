@@ -3,7 +3,7 @@
 What a layer keeps and needs for itself differs between architectures in a hundred small ways; so nobody writes it
 down. The first layers of the base, enough to see every kind, run hollow at three sizes, each group of sites with an op
 that does nothing but mark the time; between two marks the peak is noted. Bytes are linear in the rows of a pack (and
-in Σ L² where attention keeps scores or masks), so three sizes give them for all. The closed form then adds what
+in Σ L² where attention keeps scores or masks), so a few sizes give them for all. The closed form then adds what
 adapters, head and packs take.
 
 Needs torch. Not here: anything about a job.
@@ -45,6 +45,7 @@ from mlora_sched.spec.wire import Quantize
 _ROW = 32
 """Tokens of the sequences that are traced where their length does not matter."""
 _SIZES = (512, 1024)
+_FULL = _SIZES[0] // _ROW
 _LONG = 256
 """Tokens of the sequence whose scores and masks are traced, where no window asks for a longer one."""
 _NOISE = 0.005
@@ -201,6 +202,12 @@ class _Pack:
     def buckets(self) -> tuple[int, ...]:
         return bucket_ladder(self.rows)
 
+    @property
+    def extent(self) -> Extent:
+        joined = self.tokens < self.rows or len(set(self.lengths)) > 1
+        squares, longest = sum(length**2 for length in self.lengths), max(self.lengths) ** 2
+        return Extent(self.rows, squares, longest, self.rows if joined else 0, self.rows - self.tokens)
+
 
 def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], lowest: Sequence[GroupShape]) -> int:
     """What lives after a forward in which no gradient comes from below, and these first groups have no ops.
@@ -214,11 +221,11 @@ def _entering(hollow: HollowBase, pack: _Pack, without: Sequence[SiteGroup], low
         hidden_TD = _hidden(base, pack)
         marks.put(Place.HIDDEN)
         del hidden_TD
-    read_later = {group.source for group in lowest[len(without) :]}
+    read_later, joined = {group.source for group in lowest[len(without) :]}, pack.extent.joined
     left_out = sum(
         group.inputs
         for at, group in enumerate(lowest[: len(without)])
-        if group.source is None and not group.kept and at not in read_later
+        if group.source is None and not (group.kept if joined else group.kept_whole) and at not in read_later
     )
     return marks.seen[-1].live + left_out * pack.rows * base.dtype.itemsize
 
@@ -248,7 +255,7 @@ def _read(
     ends = seen[hidden].live - sum(saved)
     below = [ends + sum(saved[:at]) for at in range(layers + 1)]
     return _Trace(
-        extent=Extent(pack.rows, sum(length**2 for length in pack.lengths), max(pack.lengths) ** 2),
+        extent=pack.extent,
         saved=saved,
         ends=ends,
         entrance=entrance,
@@ -282,10 +289,12 @@ def _stretches(seen: Sequence[Mark], layer: int, below: int) -> tuple[_Stretch, 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The same pack at two sizes, one long sequence, and two."""
+    """The same pack at two sizes, one that is full of equal rows, one half empty, one long sequence, and two."""
 
     few: _Trace
     many: _Trace
+    full: _Trace
+    padded: _Trace
     long: _Trace
     longs: _Trace
 
@@ -293,20 +302,20 @@ class _Fit:
     def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
         few, many = (_trace(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
+        full, padded = (_trace(hollow, [_ROW] * count, _SIZES[0], lowest) for count in (_FULL, _FULL // 2))
         one = _trace(hollow, [long], long + _ROW, lowest)
         two = _trace(hollow, [long, long - 1], 2 * long + _ROW, lowest)  # of two lengths, which share no mask
-        return cls(few, many, one, two)
+        return cls(few, many, full, padded, one, two)
 
     def linear(self, bytes_of: Callable[[_Trace], int]) -> Linear:
         """The line through what the traces say of one thing."""
-        traces = (self.few, self.many, self.long, self.longs)
-        terms = np.array([(1, *trace.extent) for trace in traces], dtype=np.float64)
-        found = np.array([bytes_of(trace) for trace in traces], dtype=np.float64)
-        fixed, rows, squares, longest = map(float, np.linalg.solve(terms, found))
-        if (squares + longest) * self.long.extent.longest > _NOISE * found[2]:
-            return Linear(fixed=fixed, rows=rows, squares=max(0.0, squares), longest=max(0.0, longest))
-        fixed, rows = map(float, np.linalg.solve(terms[:2, :2], found[:2]))
-        return Linear(fixed=fixed, rows=rows)
+        short, long = (self.few, self.many, self.full, self.padded), (self.long, self.longs)
+        terms = ("fixed", "rows", "joined", "padding")
+        whole = _solve(bytes_of, (*short, *long), (*terms, "squares", "longest"))
+        squares = whole["squares"] + whole["longest"]
+        if squares * self.long.extent.longest > _NOISE * bytes_of(self.long):
+            return Linear(**whole | {name: max(0.0, whole[name]) for name in ("squares", "longest")})
+        return Linear(**_solve(bytes_of, short, terms))
 
     def moments(self, stretches: Callable[[_Trace], Sequence[_Stretch]]) -> tuple[Moment, ...]:
         """The lines through stretches, which are the same at every size."""
@@ -319,6 +328,13 @@ class _Fit:
             )
             for at, stretch in enumerate(stretches(self.few))
         )
+
+
+def _solve(bytes_of: Callable[[_Trace], int], traces: Sequence[_Trace], terms: Sequence[str]) -> dict[str, float]:
+    """The coefficients of these terms of a `Linear`, as many as traces."""
+    sides = [{"fixed": 1, **trace.extent._asdict()} for trace in traces]
+    found = np.linalg.solve([[side[term] for term in terms] for side in sides], [bytes_of(trace) for trace in traces])
+    return dict(zip(terms, map(float, found), strict=True))
 
 
 def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit: _Fit) -> LayerShape:
@@ -345,21 +361,27 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
 
 def _groups(hollow: HollowBase) -> list[tuple[GroupShape, ...]]:
     """The groups of every layer, and which of their inputs the layers keep for themselves."""
+    found, kept = _inputs(hollow, _Pack((_ROW, _ROW - 1), 2 * _ROW))
+    _, whole = _inputs(hollow, _Pack((_ROW, _ROW), 2 * _ROW))
+    return [_of_layer(hollow.base, at, found, kept, whole) for at in range(len(found.order))]
+
+
+def _inputs(hollow: HollowBase, pack: _Pack) -> tuple[Groups, set[str]]:
+    """The groups that a pack meets, and the names of those whose inputs live on after the forward."""
     base, marks = hollow.base, Marks([])
     _, layers = decoder_layers(base.model)
-    pack = _Pack((_ROW, _ROW - 1), 2 * _ROW)
     with (
         hollow.mode,
         marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, keep=False) as found,
         marks,
     ):
         hidden_TD = _hidden(base, pack)
-        kept = {group for group, storage in found.inputs.items() if storage() is not None}
+        kept = {group.name for group, storage in found.inputs.items() if storage() is not None}
         del hidden_TD
-    return [_of_layer(base, at, found, kept) for at in range(len(layers))]
+    return found, kept
 
 
-def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[SiteGroup]) -> tuple[GroupShape, ...]:
+def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[str], whole: set[str]) -> tuple[GroupShape, ...]:
     prefix, order = f"{_path(base)}.{at}.", found.order[at]
     return tuple(
         GroupShape(
@@ -367,7 +389,8 @@ def _of_layer(base: FrozenBase, at: int, found: Groups, kept: set[SiteGroup]) ->
                 SiteShape(path=site.name.removeprefix(prefix), outputs=site.out_features) for site in group.sites
             ),
             inputs=group.sites[0].in_features,
-            kept=group in kept,
+            kept=group.name in kept,
+            kept_whole=group.name in whole,
             source=_first_reader(group, order[:place], found),
         )
         for place, group in enumerate(order)
@@ -385,7 +408,11 @@ def _loose(base: FrozenBase) -> tuple[GroupShape, ...]:
     inside = f"{_path(base)}."
     return tuple(
         GroupShape(
-            sites=(SiteShape(path=name, outputs=site.out_features),), inputs=site.in_features, kept=True, source=None
+            sites=(SiteShape(path=name, outputs=site.out_features),),
+            inputs=site.in_features,
+            kept=True,
+            kept_whole=True,
+            source=None,
         )
         for name, site in base.sites.items()
         if not name.startswith(inside)

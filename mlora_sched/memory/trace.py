@@ -3,7 +3,8 @@
 The closed form's cross-check, for every architecture and method: the very step that trains runs under a
 `FakeTensorMode`, so that a 70B base is traced on a laptop. What a trace cannot see: what kernels take inside one
 operator, how an allocator rounds and fragments, what a device's runtime takes; and where the size of a tensor would
-depend on numbers (rows of an expert), the rows fall evenly. Those are measured and corrected (`calibrate`).
+depend on numbers (rows of an expert), the rows fall as unluckily as they can. Those are measured and corrected
+(`calibrate`).
 
 Needs torch. Not here: files, daemons, devices.
 """
@@ -61,7 +62,8 @@ def plan_of(chunks: Sequence[Chunked], rows: int, *, training: bool = True) -> P
     """The closed form's view of the pack that these chunks make."""
     lengths = [length for chunk in chunks for length in chunk.lengths]
     segments = tuple(SegmentPlan(chunk.adapter, chunk.tokens, chunk.tokens - len(chunk.lengths)) for chunk in chunks)
-    return PackPlan(rows, segments, training, sum(length**2 for length in lengths), max(lengths))
+    joined = sum(lengths) < rows or len(set(lengths)) > 1
+    return PackPlan(rows, segments, training, sum(length**2 for length in lengths), max(lengths), joined)
 
 
 def trace(hollow: HollowBase, chunks: Sequence[Chunked], buckets: Sequence[int], *, training: bool = True) -> Weighed:
@@ -113,7 +115,7 @@ class _Member:
 
     @property
     def rows(self) -> list[Row]:
-        """Rows of these lengths, of one token over and over."""
+        """Rows of these lengths, of a few tokens over and over."""
         return [_row(length) for length in self.chunk.lengths]
 
     @property
@@ -127,4 +129,4 @@ class _Member:
 def _row(length: int) -> Row:
     mask = np.ones(length, dtype=np.bool_)
     mask[0] = False
-    return Row(np.ones(length, dtype=np.int32), mask)
+    return Row(1 + np.arange(length, dtype=np.int32) % 32, mask)

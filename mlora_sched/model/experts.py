@@ -18,6 +18,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mlora_sched.data.pack import bucket_for
 from mlora_sched.model.device import is_hollow
 
+_STEP = 32
+"""Pack lengths, to which experts pad, are multiples of it."""
 PACKED_EXPERTS = "mlora_packed"
 SLOT = "mlora_slot"
 """Attribute of an experts module under which it finds the base's `PackSlot`."""
@@ -55,11 +57,15 @@ def packed_experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_
 def rows_by_expert(choice_M: Tensor, experts: int) -> list[int]:
     """How many of the routed rows fall on each expert; more than `experts` counts where sentinels stand beyond them.
 
-    Rows without numbers fall evenly: of all ways to fall the one that pads the most experts.
+    Rows without numbers fall so that experts pad the most: on each one more than a multiple of the pack lengths' step.
     """
     if is_hollow(choice_M):
-        each, more = divmod(len(choice_M), experts)
-        return [each + (expert < more) for expert in range(experts)]
+        rows = len(choice_M)
+        if rows < experts:
+            return [1] * rows + [0] * (experts - rows)
+        steps, rest = divmod(rows - experts, _STEP)
+        each, more = divmod(steps, experts)
+        return [1 + _STEP * (each + (expert < more)) + (rest if expert == 0 else 0) for expert in range(experts)]
     counts: list[int] = torch.bincount(choice_M, minlength=experts).tolist()
     return counts
 

@@ -14,25 +14,32 @@ from mlora_sched.spec.common import Frozen
 class Extent(NamedTuple):
     """How large a pack is, as far as its base's layers go: rows T, Σ L² over its sequences, L² of the longest.
 
-    The squares are 0 where attention keeps neither scores nor masks.
+    The squares are 0 where attention keeps neither scores nor masks. `joined` is T where attention lays what it found
+    for several runs of sequences, or for padding, into one tensor of all rows; 0 where a pack is one run. `padding` is
+    those of T that no sequence has, which attention leaves out.
     """
 
     rows: int
     squares: int = 0
     longest: int = 0
+    joined: int = 0
+    padding: int = 0
 
 
 class Linear(Frozen):
-    """Bytes that grow with a pack: fixed + rows · T + squares · Σ L² + longest · max L²."""
+    """Bytes that grow with a pack: a term for each field of its `Extent`."""
 
     fixed: float = 0.0
     rows: float = 0.0
     squares: float = 0.0
     longest: float = 0.0
+    joined: float = 0.0
+    padding: float = 0.0
 
     def at(self, pack: Extent) -> float:
         """Bytes of a pack of this extent."""
-        return self.fixed + self.rows * pack.rows + self.squares * pack.squares + self.longest * pack.longest
+        grown = self.rows * pack.rows + self.squares * pack.squares + self.longest * pack.longest
+        return self.fixed + grown + self.joined * pack.joined + self.padding * pack.padding
 
 
 class SiteShape(Frozen):
@@ -46,13 +53,15 @@ class GroupShape(Frozen):
     """Sites that read one input of width `inputs`.
 
     Attributes:
-        kept: the layer keeps that input for its own backward anyway.
+        kept: the layer keeps that input for its own backward anyway. kept_whole: likewise, in a pack of one run, where
+            what attention found is not joined.
         source: the earlier group of the layer that reads the same tensor, or None.
     """
 
     sites: tuple[SiteShape, ...]
     inputs: int
     kept: bool
+    kept_whole: bool
     source: int | None
 
 
