@@ -51,6 +51,9 @@ class Sizes(Protocol):
     def pack(self, plan: PackPlan) -> int:
         """Most bytes of a pack at once, beside the base and what the jobs hold."""
 
+    def begin(self, plan: PackPlan) -> int:
+        """Most bytes that beginning a step of a job in it takes for a moment."""
+
 
 @dataclass(frozen=True)
 class Allowance:

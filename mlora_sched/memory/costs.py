@@ -18,8 +18,8 @@ from mlora_sched.spec.placement import EXPERT_SITES
 
 _WIDE = 4
 """Bytes of float32."""
-_DRAW = 3
-"""Bytes an element while a dropout mask is drawn: 16 bits of noise, and what they compare to."""
+_DRAW = 4
+"""Bytes an element while a dropout mask is drawn: 16 bits of noise and what they compare to, or a float32 on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,9 +113,11 @@ class Formula:
     def pack(self, plan: PackPlan) -> int:
         """Most bytes that running this pack takes at once, beside the base and what the jobs hold."""
         costs = [(segment.tokens, self._of(segment.adapter)) for segment in plan.segments]
-        begin = max((known.job.step for _, known in costs), default=0)
-        peak = self._training(plan, costs) if plan.training else self._evaluation(plan, costs)
-        return max(begin, int(peak) + 1)
+        return int(self._training(plan, costs) if plan.training else self._evaluation(plan, costs)) + 1
+
+    def begin(self, plan: PackPlan) -> int:
+        """Most bytes that beginning a step takes for a moment, of one of the jobs in this pack."""
+        return max((self._of(segment.adapter).job.step for segment in plan.segments), default=0)
 
     def head(self, plan: PackPlan) -> float:
         """What of a pack one piece of the head takes."""

@@ -49,6 +49,9 @@ class PlainSizes:
     def job(self, adapter: AdapterSpec) -> JobMemory:
         return JobMemory(self.job_bytes, 0, 0, 0, 0, 0)
 
+    def begin(self, plan: PackPlan) -> int:
+        return 0
+
     def pack(self, plan: PackPlan) -> int:
         self.asked.append(plan)
         return int(self.times * self.row * plan.rows * (1.0 if plan.training else 0.5))

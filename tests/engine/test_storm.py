@@ -36,6 +36,9 @@ class NearSizes(PlainSizes):
     def job(self, adapter: AdapterSpec) -> JobMemory:
         return JobMemory((80_000 if adapter.method == "mixlora" else 40_000) * adapter.r, 0, 0, 0, 0, 0)
 
+    def begin(self, plan: PackPlan) -> int:
+        return 0
+
     def pack(self, plan: PackPlan) -> int:
         more = {"mixlora": MIXED, "dora": RESCALED}
         own = sum(more.get(segment.adapter.method, 0) * segment.tokens for segment in plan.segments)
