@@ -9,7 +9,7 @@ from engine.memory_kit import Faults, memory_of
 
 from mlora_sched.engine import loop, packer
 from promise.test_same_as_alone import assert_same, tenant_of
-from promise.world import Neighbour, World, base_in, together
+from promise.world import Neighbour, World, base_in, formula_in, together
 
 
 def run_with_faults(world: World, seed: int, faults: int, steps: int) -> int:
@@ -19,7 +19,7 @@ def run_with_faults(world: World, seed: int, faults: int, steps: int) -> int:
         for at, case in enumerate(METHOD_CASES)
     ]
     meter = Faults(seed, faults)
-    memory = memory_of(base_in(world), meter=meter)
+    memory = memory_of(base_in(world), formula_in(world), meter=meter)
     members = [Neighbour(tenant, joins=at % 3, parks=((3 * at + 2, 2),)) for at, tenant in enumerate(tenants)]
     company = together(world, members, memory=memory)
     for tenant in tenants:

@@ -26,6 +26,8 @@ from mlora_sched.engine import loop
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.memory import TrainerMemory
 from mlora_sched.engine.probe import probe
+from mlora_sched.memory.formula import Formula
+from mlora_sched.memory.profile import profile_base
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job
@@ -149,6 +151,13 @@ def origin_in(world: World) -> Origin:
         compile=world.compile,
     )
     return Origin("tiny", "tiny", "-", numerics, verdict)
+
+
+@functools.cache
+def formula_in(world: World) -> Formula:
+    """The closed form for that base."""
+    base, buckets = base_in(world), origin_in(world).numerics.buckets
+    return Formula(profile_base(base.model.config, world.dtype, quantize=world.quantize, buckets=buckets))
 
 
 def write_rows(path: Path, lengths: Sequence[int], seed: int) -> str:
