@@ -79,11 +79,18 @@ class Pass:
     evaluating: tuple[tuple[Stretch, ...], ...]
 
 
-def run_pass(hollow: HollowBase, lengths: Sequence[int], rows: int, lowest: Sequence[GroupShape]) -> Pass:
-    """Run a hollow pack of sequences of these lengths, padded to `rows`: for training, and for an evaluation."""
+def run_pass(
+    hollow: HollowBase, lengths: Sequence[int], rows: int, lowest: Sequence[GroupShape], buckets: Sequence[int] = ()
+) -> Pass:
+    """Run a hollow pack of sequences of these lengths, padded to `rows`: for training, and for an evaluation.
+
+    Args:
+        lowest: the groups of the lowest layer. buckets: to which the experts of a mixture pad; all there could be when
+            none are given.
+    """
     base, held = hollow.base, held_by(hollow.base.model)
     _, layers = decoder_layers(base.model)
-    pack = SamplePack(tuple(lengths), rows)
+    pack = SamplePack(tuple(lengths), rows, tuple(buckets) or bucket_ladder(rows))
     with hollow.mode:
         marks, evaluating = Marks(held), Marks(held)
         with marked(base, layers, marks, pack.tokens, rows, pack.buckets) as found, marks:
@@ -106,18 +113,15 @@ def run_pass(hollow: HollowBase, lengths: Sequence[int], rows: int, lowest: Sequ
 
 @dataclass(frozen=True)
 class SamplePack:
-    """Sequences of a hollow pack, and its padded rows."""
+    """Sequences of a hollow pack, its padded rows, and the lengths to which the experts of a mixture pad."""
 
     lengths: tuple[int, ...]
     rows: int
+    buckets: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        return bucket_ladder(self.rows)
 
     @property
     def extent(self) -> Extent:

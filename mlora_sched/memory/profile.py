@@ -81,7 +81,7 @@ def profile_base(
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held_by(plain.base.model))
     with first_layers(plain.base, above=True):
         groups = _groups(plain)
-        fit = _Fit.of(plain, max(_LONG, 2 * window), groups[0])
+        fit = _Fit.of(plain, max(_LONG, 2 * window), groups[0], buckets)
         return BaseShape(
             weights=weights,
             path=layers_path(plain.base),
@@ -127,13 +127,16 @@ class _Fit:
     longs: Pass
 
     @classmethod
-    def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape]) -> _Fit:
+    def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape], buckets: Sequence[int]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
-        few, many = (run_pass(hollow, [_ROW] * (size // _ROW - 1) + [_ROW - 1], size, lowest) for size in _SIZES)
-        full, padded = (run_pass(hollow, [_ROW] * count, _SIZES[0], lowest) for count in (_FULL, _FULL // 2))
-        one = run_pass(hollow, [long], long + _ROW, lowest)
-        two = run_pass(hollow, [long, long - 1], 2 * long + _ROW, lowest)  # of two lengths, which share no mask
-        return cls(few, many, full, padded, one, two)
+
+        def passed(lengths: Sequence[int], rows: int) -> Pass:
+            return run_pass(hollow, lengths, rows, lowest, buckets)
+
+        few, many = (passed([_ROW] * (size // _ROW - 1) + [_ROW - 1], size) for size in _SIZES)
+        full, padded = (passed([_ROW] * count, _SIZES[0]) for count in (_FULL, _FULL // 2))
+        two = passed([long, long - 1], 2 * long + _ROW)  # of two lengths, which share no mask
+        return cls(few, many, full, padded, passed([long], long + _ROW), two)
 
     def linear(self, bytes_of: Callable[[Pass], int]) -> Linear:
         """The line through what the traces say of one thing."""
@@ -189,8 +192,8 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
 
 def _groups(hollow: HollowBase) -> list[tuple[GroupShape, ...]]:
     """The groups of every layer, and which of their inputs the layers keep for themselves."""
-    found, kept = _inputs(hollow, SamplePack((_ROW, _ROW - 1), 2 * _ROW))
-    _, whole = _inputs(hollow, SamplePack((_ROW, _ROW), 2 * _ROW))
+    found, kept = _inputs(hollow, SamplePack((_ROW, _ROW - 1), 2 * _ROW, (2 * _ROW,)))
+    _, whole = _inputs(hollow, SamplePack((_ROW, _ROW), 2 * _ROW, (2 * _ROW,)))
     return [_of_layer(hollow.base, at, found, kept, whole) for at in range(len(found.order))]
 
 
