@@ -14,7 +14,7 @@ from torch import Tensor
 from mlora_sched.engine.memory import Allowance, TrainerMemory
 from mlora_sched.memory.budget import Reading
 from mlora_sched.memory.device import DeviceReader
-from mlora_sched.memory.formula import JobMemory, PackPlan
+from mlora_sched.memory.formula import Formula, JobMemory, PackPlan
 from mlora_sched.memory.meter import Meter, PeakTensors, TensorMeter
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.adapter import AdapterSpec
@@ -78,7 +78,13 @@ def memory_of(
     """A trainer's memory; what is not said is plentiful and exact."""
     settled = {"budget": None, "margin": 0.0, "host": 1024 * MIB, **allowance}
     return TrainerMemory(
-        base, sizes or PlainSizes(), device or Device(), meter, Allowance(**settled), clock=clock or Ticks()
+        base,
+        sizes or PlainSizes(),
+        device or Device(),
+        meter,
+        Allowance(**settled),
+        shape=sizes.shape if isinstance(sizes, Formula) else None,
+        clock=clock or Ticks(),
     )
 
 
