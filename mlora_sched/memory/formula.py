@@ -19,6 +19,8 @@ from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
 _HEAD_STEP = 32
+FORMULA_REVISION = 1
+"""To be raised when the same pack is estimated otherwise: what was learned about the estimates before is void then."""
 _TARGET = 8 + 8 + 4 + 4 + 1
 """Bytes that every token with loss keeps to the end of its pack: its place, its target, weight, loss and hit."""
 
