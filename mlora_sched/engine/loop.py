@@ -27,7 +27,7 @@ from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, own_code
 from mlora_sched.engine.saving import resume, save
-from mlora_sched.engine.step import PartError, SegmentResult, run_pack
+from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import Phase, TrainState
 from mlora_sched.errors import JobFault
 from mlora_sched.memory.device import host_memory
@@ -233,6 +233,7 @@ class Trainer:
         plan = self.packer.plan(choice)
         found, said = Measurement(), None
         try:
+            begin_steps(states)
             with self._measuring(plan) as found:
                 training = choice.phase is Phase.TRAIN
                 results = run_pack(self.base, pack, states, training=training, buckets=self.packer.buckets)
@@ -260,8 +261,8 @@ class Trainer:
     def _drop_culprit(self, error: PartError, choice: Choice) -> list[Report]:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
-        reports = self._restart(resident for resident in choice.members.values() if resident is not culprit)
-        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__)), *reports]
+        _restart(resident for resident in choice.members.values() if resident is not culprit)
+        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__))]
 
     def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
         """A pack has run out of memory: its jobs begin their step anew, in smaller packs.
@@ -283,8 +284,8 @@ class Trainer:
                 del self.residents[resident.start.job_id]
                 return [failed(resident.start, fault)]
             what, then = f"a pack of one chunk, {choice.tokens} tokens", "its job begins its step anew"
-        reports = self._restart(choice.members.values())
-        return [Note(message=f"out of memory in {what}: {said}; {then}"), *reports]
+        _restart(choice.members.values())
+        return [Note(message=f"out of memory in {what}: {said}; {then}")]
 
     def _hopeless(self, resident: Resident, choice: Choice, plan: PackPlan, said: str) -> JobFault | None:
         """Why the job of a chunk that ran out of memory by itself cannot go on; None where it can be tried again."""
@@ -297,18 +298,6 @@ class Trainer:
             return None
         message = f"a chunk of {choice.tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
         return JobFault(ErrorCode.OUT_OF_MEMORY, message)
-
-    def _restart(self, residents: Iterable[Resident]) -> list[Report]:
-        """Back to the first chunk of their step; who cannot even do that has failed."""
-        reports: list[Report] = []
-        for resident in residents:
-            try:
-                with own_code(resident.start):
-                    resident.state.restart_phase()
-            except FAULTS as error:
-                del self.residents[resident.start.job_id]
-                reports.append(failed(resident.start, error))
-        return reports
 
     def _once_more(self, action: Callable[[], Result]) -> Result:
         """What the action gives; when memory runs out in it, once more after all caches were freed."""
@@ -374,3 +363,9 @@ class Trainer:
         return provenance(
             state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
         )
+
+
+def _restart(residents: Iterable[Resident]) -> None:
+    """Back to the first chunk of their step."""
+    for resident in residents:
+        resident.state.restart_phase()

@@ -91,6 +91,7 @@ class ParkedJob:
         for flat in state.adapter.params.groups.values():
             flat.grad.zero_()  # between the parameters lies room that no gradient is written to
         state.restart_phase()
+        state.begin_step()  # what it derives is part of what it holds
         move = Move(self.bytes, time.monotonic() - began)
         return Resident(start, state), [f"unparked: {move} from the host's memory"]
 
