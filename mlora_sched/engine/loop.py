@@ -20,11 +20,11 @@ from mlora_sched.artifacts.adapter_files import write_adapter
 from mlora_sched.artifacts.atomic import atomic_directory
 from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.data.pack import build_pack
-from mlora_sched.engine.attaching import fresh_state
+from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
-from mlora_sched.engine.reports import attached, detached, eval_done, failed, step_done
+from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, own_code
 from mlora_sched.engine.saving import resume, save
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
@@ -61,26 +61,55 @@ class Trainer:
         self.packer = Packer(origin.verdict.buckets, pack_tokens)
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
+        self._delays = Delays(memory)
 
     # ------------------------------------------------------------------ who is resident
 
     def attach(self, start: JobStart) -> list[Report]:
-        """Make a job resident: parked, or from its newest checkpoint, or anew; or report why it cannot be."""
-        reports: list[Report] = []
+        """Make a job resident: parked, or from its newest checkpoint, or anew; or report why it cannot be.
+
+        One for which there is no memory now is given back, parked where it was parked.
+        """
+        reports, said = list[Report](), None
         try:
             with own_code(start):
                 reports.extend(self._attach(start))
+        except torch.OutOfMemoryError as error:
+            said = str(error)  # and no more of it: its traceback holds what was made
         except FAULTS as error:
-            self.residents.pop(start.job_id, None)
+            reports.append(self._turn_away(start, error))
+        return reports if said is None else reports + self._put_off(start, said)
+
+    def _turn_away(self, start: JobStart, error: BaseException) -> Report:
+        self.residents.pop(start.job_id, None)
+        self.parking.jobs.pop(start.job_id, None)
+        self._delays.over(start.job_id)
+        return failed(start, error)
+
+    def _put_off(self, start: JobStart, said: str) -> list[Report]:
+        """Give a job back that has run out of memory while it was attached; one that always does has failed."""
+        free_caches(self.base.device)
+        self.residents.pop(start.job_id, None)
+        parked = self.parking.find(start)
+        try:
+            holds = None if parked is None else parked.resident.bytes
+            told = self._delays.again(start, holds, self.residents.values(), said)
+        except JobFault as fault:
+            return [self._turn_away(start, fault)]
+        if parked is None:
             self.parking.jobs.pop(start.job_id, None)
-            reports.append(failed(start, error))
-        return reports
+            gone = put_off(start)
+        else:
+            parked.resident.start = start  # it is let go under the epoch that it was last attached with
+            gone = detached(parked.resident, parked=True)
+        return [Note(message=f"{told}; it waits until there is memory", job_id=start.job_id), gone]
 
     def _attach(self, start: JobStart) -> Iterator[Report]:
         parked = self.parking.find(start)
         enter = self._enter if parked is None else parked.wake
         resident, notes = self._once_more(lambda: enter(start))
         self.parking.jobs.pop(start.job_id, None)
+        self._delays.over(start.job_id)
         self.residents[start.job_id] = resident
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
