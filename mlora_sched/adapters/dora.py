@@ -57,7 +57,7 @@ class Magnitude:
     def forget(self) -> None:
         """Keep nothing of that; `begin_step` makes it anew."""
         self._weight_norm_sq_O = None
-        del self.norm_O, self.ratio_O
+        self.norm_O = self.ratio_O = self.magnitude.value.new_empty(0)
 
 
 class DoraOp:

@@ -9,7 +9,7 @@ from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import PackedBatch, build_pack
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.resident import Resident
-from mlora_sched.engine.step import SegmentResult, run_pack
+from mlora_sched.engine.step import SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import UserError
 from mlora_sched.spec.wire import JobFailed, JobStart, Report, Share, Slice
@@ -65,7 +65,9 @@ class OurJobs:
 
     def run(self, pack: PackedBatch) -> list[SegmentResult]:
         """Forward and backward of a pack, as the trainer does it; gradients are added up and never used."""
-        return run_pack(self.trainer.base, pack, self.states, training=True, buckets=self.trainer.packer.buckets)
+        states = self.states
+        begin_steps(states)
+        return run_pack(self.trainer.base, pack, states, training=True, buckets=self.trainer.packer.buckets)
 
 
 def _until_one_is_done(

@@ -20,14 +20,14 @@ from mlora_sched.artifacts.adapter_files import write_adapter
 from mlora_sched.artifacts.atomic import atomic_directory
 from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.data.pack import build_pack
-from mlora_sched.engine.attaching import fresh_state
+from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
-from mlora_sched.engine.reports import attached, detached, eval_done, failed, step_done
+from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, own_code
 from mlora_sched.engine.saving import resume, save
-from mlora_sched.engine.step import PartError, SegmentResult, run_pack
+from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import Phase, TrainState
 from mlora_sched.errors import JobFault
 from mlora_sched.memory.device import host_memory
@@ -61,26 +61,55 @@ class Trainer:
         self.packer = Packer(origin.verdict.buckets, pack_tokens)
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
+        self._delays = Delays(memory)
 
     # ------------------------------------------------------------------ who is resident
 
     def attach(self, start: JobStart) -> list[Report]:
-        """Make a job resident: parked, or from its newest checkpoint, or anew; or report why it cannot be."""
-        reports: list[Report] = []
+        """Make a job resident: parked, or from its newest checkpoint, or anew; or report why it cannot be.
+
+        One for which there is no memory now is given back, parked where it was parked.
+        """
+        reports, said = list[Report](), None
         try:
             with own_code(start):
                 reports.extend(self._attach(start))
+        except torch.OutOfMemoryError as error:
+            said = str(error)  # and no more of it: its traceback holds what was made
         except FAULTS as error:
-            self.residents.pop(start.job_id, None)
+            reports.append(self._turn_away(start, error))
+        return reports if said is None else reports + self._put_off(start, said)
+
+    def _turn_away(self, start: JobStart, error: BaseException) -> Report:
+        self.residents.pop(start.job_id, None)
+        self.parking.jobs.pop(start.job_id, None)
+        self._delays.over(start.job_id)
+        return failed(start, error)
+
+    def _put_off(self, start: JobStart, said: str) -> list[Report]:
+        """Give a job back that has run out of memory while it was attached; one that always does has failed."""
+        free_caches(self.base.device)
+        self.residents.pop(start.job_id, None)
+        parked = self.parking.find(start)
+        try:
+            holds = None if parked is None else parked.resident.bytes
+            told = self._delays.again(start, holds, self.residents.values(), said)
+        except JobFault as fault:
+            return [self._turn_away(start, fault)]
+        if parked is None:
             self.parking.jobs.pop(start.job_id, None)
-            reports.append(failed(start, error))
-        return reports
+            gone = put_off(start)
+        else:
+            parked.resident.start = start  # it is let go under the epoch that it was last attached with
+            gone = detached(parked.resident, parked=True)
+        return [Note(message=f"{told}; it waits until there is memory", job_id=start.job_id), gone]
 
     def _attach(self, start: JobStart) -> Iterator[Report]:
         parked = self.parking.find(start)
         enter = self._enter if parked is None else parked.wake
         resident, notes = self._once_more(lambda: enter(start))
         self.parking.jobs.pop(start.job_id, None)
+        self._delays.over(start.job_id)
         self.residents[start.job_id] = resident
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
@@ -233,6 +262,7 @@ class Trainer:
         plan = self.packer.plan(choice)
         found, said = Measurement(), None
         try:
+            begin_steps(states)
             with self._measuring(plan) as found:
                 training = choice.phase is Phase.TRAIN
                 results = run_pack(self.base, pack, states, training=training, buckets=self.packer.buckets)
@@ -260,8 +290,8 @@ class Trainer:
     def _drop_culprit(self, error: PartError, choice: Choice) -> list[Report]:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
-        reports = self._restart(resident for resident in choice.members.values() if resident is not culprit)
-        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__)), *reports]
+        _restart(resident for resident in choice.members.values() if resident is not culprit)
+        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__))]
 
     def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
         """A pack has run out of memory: its jobs begin their step anew, in smaller packs.
@@ -283,8 +313,8 @@ class Trainer:
                 del self.residents[resident.start.job_id]
                 return [failed(resident.start, fault)]
             what, then = f"a pack of one chunk, {choice.tokens} tokens", "its job begins its step anew"
-        reports = self._restart(choice.members.values())
-        return [Note(message=f"out of memory in {what}: {said}; {then}"), *reports]
+        _restart(choice.members.values())
+        return [Note(message=f"out of memory in {what}: {said}; {then}")]
 
     def _hopeless(self, resident: Resident, choice: Choice, plan: PackPlan, said: str) -> JobFault | None:
         """Why the job of a chunk that ran out of memory by itself cannot go on; None where it can be tried again."""
@@ -297,18 +327,6 @@ class Trainer:
             return None
         message = f"a chunk of {choice.tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
         return JobFault(ErrorCode.OUT_OF_MEMORY, message)
-
-    def _restart(self, residents: Iterable[Resident]) -> list[Report]:
-        """Back to the first chunk of their step; who cannot even do that has failed."""
-        reports: list[Report] = []
-        for resident in residents:
-            try:
-                with own_code(resident.start):
-                    resident.state.restart_phase()
-            except FAULTS as error:
-                del self.residents[resident.start.job_id]
-                reports.append(failed(resident.start, error))
-        return reports
 
     def _once_more(self, action: Callable[[], Result]) -> Result:
         """What the action gives; when memory runs out in it, once more after all caches were freed."""
@@ -374,3 +392,9 @@ class Trainer:
         return provenance(
             state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
         )
+
+
+def _restart(residents: Iterable[Resident]) -> None:
+    """Back to the first chunk of their step."""
+    for resident in residents:
+        resident.state.restart_phase()

@@ -119,6 +119,10 @@ class TrainerMemory:
         """What is left for a pack beside these jobs; negative when there is too little for them already."""
         return self.budget.now - sum(resident.bytes for resident in residents)
 
+    def holds(self, adapter: AdapterSpec) -> int:
+        """What a job with this adapter will hold while it is attached, as estimated."""
+        return self._sizes.job(adapter).resident
+
     def check(self, adapter: AdapterSpec, tokens: int, longest: int, buckets: Sequence[int]) -> None:
         """Refuse a job that would not fit if it had the device for itself.
 
@@ -129,7 +133,7 @@ class TrainerMemory:
             JobFault: it never fits; the message has the numbers.
         """
         plan = PackPlan.of_chunk(adapter, tokens, longest, buckets)
-        self.check_alone(self._sizes.job(adapter).resident, plan, tokens)
+        self.check_alone(self.holds(adapter), plan, tokens)
 
     def check_alone(self, job: int, plan: PackPlan, tokens: int) -> None:
         """Likewise, of a job that holds so many bytes and a pack of its own chunk alone."""

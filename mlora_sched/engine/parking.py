@@ -21,6 +21,7 @@ from torch import Tensor
 from mlora_sched.engine.resident import Resident
 from mlora_sched.memory.meter import bytes_of
 from mlora_sched.memory.sizes import format_size
+from mlora_sched.model.device import is_out_of_memory
 from mlora_sched.spec.wire import JobStart
 
 
@@ -58,8 +59,7 @@ class ParkedJob:
                     buffer.record_stream(self._stream)
         state.adapter.forget_derived()
         self._emptied = [(buffer.untyped_storage(), buffer.untyped_storage().nbytes()) for buffer in state.tensors()]
-        for storage, _ in self._emptied:
-            storage.resize_(0)
+        self._empty()
         self.bytes = bytes_of(self.host.values())
         self.parking = Move(self.bytes, time.monotonic() - began)
 
@@ -77,9 +77,24 @@ class ParkedJob:
     def wake(self, start: JobStart) -> tuple[Resident, list[str]]:
         """The job on the device again, at the first chunk of its next step, and what its owner should know.
 
-        To be repeated when memory runs out.
+        When memory runs out the device holds nothing of it again, and it can be tried anew.
         """
         began = time.monotonic()
+        try:
+            self._fill()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self._empty()
+            raise
+        move = Move(self.bytes, time.monotonic() - began)
+        return Resident(start, self.resident.state), [f"unparked: {move} from the host's memory"]
+
+    def _empty(self) -> None:
+        self.resident.state.adapter.forget_derived()
+        for storage, _ in self._emptied:
+            storage.resize_(0)
+
+    def _fill(self) -> None:
         state = self.resident.state
         for storage, nbytes in self._emptied:
             storage.resize_(nbytes)
@@ -91,8 +106,7 @@ class ParkedJob:
         for flat in state.adapter.params.groups.values():
             flat.grad.zero_()  # between the parameters lies room that no gradient is written to
         state.restart_phase()
-        move = Move(self.bytes, time.monotonic() - began)
-        return Resident(start, state), [f"unparked: {move} from the host's memory"]
+        state.begin_step()  # what it derives is part of what it holds
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

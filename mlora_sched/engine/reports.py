@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import EvalFigures, StepFigures
 from mlora_sched.errors import DataError, JobFault, NotFound, SpecError
+from mlora_sched.files import list_checkpoints
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobStart, StepDone
 
@@ -41,6 +44,12 @@ def failed(start: JobStart, error: BaseException) -> JobFailed:
 def detached(resident: Resident, *, parked: bool = False) -> Detached:
     """It has been let go."""
     return Detached(job_id=resident.start.job_id, epoch=resident.start.epoch, step=resident.state.step, parked=parked)
+
+
+def put_off(start: JobStart) -> Detached:
+    """It could not be attached, and goes on from its newest checkpoint when it can."""
+    steps = list_checkpoints(Path(start.job_dir)) if start.resume else []
+    return Detached(job_id=start.job_id, epoch=start.epoch, step=steps[-1] if steps else 0)
 
 
 def step_done(start: JobStart, figures: StepFigures) -> StepDone:

@@ -77,6 +77,29 @@ class PartError(Exception):
         self.job_id = job_id
 
 
+class Beginner(Protocol):
+    """A member whose adapter may have its step to begin."""
+
+    def begin_step(self) -> None: ...
+
+
+def begin_steps(members: Mapping[str, Beginner]) -> None:
+    """Let the adapters of a pack begin their steps, where they have not; before `run_pack`.
+
+    Raises:
+        PartError, torch.OutOfMemoryError: as of `run_pack`.
+    """
+    for job_id, member in members.items():
+        try:
+            member.begin_step()
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise PartError(job_id) from error
+
+
 def run_pack(
     base: FrozenBase, pack: PackedBatch, members: Mapping[str, PackMember], *, training: bool, buckets: Sequence[int]
 ) -> list[SegmentResult]:

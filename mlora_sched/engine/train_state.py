@@ -103,6 +103,7 @@ class TrainState:
         self.save_steps = interval_steps(training.save_every, self.cursor.steps_per_epoch)
         self.optimizer = JobAdamW(adapter.params, adapter.lr_scales, training.weight_decay, training.max_grad_norm)
         self._open = _Unfinished()
+        self._begun = False
         self._begin()
 
     # ------------------------------------------------------------------ what the packed step asks
@@ -172,6 +173,15 @@ class TrainState:
     def restart_phase(self) -> None:
         """Back to chunk 0, which writes over the accumulators: after a failed pack, a pause, a preemption."""
         self._begin()
+
+    def begin_step(self) -> None:
+        """Let the adapter begin the running phase, unless it has: to be called before each of its packs.
+
+        It takes memory; where that runs out, it can be called again.
+        """
+        if not self._begun:
+            self.adapter.begin_step()
+            self._begun = True
 
     def take(self, result: SegmentResult) -> bool:
         """Take the next chunk's result; True when the phase is complete.
@@ -246,7 +256,8 @@ class TrainState:
         return self.data.train
 
     def _begin(self) -> None:
-        """Lay out the chunks of the phase that comes now."""
+        """Lay out the chunks of the phase that comes now; its adapter has yet to begin it."""
+        self._begun = False
         phase, rows = self.phase, self._set()
         if phase is Phase.DONE:
             self._open = _Unfinished()
@@ -255,7 +266,6 @@ class TrainState:
         chunks = cut_chunks(self.job_id, batch, rows.lengths, self.spec.training.chunk_tokens)
         targets = sum(int(rows.targets[row]) for row in batch)
         self._open = _Unfinished(chunks, sum(chunk.tokens for chunk in chunks), targets)
-        self.adapter.begin_step()
 
 
 def _mean_loss(done: _Unfinished) -> float:

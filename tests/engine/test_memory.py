@@ -149,6 +149,14 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) ->
     assert "fits" in bench.trainer.residents, "what others hold now says nothing of what can be"
 
 
+def test_a_job_is_judged_by_chunks_that_its_batches_can_have(tmp_path: Path) -> None:
+    """As the daemon judges it: all of its rows would make a chunk that neither the device nor a pack holds."""
+    memory = memory_of(base_in(WORLD), budget=BASE + 118_784 + 64 * ROW)
+    bench = bench_with(tmp_path, memory)
+    bench.run(bench.start(rows=(40,) * 20, batch_size=1, chunk_tokens=1024, max_steps=2))
+    assert bench.succeeded()
+
+
 # ---------------------------------------------------------------- estimates that are wrong
 
 

@@ -158,7 +158,7 @@ def test_a_job_that_finds_no_memory_when_it_comes_back_is_tried_once_more(
     bench.packs(3)
     state, left = resident(bench).state, [1]
     bench.detach("job", keep=True, park=True)
-    real = type(state).restart_phase
+    real = type(state).begin_step
 
     def full_once(of: TrainState) -> None:
         real(of)
@@ -166,7 +166,7 @@ def test_a_job_that_finds_no_memory_when_it_comes_back_is_tried_once_more(
         if left[0] >= 0:
             raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
-    monkeypatch.setattr(TrainState, "restart_phase", full_once)
+    monkeypatch.setattr(TrainState, "begin_step", full_once)
     bench.attach(job_of(bench, case))
     assert left == [-1]
     assert_as(bench.finish(), undisturbed[WORLDS[0], case.method])

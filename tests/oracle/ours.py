@@ -33,6 +33,7 @@ def job(base: FrozenBase, data: Prepared, adapter: dict[str, Any], **training: A
 def run_phase(base: FrozenBase, state: TrainState, chunks_per_pack: int = 2) -> None:
     """Run the waiting chunks of the phase; gradients stay in the job's buffers."""
     training = state.phase is Phase.TRAIN
+    state.begin_step()
     while state.waiting_chunks:
         pieces = [(chunk, state.rows(chunk)) for chunk in state.waiting_chunks[:chunks_per_pack]]
         pack = build_pack(pieces, BUCKETS)
