@@ -38,7 +38,7 @@ class BaseSource(NamedTuple):
     """What transformers' `from_pretrained` needs to load a base.
 
     Attributes:
-        place: a directory, or the name of a hub repository.
+        place: a directory or a file, or the name of a hub repository.
         options: keyword arguments that go with it.
     """
 
@@ -47,9 +47,9 @@ class BaseSource(NamedTuple):
 
 
 def source_of(location: str) -> BaseSource:
-    """Read a directory, or a hub repository with an optional "@revision"."""
+    """Read a directory or a config's own file, or a hub repository with an optional "@revision"."""
     path = Path(location).expanduser()
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         return BaseSource(str(path), {"local_files_only": True})
     repository, _, revision = location.partition("@")
     return BaseSource(repository, {"revision": revision} if revision else {})

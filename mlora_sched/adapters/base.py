@@ -10,18 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlora_sched.adapters.params import Params
 from mlora_sched.adapters.part import SegmentPart
-from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
-from mlora_sched.spec.adapter import ALL_LINEAR, EXPERT_NAMES, AdapterCommon, ends_with
+from mlora_sched.spec.adapter import ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.placement import placed
 
 
 @dataclass(frozen=True)
@@ -85,29 +85,12 @@ class Adapter(ABC):
 
 
 def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
-    """The sites a job's `target_modules` name: all, or those whose path ends with one of them (as PEFT matches).
-
-    On a mixture base only sites that PEFT can name there.
+    """The sites a job's adapter sits on.
 
     Raises:
-        SpecError: a name that no site of the base has.
+        SpecError: a name that no site of the base has, or the method cannot sit on this base.
     """
-    found = spec.targets(base.sites, base.is_mixture)
-    if spec.target_modules != ALL_LINEAR:
-        for name in spec.target_modules:
-            if not any(ends_with(site, name) for site in found):
-                _refuse_target(name, base)
-    return tuple(base.sites[name] for name in found)
-
-
-def _refuse_target(name: str, base: FrozenBase) -> NoReturn:
-    known = sorted({site.rpartition(".")[2] for site in base.sites} - set(EXPERT_NAMES if base.is_mixture else ()))
-    why = (
-        "cannot be adapted on a mixture of experts: PEFT would take it for the experts' own"
-        if any(ends_with(site, name) for site in base.sites)
-        else f"is no linear of base {base.name}"
-    )
-    raise SpecError(f"adapter.target_modules: {name!r} {why}; choose from {', '.join(known)}")
+    return tuple(base.sites[name] for name in placed(spec, base.places))
 
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:

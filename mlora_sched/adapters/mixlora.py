@@ -28,15 +28,13 @@ from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, targe
 from mlora_sched.adapters.lora import by_group, check_config, group_op, group_pairs, lora_pair, matching
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
-from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import numbers
 from mlora_sched.model.experts import rows_by_expert
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import SiteOp
 from mlora_sched.spec.adapter import MixLoraSpec
-
-_PARTS = ("gate_proj", "up_proj", "down_proj")
+from mlora_sched.spec.placement import EXPERT_SITES
 
 
 @dataclass(frozen=True)
@@ -270,12 +268,11 @@ class MixLoraAdapter(Adapter):
 
     def __init__(self, spec: MixLoraSpec, base: FrozenBase, seed: int) -> None:
         targets = target_sites(spec, base)
-        inside = {f"{ffn}.{part}": ffn for ffn in base.ffns for part in _PARTS}
+        inside = {f"{ffn}.{part}": ffn for ffn in base.ffns for part in EXPERT_SITES}
         self.spec, self.base = spec, base
         self.plain = tuple(site for site in targets if site.name not in inside)
         self.expert_sites = tuple(site for site in targets if site.name in inside)
         self.ffns = tuple(dict.fromkeys(inside[site.name] for site in self.expert_sites))
-        _check_base(spec, base, self.ffns)
         self.params = Params(self._specs(seed), base.device, base.dtype)
         scale = spec.alpha / spec.r
         self.site_ops: dict[str, SiteOp] = {
@@ -308,7 +305,7 @@ class MixLoraAdapter(Adapter):
         return self.params[f"{site}.lora_A.weight"], self.params[f"{site}.lora_B.weight"]
 
     def _routed(self, ffn: str, scale: float) -> MixLoraOp:
-        sites = [f"{ffn}.{part}" for part in _PARTS]
+        sites = [f"{ffn}.{part}" for part in EXPERT_SITES]
         pairs = {
             site.rpartition(".")[2]: ExpertPairs(*self._pair(site), scale)
             for site in sites
@@ -382,21 +379,3 @@ def _file(name: str) -> str:
     """Our dotted path as the `mixlora` package names it: model.layers.3.… → mixlora.layers.3.…"""
     _, layers, rest = name.partition("layers.")
     return f"mixlora.{layers}{rest}"
-
-
-def _check_base(spec: MixLoraSpec, base: FrozenBase, ffns: Sequence[str]) -> None:
-    if base.is_mixture:
-        raise SpecError(
-            f"adapter.method: mixlora puts experts on a dense FFN, but the FFN of base {base.name} is itself a "
-            f"mixture; use lora on its attention"
-        )
-    if not base.ffns:
-        raise SpecError(
-            f"adapter.method: mixlora needs an FFN of gate_proj, up_proj and down_proj; base {base.name} "
-            f"({base.model.config.model_type}) has none; use lora, rslora, loraplus or dora"
-        )
-    if not ffns:
-        raise SpecError(
-            f"adapter.target_modules: {', '.join(spec.target_modules)} names no part of the FFN; mixlora needs at "
-            f"least one of {', '.join(_PARTS)}"
-        )

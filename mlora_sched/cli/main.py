@@ -50,9 +50,10 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("pull", "Fetch a job's adapter."),
         _remote("watch", "Watch the device's memory."),
     ),
-    "Data": (
+    "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
+        _local("estimate", "Tell how much memory jobs will take, without a daemon or weights."),
     ),
     "Server": (
         _local("serve", "Start the training daemon."),

@@ -68,14 +68,18 @@ def _parts(view: MemoryView) -> list[_Part]:
 
 
 def _bar(view: MemoryView) -> Text:
-    """One line over the whole device; what is not coloured is free, or not ours to use."""
+    """One line over what this daemon may use; what is not coloured is free.
+
+    Where that is not the whole device, other processes have a part of it only as far as the rest does not hold them.
+    """
     bar, used = Text(), 0
     for part in _parts(view):
-        cells = min(_BAR - used, round(part.size / view.total * _BAR))
+        size = part.size if part.name != "others" else max(0, part.size - (view.total - view.limit))
+        cells = min(_BAR - used, max(size > 0, round(size / view.limit * _BAR)))
         bar.append("█" * cells, style=_COLOURS[part.name])
         used += cells
     bar.append("░" * (_BAR - used), style="dim")
-    return bar.append(f" {format_size(view.total)}")
+    return bar.append(f" {format_size(view.limit)}")
 
 
 def _device(view: MemoryView) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
@@ -39,7 +39,7 @@ def _plain(value: Frozen | Sequence[Frozen]) -> Any:
 def print_jobs(jobs: Sequence[JobView], *, owners: bool = False) -> None:
     """A table of jobs; `owners` adds whose they are."""
     titles = ["ID", "NAME", *(["OWNER"] if owners else []), "STATE", "METHOD", "STEP", "LOSS", "EVAL", "REASON"]
-    _print_table(titles, [_job_cells(job, owners) for job in jobs])
+    print_table(titles, [_job_cells(job, owners) for job in jobs])
 
 
 def _job_cells(job: JobView, owners: bool) -> list[Text]:
@@ -68,7 +68,8 @@ def why(job: JobView) -> str:
     return f"stopped by {job.stopped_by}" if job.stopped_by else job.reason
 
 
-def _print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, numbers: Collection[str] = ()) -> None:
+    """A table for a terminal, tab-separated lines for a pipe; columns of `numbers` stand to the right, unbroken."""
     if not sys.stdout.isatty():
         click.echo("\t".join(titles))
         for row in rows:
@@ -76,7 +77,9 @@ def _print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
-        table.add_column(title, overflow="fold", no_wrap=title in ("ID", "STATE", "STEP"))
+        right = title in numbers
+        no_wrap = right or title in ("ID", "STATE", "STEP")
+        table.add_column(title, overflow="fold", no_wrap=no_wrap, justify="right" if right else "left")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, corrected
+from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, capacity, corrected
+from mlora_sched.memory.formula import FORMULA_REVISION
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.memory import BaseShape, MemoryReport
+from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.wire import Ready, WorkerConfig
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
@@ -78,9 +79,9 @@ class Admission:
     def hear(self, report: MemoryReport) -> None:
         """The device stands otherwise, or estimates were corrected."""
         before, self._report = self._report, report
-        if report.corrections != self._corrections:
-            self._corrections = report.corrections
+        if _factors(report.corrections) != _factors(self._corrections):
             self._store.set_corrections(self._key, report.corrections)
+        self._corrections = report.corrections
         if self._shape is not None and (self._fit is None or before is None or _decides(before) != _decides(report)):
             self._fit = Fit(self._shape, self._buckets, report, self._estimating)
 
@@ -92,7 +93,11 @@ class Admission:
         """What the policy may know of a job."""
         remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
         needs = self.needs(job)
-        return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, needs.chunk)
+        chunk = needs.chunk
+        if job.step > 0 and self._report is not None:
+            # it has run here: whatever corrections say by now, alone on the device it may try
+            chunk = min(chunk, max(0, capacity(self._report) - needs.resident))
+        return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, chunk)
 
     def limits(self, tokens_per_second: float, now: float) -> Limits:
         """What a plan must keep to, at a pace and a time."""
@@ -122,11 +127,13 @@ class Admission:
     def impossible(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         """The jobs that can never run on this device, with why and what would help.
 
-        Nothing is impossible for a job that has trained already, nor while the kernel has made the device look small.
+        Nothing is impossible for a job that has trained already, nor for one whose sizes nobody knows, nor while the
+        kernel has made the device look small.
         """
         if self._fit is None or self._bounds:
             return {}
-        found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in jobs if job.step == 0}
+        known = [job for job in jobs if job.step == 0 and job.largest_chunk is not None]
+        found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in known}
         return {job_id: message for job_id, message in found.items() if message is not None}
 
 
@@ -154,7 +161,7 @@ def corrections_key(settings: DaemonSettings) -> str:
     base = settings.bases[0]
     options = [settings.dtype, settings.quantize, settings.device.partition(":")[0]]
     options += ["recomputed"] * settings.checkpoint_activations + ["compiled"] * settings.compile
-    return " ".join([base.name, base.location, *options])
+    return " ".join([base.name, base.location, f"formula {FORMULA_REVISION}", *options])
 
 
 def _sizes(job: LiveJob) -> Sizes:
@@ -166,4 +173,9 @@ def _sizes(job: LiveJob) -> Sizes:
 
 def _decides(report: MemoryReport) -> tuple[object, ...]:
     """What of a report estimates and capacity depend on."""
-    return report.corrections, report.limit, report.base, report.margin
+    return _factors(report.corrections), report.limit, report.base, report.margin
+
+
+def _factors(corrections: Sequence[Correction]) -> tuple[tuple[str, int, bool, float], ...]:
+    """What of corrections changes estimates; how many packs they are of changes with every pack."""
+    return tuple((one.methods, one.rows, one.training, one.factor) for one in corrections)

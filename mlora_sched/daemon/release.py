@@ -49,4 +49,8 @@ class Absence:
 
 
 def _moment(time_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))
+    """A time as people read it; one that no calendar knows, by its seconds."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))
+    except (OSError, OverflowError, ValueError):
+        return f"{time_s:.0f} s after 1970"

@@ -32,6 +32,10 @@ READ_EVERY = 0.2
 """Seconds: how old a reading of the device may be when a pack is sized by it."""
 REPORT_EVERY = 0.5
 """Seconds between two reports while the same jobs are there."""
+STALE_AFTER = 10.0
+"""Seconds after which little changes are reported, too."""
+NOISE = 0.002
+"""Share of what the daemon may use by which other processes' bytes move without being news; the margin is larger."""
 REMEDIES = (
     "lower data.max_length, training.chunk_tokens or adapter.r, or let the daemon be served with "
     "--checkpoint-activations or a larger --memory-budget"
@@ -46,6 +50,9 @@ class Sizes(Protocol):
 
     def pack(self, plan: PackPlan) -> int:
         """Most bytes of a pack at once, beside the base and what the jobs hold."""
+
+    def begin(self, plan: PackPlan) -> int:
+        """Most bytes that beginning a step of a job in it takes for a moment."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class TrainerMemory:
             base=budget.base,
             margin=budget.margin,
             budget=budget.now,
+            own=budget.own,
             jobs=jobs,
             host_limit=self.allowance.host,
             rows=rows,
@@ -202,7 +210,7 @@ class TrainerMemory:
         if same and self._clock() - self._told_at < REPORT_EVERY:
             return []
         report = self.report(jobs)
-        if report == self._told:
+        if self._told is not None and _alike(report, self._told) and self._clock() - self._told_at < STALE_AFTER:
             return []
         self._told, self._told_at = report, self._clock()
         return [report]
@@ -210,3 +218,11 @@ class TrainerMemory:
     def _read(self) -> Budget:
         self._read_at = self._clock()
         return budget_of(self._reader.read(), self._base, self.allowance.budget, self.allowance.margin)
+
+
+def _alike(now: MemoryReport, before: MemoryReport) -> bool:
+    """All that has changed is that a little memory of the device has come or gone, as it does all the time."""
+    moving = ("others", "own", "budget")
+    if now.model_dump(exclude=set(moving)) != before.model_dump(exclude=set(moving)):
+        return False
+    return all(abs(getattr(now, name) - getattr(before, name)) <= NOISE * now.limit for name in moving)

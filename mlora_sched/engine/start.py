@@ -83,6 +83,13 @@ def _memory(
         buckets=buckets,
         name=base.name,
     )
-    allowance = Allowance(config.memory_budget, config.memory_margin, host_memory(config.host_memory), runtime)
+    allowance = Allowance(config.memory_budget, config.memory_margin, _host(config, base), runtime)
     meter = meter_of(base.device, compiled=config.compile)
     return TrainerMemory(base, Formula(shape), reader, meter, allowance, shape=shape, corrections=config.corrections)
+
+
+def _host(config: WorkerConfig, base: FrozenBase) -> int:
+    """Bytes for parked jobs; none on a CPU, unless asked for: its jobs lie in the host's memory anyway."""
+    if base.device.type == "cpu" and config.host_memory is None:
+        return 0
+    return host_memory(config.host_memory)

@@ -36,6 +36,7 @@ class Budget:
     others: int
     base: int
     margin: int
+    own: int
 
     @property
     def now(self) -> int:
@@ -57,4 +58,4 @@ def budget_of(reading: Reading, base: int, asked: int | None, margin: float) -> 
         margin: share of those that is kept free.
     """
     limit = reading.total if asked is None else min(asked, reading.total)
-    return Budget(reading.total, limit, reading.others, base, int(margin * limit))
+    return Budget(reading.total, limit, reading.others, base, int(margin * limit), reading.own)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from mlora_sched.spec.adapter import AdapterSpec, DoraSpec, MixLoraSpec
 from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
+from mlora_sched.spec.placement import EXPERT_SITES
 
 _WIDE = 4
 """Bytes of float32."""
-_DRAW = 3
-"""Bytes an element while a dropout mask is drawn: 16 bits of noise, and what they compare to."""
-_EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
+_DRAW = 4
+"""Bytes an element while a dropout mask is drawn: 16 bits of noise and what they compare to, or a float32 on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def layer_cost(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str],
             ops[at] = _op_cost(adapter, group, outputs, itemsize)
     routed = None
     if isinstance(adapter, MixLoraSpec) and targets & inside:
-        ffn = next(ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in _EXPERT_SITES))
+        ffn = next(ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in EXPERT_SITES))
         routed = _routed_cost(adapter, ffn, f"{ffn.path}.down_proj" in targets, itemsize)
     return LayerCost(ops, routed)
 
@@ -81,7 +81,7 @@ def _inside_experts(adapter: AdapterSpec, layer: LayerShape) -> frozenset[str]:
     """Paths of the sites that a routed method makes experts of."""
     if not isinstance(adapter, MixLoraSpec):
         return frozenset()
-    return frozenset(f"{ffn.path}.{name}" for ffn in layer.ffns for name in _EXPERT_SITES)
+    return frozenset(f"{ffn.path}.{name}" for ffn in layer.ffns for name in EXPERT_SITES)
 
 
 def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i: int) -> OpCost:
@@ -150,7 +150,7 @@ def _pairs(adapter: AdapterSpec, group: GroupShape, targets: frozenset[str]) -> 
 
 
 def _experts(adapter: MixLoraSpec, ffn: FfnShape, targets: frozenset[str]) -> int:
-    found = [name for name in _EXPERT_SITES if f"{ffn.path}.{name}" in targets]
+    found = [name for name in EXPERT_SITES if f"{ffn.path}.{name}" in targets]
     if not found:
         return 0
     widths = {

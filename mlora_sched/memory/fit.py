@@ -35,7 +35,7 @@ Estimating = Callable[[BaseShape, Sequence[Correction]], Estimates]
 def corrected(shape: BaseShape, corrections: Sequence[Correction]) -> Estimates:
     """The closed form, with what measuring has taught."""
     formula = Formula(shape)
-    return Estimates(formula.job, Estimator(formula, corrections).pack)
+    return Estimates(formula.job, Estimator(formula, corrections, borrow=False).pack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
 _HEAD_STEP = 32
+FORMULA_REVISION = 1
+"""To be raised when the same pack is estimated otherwise: what was learned about the estimates before is void then."""
 _TARGET = 8 + 8 + 4 + 4 + 1
 """Bytes that every token with loss keeps to the end of its pack: its place, its target, weight, loss and hit."""
 
@@ -113,9 +115,19 @@ class Formula:
     def pack(self, plan: PackPlan) -> int:
         """Most bytes that running this pack takes at once, beside the base and what the jobs hold."""
         costs = [(segment.tokens, self._of(segment.adapter)) for segment in plan.segments]
-        begin = max((known.job.step for _, known in costs), default=0)
-        peak = self._training(plan, costs) if plan.training else self._evaluation(plan, costs)
-        return max(begin, int(peak) + 1)
+        return int(self._training(plan, costs) if plan.training else self._evaluation(plan, costs)) + 1
+
+    def begin(self, plan: PackPlan) -> int:
+        """Most bytes that beginning a step takes for a moment, of one of the jobs in this pack."""
+        return max((self._of(segment.adapter).job.step for segment in plan.segments), default=0)
+
+    def head(self, plan: PackPlan) -> float:
+        """What of a pack one piece of the head takes."""
+        head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
+        longest = min(head.rows_per_piece, self.shape.buckets[-1]) if self.shape.buckets else head.rows_per_piece
+        rows = min(longest, max(1, targets))
+        padded = next((bucket for bucket in self.shape.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
+        return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
     # ------------------------------------------------------------------ a pack
 
@@ -137,23 +149,15 @@ class Formula:
                 peaks.extend(layers[kind].peaks(below, embedded))
             below += layers[kind].kept
         gradient = plan.rows * shape.hidden * shape.itemsize
-        return max(*peaks, below + gradient + self._head(plan))
+        return max(*peaks, below + gradient + self.head(plan))
 
     def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
         shape, extent = self.shape, self._extent(plan)
-        peaks = [plan.rows * shape.hidden * shape.itemsize + self._head(plan)]
+        peaks = [plan.rows * shape.hidden * shape.itemsize + self.head(plan)]
         for kind, layer in enumerate(shape.kinds):
             found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
             peaks.extend(PackedLayer(layer, found, extent, shape).evaluating())
         return max(peaks)
-
-    def _head(self, plan: PackPlan) -> float:
-        """One piece of the head."""
-        head, targets = self.shape.head, sum(segment.targets for segment in plan.segments)
-        longest = min(head.rows_per_piece, self.shape.buckets[-1]) if self.shape.buckets else head.rows_per_piece
-        rows = min(longest, max(1, targets))
-        padded = next((bucket for bucket in self.shape.buckets if bucket >= rows), -(-rows // _HEAD_STEP) * _HEAD_STEP)
-        return (head.piece if plan.training else head.evaluation).at(Extent(padded))
 
     def _extent(self, plan: PackPlan) -> Extent:
         window, joined = self.shape.window, plan.rows if plan.joined else 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mlora_sched.errors import UserError
+from mlora_sched.errors import UserError, shown
+from mlora_sched.spec.common import MAX_DURATION_SECONDS
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)\s*$")
@@ -40,6 +41,9 @@ def parse_duration(text: str) -> float:
     """
     match = _DURATION.match(text)
     seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2]]
-    if seconds <= 0:
-        raise UserError(f"{text!r} is no duration; write a number with one of s, m, h, d, such as 15m")
+    if not 0 < seconds <= MAX_DURATION_SECONDS:
+        raise UserError(
+            f"{shown(text)} is no duration; write a number with one of s, m, h, d, such as 15m, of at most "
+            f"{MAX_DURATION_SECONDS / _SECONDS['d']:.0f}d"
+        )
     return seconds

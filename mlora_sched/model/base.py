@@ -5,7 +5,9 @@ Any decoder of transformers loads through `AutoModelForCausalLM`. `trust_remote_
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from mlora_sched.model.rowwise import put, row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
+from mlora_sched.spec.placement import Places
 from mlora_sched.spec.wire import Quantize
 
 _SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
@@ -64,6 +67,11 @@ class FrozenBase:
         return hidden
 
     @property
+    def places(self) -> Places:
+        """Where adapters can sit."""
+        return Places(self.name, self.model.config.model_type, self.sites, self.ffns, self.is_mixture)
+
+    @property
     def portable_name(self) -> str:
         """What an adapter names as its base: the hub repository where it is known, else the served name.
 
@@ -94,22 +102,46 @@ def load_base(
     Raises:
         BaseError: nothing loadable there, or a model the engine cannot serve faithfully.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if quantize == "nf4":
         check_bitsandbytes()
+    config = load_config(name, location)
+    longest = check_config(config, name)
     where, options = source_of(location)
-    try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-        longest = check_config(config, name)
+    with telling_of(name, location):
         model = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, BaseError):
-            raise
-        raise BaseError(f"base {name}: {location} cannot be loaded: {error}") from error
     return adopt(model, name=name, location=location, longest=longest, device=device, quantize=quantize)
+
+
+def load_config(name: str, location: str) -> Any:
+    """The transformers config of a base.
+
+    Args:
+        location: as for `load_base`, or a config's own file.
+
+    Raises:
+        BaseError: nothing loadable there.
+    """
+    from transformers import AutoConfig
+
+    where, options = source_of(location)
+    with telling_of(name, location):
+        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+
+
+@contextlib.contextmanager
+def telling_of(name: str, location: str) -> Iterator[None]:
+    """What transformers raises in this context about a base is raised as what it means."""
+    try:
+        yield
+    except BaseError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).strip().partition("\n")[0]  # the next lines may list all that transformers knows
+        raise BaseError(f"base {name}: {location} cannot be loaded: {why}") from error
 
 
 def adopt(

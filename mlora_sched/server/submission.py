@@ -45,7 +45,7 @@ def check_size(spec: JobSpec) -> None:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
 
 
-def check_memory(spec: JobSpec, store: JobStore, estimating: Estimating) -> None:
+def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating) -> None:
     """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
 
     Raises:
@@ -54,7 +54,11 @@ def check_memory(spec: JobSpec, store: JobStore, estimating: Estimating) -> None
     status = store.worker_status()
     if status.shape is None or status.memory is None:
         return
-    fit = Fit(status.shape, status.buckets, status.memory, estimating)
+    total = status.memory.total
+    # as it was set, and not what is left of it since the kernel has ended a worker
+    limit = min(total, settings.memory_budget or total)
+    report = status.memory.model_copy(update={"limit": limit})
+    fit = Fit(status.shape, status.buckets, report, estimating)
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:
         raise SpecError(f"{spec.name}: {refusal}")

@@ -6,7 +6,7 @@ import json
 
 from pydantic import Field
 
-from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request, WorkerPhase
@@ -122,7 +122,7 @@ class JobDetail(Frozen):
 class ReleaseRequest(Frozen):
     """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
 
-    seconds: float | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
 
 
 class ReleaseView(Frozen):

@@ -188,6 +188,7 @@ class MemoryReport(Frozen):
         others: what other processes hold of the device now. base: the frozen base and what the device's runtime takes.
         margin: kept free.
         budget: what jobs and packs may take together now: min(limit, total − others) − base − margin; may be negative.
+        own: what the worker's process holds of the device, with what its allocator keeps; on a CPU its resident memory.
         jobs: by job. host_limit: what parked jobs may take of the host's memory.
         rows: rows of the last measured pack, 0 for none. estimated, measured: its peak, with base and jobs.
         peak: highest measured so far, with base and jobs.
@@ -201,6 +202,7 @@ class MemoryReport(Frozen):
     base: int
     margin: int
     budget: int
+    own: int = 0
     jobs: tuple[JobBytes, ...] = ()
     host_limit: int = 0
     rows: int = 0

@@ -92,7 +92,8 @@ class WorkerConfig(Frozen):
         compile: run the base's row-wise pieces through torch.compile.
         memory_budget: bytes of the device that the worker may use, base included; None for all of it.
         memory_margin: share of those bytes that is kept free.
-        host_memory: bytes of the host's memory that the state of parked jobs may take; None for half of it.
+        host_memory: bytes of the host's memory that the state of parked jobs may take; None for half of it beside a GPU
+            and for nothing on a CPU, whose jobs lie there anyway.
         corrections: what earlier workers have learned about their estimates on this base.
     """
 

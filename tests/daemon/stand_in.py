@@ -17,12 +17,14 @@ SHAPE = BaseShape(
     kinds=(),
     order=(),
     ends=Linear(),
-    head=HeadShape(vocabulary=260, rows_per_piece=1, capped=False, scaled=False),
+    entrance=(),
+    head=HeadShape(rows_per_piece=1, piece=Linear(), evaluation=Linear()),
     hidden=8,
     itemsize=4,
-    dense_site=0,
     recompute=False,
-    window=None,
+    window=0,
+    is_mixture=False,
+    loose=(),
 )
 
 
@@ -31,7 +33,7 @@ def stand_in(shape: BaseShape, corrections: Sequence[Correction]) -> Estimates:
     factor = (corrections[0].factor if corrections else 1.0) * (0.5 if shape.recompute else 1.0)
 
     def job(adapter: AdapterSpec) -> JobMemory:
-        return JobMemory(adapter.r * MIB, 0, 0, 0, 0)
+        return JobMemory(adapter.r * MIB, 0, 0, 0, 0, 0)
 
     def pack(plan: PackPlan) -> int:
         return int(plan.rows * MIB * factor)

@@ -8,7 +8,10 @@ import pytest
 
 from mlora_sched.daemon.admission import RISE_SECONDS, Admission, corrections_key
 from mlora_sched.settings import BaseRef, DaemonSettings
+from mlora_sched.spec.job import Priority, parse_job
+from mlora_sched.spec.state import JobState, Request
 from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import LiveJob
 from mlora_sched.worker.fake import READY
 
 from .rig import Rig
@@ -69,3 +72,39 @@ def test_all_that_decides_estimates_is_in_the_key_of_corrections(options: dict[s
 def test_two_devices_of_a_kind_share_corrections() -> None:
     one, two = (SETTINGS.model_copy(update={"device": device}) for device in ("cuda:0", "cuda:1"))
     assert corrections_key(one) == corrections_key(two)
+
+
+def live(step: int = 0, r: int = 8, largest_chunk: int | None = 900) -> LiveJob:
+    """A job that needs a MiB for each rank, and one for each token of a chunk."""
+    spec = parse_job({"name": "job", "data": {"train": "a.jsonl"}, "adapter": {"r": r}})
+    return LiveJob(
+        id="j",
+        seq=1,
+        owner="ann",
+        base="demo",
+        state=JobState.QUEUED,
+        request=Request.NONE,
+        reason="",
+        priority=Priority.NORMAL,
+        spec=spec,
+        files={},
+        epoch=0,
+        step=step,
+        total_steps=9,
+        crashes=0,
+        largest_chunk=largest_chunk,
+        longest=largest_chunk,
+    )
+
+
+def test_what_has_trained_may_try_alone_whatever_estimates_say_by_now(rig: Rig) -> None:
+    admission = ready(rig.store)
+    fresh, trained = admission.facts(live(0)), admission.facts(live(5))
+    assert (fresh.resident + fresh.chunk) > 850 * MIB
+    assert (trained.resident + trained.chunk) == 850 * MIB
+    assert set(admission.impossible([live(0)])) == {"j"}
+    assert admission.impossible([live(5)]) == {}
+
+
+def test_what_nobody_has_measured_is_not_impossible(rig: Rig) -> None:
+    assert ready(rig.store).impossible([live(0, largest_chunk=None)]) == {}

@@ -93,6 +93,16 @@ def test_a_release_ends_with_its_time(rig: Rig) -> None:
     assert rig.losses(job) == EXPECTED[:30]
 
 
+def test_a_time_that_no_calendar_knows_stops_nobody(rig: Rig) -> None:
+    release(rig, seconds=1e17)
+    until_away(rig)
+    assert rig.store.worker_status().state.startswith("released until 1000000000000")
+    reclaim(rig)
+    job = rig.submit("job", steps=3)
+    rig.finish()
+    assert rig.losses(job) == EXPECTED[:3]
+
+
 def test_a_release_outlives_the_daemon(rig: Rig) -> None:
     job = rig.submit("job", steps=30)
     rig.until(lambda: rig.store.get(job).step >= 3)

@@ -47,7 +47,10 @@ class PlainSizes:
     asked: list[PackPlan] = field(default_factory=list)
 
     def job(self, adapter: AdapterSpec) -> JobMemory:
-        return JobMemory(self.job_bytes, 0, 0, 0, 0)
+        return JobMemory(self.job_bytes, 0, 0, 0, 0, 0)
+
+    def begin(self, plan: PackPlan) -> int:
+        return 0
 
     def pack(self, plan: PackPlan) -> int:
         self.asked.append(plan)

@@ -18,7 +18,7 @@ from engine.memory_kit import MIB, AllPacks, Device, FaultAt, PlainSizes, memory
 from mlora_sched.data.pack import PackedBatch
 from mlora_sched.engine import loop
 from mlora_sched.engine.loop import TRIES_ALONE
-from mlora_sched.engine.memory import READ_EVERY, REPORT_EVERY, TrainerMemory
+from mlora_sched.engine.memory import READ_EVERY, REPORT_EVERY, STALE_AFTER, TrainerMemory
 from mlora_sched.memory.calibrate import MEASURED
 from mlora_sched.memory.meter import PeakTensors, TensorMeter
 from mlora_sched.spec.memory import JobBytes
@@ -143,7 +143,7 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) ->
     bench.attach(bench.start(rows=(100,) * 3, chunk_tokens=128, max_steps=2))
     failed = bench.failure()
     assert failed.code is ErrorCode.OUT_OF_MEMORY
-    assert failed.message.startswith("needs 2.8 MiB (97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 128")
+    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 128")
     assert "the device has at most 1.4 MiB of 1.8 MiB beside the base" in failed.message
     assert "lower data.max_length, training.chunk_tokens or adapter.r" in failed.message
     assert "fits" in bench.trainer.residents, "what others hold now says nothing of what can be"
@@ -324,14 +324,14 @@ def test_an_attachment_that_runs_out_of_memory_is_tried_once_more(
 # ---------------------------------------------------------------- readings and reports
 
 
-def clocked(**more: Any) -> tuple[list[float], TrainerMemory, list[int]]:
-    """A clock to turn, a memory, and the others' bytes at each reading."""
+def clocked(taken: int = 1, **more: Any) -> tuple[list[float], TrainerMemory, list[int]]:
+    """A clock to turn, a memory, and the others' bytes at each reading, each `taken` more than the one before."""
     now, read, device = [0.0], list[int](), Device()
 
     class Reader:
         def read(self) -> Any:
             read.append(device.others)
-            device.others += 1
+            device.others += taken
             return device.read()
 
     return now, memory_of(base_in(WORLD), device=Reader(), clock=lambda: now[0], **more), read
@@ -349,7 +349,7 @@ def test_the_device_is_not_read_all_the_time() -> None:
 
 
 def test_news_come_when_jobs_change_and_else_not_too_often() -> None:
-    now, memory, _ = clocked()
+    now, memory, _ = clocked(MIB * 10)
     one = (JobBytes(job_id="one", device=5, host=0),)
     assert [report.jobs for report in memory.news(())] == [()]
     assert memory.news(()) == []
@@ -358,7 +358,16 @@ def test_news_come_when_jobs_change_and_else_not_too_often() -> None:
     assert memory.news(one) == []
     now[0] += 0.02
     (report,) = memory.news(one)
-    assert report.others == 2
+    assert report.others == 20 * MIB
+    assert memory.news(()) != []
+
+
+def test_a_little_memory_that_comes_and_goes_is_told_now_and_then() -> None:
+    now, memory, _ = clocked(MIB // 100)
+    assert memory.news(()) != []
+    now[0] += 2 * REPORT_EVERY
+    assert memory.news(()) == []
+    now[0] += STALE_AFTER
     assert memory.news(()) != []
 
 

@@ -9,9 +9,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlora_sched.data.pack import Chunk
+from mlora_sched.data.pack import Chunk, bucket_ladder
 from mlora_sched.engine.packer import RECOVERY, Member, Packer
-from mlora_sched.engine.probe import bucket_ladder
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.spec.adapter import LoraSpec
@@ -40,8 +39,8 @@ class State:
     def targets(self, chunk: Chunk) -> int:
         return chunk.tokens // 3
 
-    def squares(self, chunk: Chunk) -> int:
-        return chunk.tokens**2
+    def lengths(self, chunk: Chunk) -> list[int]:
+        return [chunk.tokens]
 
 
 @dataclass
@@ -125,6 +124,7 @@ def test_the_plan_says_what_the_pack_holds() -> None:
     assert plan.rows == 96
     assert [(segment.tokens, segment.targets) for segment in plan.segments] == [(40, 13), (30, 10), (9, 3)]
     assert plan.squares == 40**2 + 30**2 + 9**2
+    assert plan.longest == 40
     assert plan.training
 
 

@@ -14,7 +14,9 @@ BYTES = st.integers(0, 200 * GIB)
 def test_the_arithmetic_is_the_documented_one() -> None:
     reading = Reading(total=80 * GIB, free=40 * GIB, own=30 * GIB)
     assert reading.others == 10 * GIB
-    assert budget_of(reading, 16 * GIB, None, 0.05) == Budget(80 * GIB, 80 * GIB, 10 * GIB, 16 * GIB, 4 * GIB)
+    assert budget_of(reading, 16 * GIB, None, 0.05) == Budget(
+        80 * GIB, 80 * GIB, 10 * GIB, 16 * GIB, 4 * GIB, reading.own
+    )
     assert budget_of(reading, 16 * GIB, None, 0.05).now == 50 * GIB
     assert budget_of(reading, 16 * GIB, None, 0.05).most == 60 * GIB
     assert budget_of(reading, 16 * GIB, 40 * GIB, 0.05).now == 22 * GIB, "others take of what we did not ask for"

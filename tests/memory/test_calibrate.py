@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlora_sched.memory.calibrate import MEASURED, WINDOW, Estimator, kind_of
+from mlora_sched.memory.calibrate import MEASURED, REPEAT, WINDOW, Estimator, kind_of
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.spec.adapter import DoraSpec, LoraSpec
 from mlora_sched.spec.memory import Correction
@@ -19,6 +19,9 @@ SPECS = (LoraSpec(method="lora"), DoraSpec(method="dora"))
 @dataclass
 class Rows:
     """A thousand bytes a row."""
+
+    def begin(self, plan: PackPlan) -> int:
+        return 0
 
     def pack(self, plan: PackPlan) -> int:
         return 1000 * plan.rows
@@ -113,3 +116,29 @@ def test_running_out_of_memory_is_remembered_until_measuring_says_otherwise() ->
         estimator.learn(plan, estimator.pack(plan), 1_000_000)
     assert estimator.pack(plan) == 1_000_000
     assert not estimator.to_measure(plan)
+
+
+def test_a_factor_below_one_is_not_borrowed_and_a_refusal_borrows_none() -> None:
+    known = (correction(64, 0.5), correction(4096, 1.5))
+    assert Estimator(Rows(), known).pack(plan_of(64)) == 32_000
+    assert Estimator(Rows(), known).pack(plan_of(128)) == 128_000
+    assert Estimator(Rows(), known).pack(plan_of(2048)) == 3_072_000
+    assert Estimator(Rows(), known, borrow=False).pack(plan_of(2048)) == 2_048_000
+
+
+def test_what_beginning_a_step_takes_is_not_corrected() -> None:
+    class Begins(Rows):
+        def begin(self, plan: PackPlan) -> int:
+            return 50_000
+
+    estimator = Estimator(Begins(), (correction(64, 0.5),))
+    assert estimator.pack(plan_of(64)) == 50_000
+    assert estimator.pack(plan_of(1024)) == 1_024_000
+
+
+def test_a_known_kind_is_measured_again_now_and_then() -> None:
+    estimator = Estimator(Rows(), (correction(64, 1.0),))
+    asked = [estimator.to_measure(plan_of(64)) for _ in range(REPEAT)]
+    assert asked == [False] * (REPEAT - 1) + [True]
+    estimator.learn(plan_of(64), 64_000, 64_000)
+    assert not estimator.to_measure(plan_of(64))

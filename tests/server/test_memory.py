@@ -162,12 +162,22 @@ def test_watch_in_json(served: Served, spec: SpecMaker, act_as: Callable[[Caller
     assert "say what to watch: --memory" in capsys.readouterr().err
 
 
-def test_the_bar_is_never_longer_than_the_device() -> None:
-    view = MemoryView(worker="ready", device="cpu", total=100, limit=100, base=90, others=90, margin=50, budget=-130)
+def bar_of(**sizes: int) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(memory_panel(view))
-    bar = next(line for line in console.export_text().splitlines() if "█" in line)
+    console.print(memory_panel(MemoryView(worker="ready", device="cpu", **sizes)))
+    return next(line for line in console.export_text().splitlines() if "█" in line)
+
+
+def test_the_bar_is_never_longer_than_what_the_daemon_may_use() -> None:
+    bar = bar_of(total=100, limit=100, base=90, others=90, margin=50, budget=-130)
     assert bar.count("█") + bar.count("░") == 60
+    assert bar_of(total=6000, limit=600, base=100).count("█") == 10  # ten of the whole device would be one
+    assert bar_of(total=6000, limit=6000, base=1).count("█") == 1  # what is there is seen
+
+
+@pytest.mark.parametrize(("others", "cells"), [(0, 10), (500, 10), (700, 30)])
+def test_others_are_in_the_bar_where_the_rest_of_the_device_does_not_hold_them(others: int, cells: int) -> None:
+    assert bar_of(total=1100, limit=600, base=100, others=others).count("█") == cells
 
 
 # ---------------------------------------------------------------- release and reclaim

@@ -17,13 +17,16 @@ def start_in(folder: Path, epoch: int = 1) -> JobStart:
     return JobStart(job_id="job", epoch=epoch, spec=spec, files=files, cache_dir=str(folder), job_dir=str(folder))
 
 
+MEMORY = MemoryReport(total=9, limit=8, others=1, base=2, margin=1, budget=5, host_limit=1 << 40)
+
+
 def tell(worker: FakeWorker, *commands: Command) -> list[Report]:
-    """Its answers to these."""
+    """Its answers to these, but for how its memory stands."""
     answers: list[Report] = []
     for command in commands:
         worker.send(command)
         answers += worker.poll(0.0)
-    return answers
+    return [answer for answer in answers if not isinstance(answer, MemoryReport)]
 
 
 def one_slice() -> Slice:
@@ -31,7 +34,7 @@ def one_slice() -> Slice:
 
 
 def test_a_parked_job_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
-    worker = FakeWorker()
+    worker = FakeWorker(memory=MEMORY)
     tell(worker, Attach(start=start_in(tmp_path)), one_slice(), one_slice())
     (parked,) = tell(worker, Detach(job_id="job", save=True, park=True))
     assert parked == Detached(job_id="job", epoch=1, step=2, parked=True)
@@ -43,7 +46,7 @@ def test_a_parked_job_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_parked_job_can_be_saved_or_dropped(tmp_path: Path) -> None:
-    worker = FakeWorker()
+    worker = FakeWorker(memory=MEMORY)
     tell(worker, Attach(start=start_in(tmp_path)), one_slice(), Detach(job_id="job", save=True, park=True))
     *_, saved = tell(worker, Detach(job_id="job", save=True))
     assert saved == Detached(job_id="job", epoch=1, step=1)
@@ -55,14 +58,26 @@ def test_a_parked_job_can_be_saved_or_dropped(tmp_path: Path) -> None:
 
 
 def test_what_is_parked_dies_with_the_worker(tmp_path: Path) -> None:
-    worker = FakeWorker()
+    worker = FakeWorker(memory=MEMORY)
     tell(worker, Attach(start=start_in(tmp_path)), one_slice(), Detach(job_id="job", save=True, park=True))
     worker.crash()
     assert worker.parked == ()
 
 
-def test_its_memory_is_what_a_test_says() -> None:
+def test_without_room_in_the_host_it_saves_instead(tmp_path: Path) -> None:
+    worker = FakeWorker(memory=MEMORY.model_copy(update={"host_limit": 0}))
+    tell(worker, Attach(start=start_in(tmp_path)), one_slice())
+    *_, saved = tell(worker, Detach(job_id="job", save=True, park=True))
+    assert saved == Detached(job_id="job", epoch=1, step=1, parked=False)
+    assert list_checkpoints(tmp_path) == [1]
+
+
+def test_its_memory_is_what_a_test_says(tmp_path: Path) -> None:
     worker = FakeWorker()
-    assert all(report.kind == "slice_done" for report in tell(worker, one_slice()))
-    worker.memory = MemoryReport(total=9, limit=8, others=1, base=2, margin=1, budget=5)
-    assert tell(worker, one_slice())[-1] is worker.memory
+    worker.send(one_slice())
+    assert not any(isinstance(report, MemoryReport) for report in worker.poll(0.0))
+    worker.memory = MEMORY
+    worker.send(Attach(start=start_in(tmp_path)))
+    (told,) = (report for report in worker.poll(0.0) if isinstance(report, MemoryReport))
+    assert told == MEMORY.model_copy(update={"jobs": told.jobs})
+    assert [(job.job_id, job.host) for job in told.jobs] == [("job", 0)]

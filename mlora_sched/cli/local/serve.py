@@ -47,7 +47,7 @@ from mlora_sched.worker.local import LocalWorker, Role
     show_default=True,
     help="Share of it that is kept free.",
 )
-@click.option("--host-memory", type=SIZE, help="Most of the host's memory for jobs that wait; half of it if not given.")
+@click.option("--host-memory", type=SIZE, help="Of the host, for jobs that wait (GPU: half of it).")
 @click.option("--idle-unload", type=DURATION, help="Free the device after so long without jobs, such as 15m.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."

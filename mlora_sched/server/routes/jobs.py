@@ -28,7 +28,7 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     """Accept a job; it trains when its data is prepared and the scheduler finds room."""
     check_size(body.spec)
     base = served_base(body.spec, context.settings)
-    check_memory(body.spec, context.store, context.estimating)
+    check_memory(body.spec, context.store, context.settings, context.estimating)
     check_files(body, caller, context.store)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
