@@ -139,13 +139,14 @@ class Formula:
         ]
         first = min(layers[shape.order[0]].used, default=0)
         below = shape.ends.at(extent) + _TARGET * sum(segment.targets for segment in plan.segments)
-        if not shape.recompute:
-            below -= shape.entrance[first].at(extent)
+        entrance = 0.0 if shape.recompute else shape.entrance[first].at(extent)
+        below -= entrance
+        embedded = min(entrance, plan.rows * shape.hidden * shape.itemsize)
         last = {kind: at for at, kind in enumerate(shape.order)}
         peaks: list[float] = []
         for at, kind in enumerate(shape.order):
             if last[kind] == at:
-                peaks.extend(layers[kind].peaks(below))
+                peaks.extend(layers[kind].peaks(below, embedded))
             below += layers[kind].kept
         gradient = plan.rows * shape.hidden * shape.itemsize
         return max(*peaks, below + gradient + self.head(plan))

@@ -41,10 +41,16 @@ class PackedLayer:
         """What the layer is handed."""
         return float(self._rows * self._shape.hidden * self._shape.itemsize)
 
-    def peaks(self, below: float) -> Iterator[float]:
-        """The stretches of the last layer of this kind, over `below` bytes of what lies beneath it."""
+    def peaks(self, below: float, embedded: float) -> Iterator[float]:
+        """The stretches of the last layer of this kind, over `below` bytes of what lies beneath it.
+
+        Args:
+            embedded: of the embeddings, which live until the forward is done, what nobody keeps.
+        """
+        # a layer that runs again has its input kept and its output's gradient handed in
+        beneath = below + (2 * self._input if self._shape.recompute else embedded)
         for moment in self._layer.forward:
-            yield below + self._ops_saved(moment.alive) + self._at(moment) + self._mixing_forward(moment)
+            yield beneath + self._ops_saved(moment.alive) + self._at(moment) + self._mixing_forward(moment)
         above = below + self._base_saved + self._ops_saved() + self._routed_saved()
         if self._shape.recompute:
             above += self._input  # the layer's output, computed again
