@@ -143,7 +143,7 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) ->
     bench.attach(bench.start(rows=(100,) * 3, chunk_tokens=128, max_steps=2))
     failed = bench.failure()
     assert failed.code is ErrorCode.OUT_OF_MEMORY
-    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 128")
+    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 100")
     assert "the device has at most 1.4 MiB of 1.8 MiB beside the base" in failed.message
     assert "lower data.max_length, training.chunk_tokens or adapter.r" in failed.message
     assert "fits" in bench.trainer.residents, "what others hold now says nothing of what can be"
