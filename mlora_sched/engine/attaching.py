@@ -9,6 +9,7 @@ from typing import Any
 
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.artifacts.adapter_files import read_adapter
+from mlora_sched.data.chunk_bound import largest_chunk
 from mlora_sched.data.tokens import Prepared, prepare
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.resident import Resident
@@ -76,7 +77,7 @@ def fresh_state(
             f"data.max_length: a row has {longest} tokens, base {base.name} takes {base.longest}; "
             f"set data.max_length to {base.longest} or less"
         )
-    largest = max(longest, min(start.spec.training.chunk_tokens, int(data.train.lengths.sum())))
+    largest = largest_chunk(start.spec, data.train, data.validation)
     if largest > buckets[-1]:
         raise SpecError(
             f"training.chunk_tokens: a chunk of this job may have {largest} tokens, a pack of this daemon holds "

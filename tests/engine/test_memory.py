@@ -143,10 +143,18 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) ->
     bench.attach(bench.start(rows=(100,) * 3, chunk_tokens=128, max_steps=2))
     failed = bench.failure()
     assert failed.code is ErrorCode.OUT_OF_MEMORY
-    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 128")
+    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 101")
     assert "the device has at most 1.4 MiB of 1.8 MiB beside the base" in failed.message
     assert "lower data.max_length, training.chunk_tokens or adapter.r" in failed.message
     assert "fits" in bench.trainer.residents, "what others hold now says nothing of what can be"
+
+
+def test_a_job_is_judged_by_chunks_that_its_batches_can_have(tmp_path: Path) -> None:
+    """As the daemon judges it: all of its rows would make a chunk that neither the device nor a pack holds."""
+    memory = memory_of(base_in(WORLD), budget=BASE + 118_784 + 64 * ROW)
+    bench = bench_with(tmp_path, memory)
+    bench.run(bench.start(rows=(40,) * 20, batch_size=1, chunk_tokens=1024, max_steps=2))
+    assert bench.succeeded()
 
 
 # ---------------------------------------------------------------- estimates that are wrong
