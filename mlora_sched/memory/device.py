@@ -42,7 +42,10 @@ class CpuReader:
         machine = psutil.virtual_memory()
         total, free = machine.total, machine.available
         for group in self._limits:
-            limit = int((group / "memory.max").read_text())
+            said = (group / "memory.max").read_text().strip()
+            if said == "max":  # it was lifted meanwhile
+                continue
+            limit = int(said)
             total, free = min(total, limit), min(free, max(0, limit - _unreclaimable(group)))
         held = self._process.memory_info()
         return Reading(total, free, held.rss - getattr(held, "shared", 0))
@@ -88,9 +91,9 @@ def _limited_groups(groups: Path, own_group: Path) -> Iterator[Path]:
 
 
 def _unreclaimable(group: Path) -> int:
-    """What a group holds, without pages of files that the kernel would take back first."""
+    """What a group holds, without pages of files, which the kernel would take back."""
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+    return int((group / "memory.current").read_text()) - int(stat["inactive_file"]) - int(stat["active_file"])
 
 
 def _held_of_gpu(device: torch.device) -> int:

@@ -12,11 +12,11 @@ from mlora_sched.memory.device import CpuReader, host_memory, reader_of
 MIB = 2**20
 
 
-def group(path: Path, limit: int | None, current: int = 0, inactive: int = 0) -> None:
+def group(path: Path, limit: int | None, current: int = 0, inactive: int = 0, active: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "memory.max").write_text("max\n" if limit is None else f"{limit}\n")
     (path / "memory.current").write_text(f"{current}\n")
-    (path / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\nfile 7\n")
+    (path / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\nactive_file {active}\nfile 7\n")
 
 
 def reader_in(folder: Path, own: str) -> CpuReader:
@@ -40,6 +40,8 @@ def test_the_tightest_group_above_us_counts_and_pages_of_files_do_not(tmp_path: 
     reading = reader_in(tmp_path, "a/b/c").read()
     assert reading.total == 200 * MIB
     assert reading.free == 100 * MIB, "what the group above leaves"
+    group(tmp_path / "a", 300 * MIB, current=250 * MIB, inactive=50 * MIB, active=30 * MIB)
+    assert reader_in(tmp_path, "a/b/c").read().free == 130 * MIB, "pages in use can be read again as well"
     group(tmp_path / "a" / "b", 200 * MIB, current=190 * MIB)
     assert reader_in(tmp_path, "a/b/c").read().free == 10 * MIB
 
@@ -47,6 +49,14 @@ def test_the_tightest_group_above_us_counts_and_pages_of_files_do_not(tmp_path: 
 def test_a_group_that_is_over_its_limit_has_nothing_free(tmp_path: Path) -> None:
     group(tmp_path / "a", 100 * MIB, current=120 * MIB)
     assert reader_in(tmp_path, "a").read().free == 0
+
+
+def test_a_limit_that_is_lifted_while_we_run_limits_no_more(tmp_path: Path) -> None:
+    group(tmp_path / "a", 300 * MIB)
+    group(tmp_path / "a" / "b", 100 * MIB)
+    reader = reader_in(tmp_path, "a/b")
+    group(tmp_path / "a" / "b", None)
+    assert reader.read().total == 300 * MIB
 
 
 def test_no_groups_no_limit(tmp_path: Path) -> None:
