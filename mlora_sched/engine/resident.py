@@ -52,11 +52,13 @@ def own_code(start: JobStart) -> Iterator[None]:
     """Here one job's own code runs: what it raises is that job's fault, unless the error says itself what it is."""
     try:
         yield
-    except (MloraError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
+    except (MloraError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
+        if isinstance(error, torch.AcceleratorError):
+            raise
         raise adapter_fault(start, error) from error
 
 

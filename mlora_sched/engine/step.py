@@ -92,11 +92,13 @@ def begin_steps(members: Mapping[str, Beginner]) -> None:
     for job_id, member in members.items():
         try:
             member.begin_step()
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
+            if isinstance(error, torch.AcceleratorError):
+                raise
             raise PartError(job_id) from error
 
 
@@ -117,11 +119,13 @@ def run_pack(
     _place(base, pack, parts, members, training, buckets)
     try:
         return _run(base, pack, parts, members, training, buckets)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # the device's, not a tenant's: after an accelerator error nothing on it can be trusted
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
+        if isinstance(error, torch.AcceleratorError):
+            raise  # the device's, not a tenant's: nothing on it can be trusted any more
         culprit = base.slot.active
         if culprit is None:
             raise

@@ -83,10 +83,17 @@ def blas(device: torch.device) -> str:
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """How torch's CPU allocator, which has no exception of its own, says it."""
+_DRIVER_OUT_OF_MEMORY = "out of memory"
+"""How a device's driver does."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator of torch's, of whichever device, has refused."""
+    """Whether memory was refused, of whichever device; after any other error of an accelerator nothing on it is sure.
+
+    Not all of it is asked for by torch's allocators: the driver refuses pinned memory, or room for a kernel's code.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        return _DRIVER_OUT_OF_MEMORY in str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error)
     )
