@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
-from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, own_code
+from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, once_more, own_code, restart
 from mlora_sched.engine.saving import resume, save
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import Phase, TrainState
@@ -41,8 +41,6 @@ from mlora_sched.spec.wire import CheckpointSaved, JobFinished, JobStart, Note, 
 
 TRIES_ALONE = 3
 """How often in a row a pack of one chunk may run out of memory, for no reason that is known, before its job fails."""
-
-Result = TypeVar("Result")
 
 
 class Trainer:
@@ -107,7 +105,7 @@ class Trainer:
     def _attach(self, start: JobStart) -> Iterator[Report]:
         parked = self.parking.find(start)
         enter = self._enter if parked is None else parked.wake
-        resident, notes = self._once_more(lambda: enter(start))
+        resident, notes = once_more(self.base.device, lambda: enter(start))
         self.parking.jobs.pop(start.job_id, None)
         self._delays.over(start.job_id)
         self.residents[start.job_id] = resident
@@ -205,6 +203,8 @@ class Trainer:
         while time.monotonic() - began < wanted.seconds:
             choice = self.packer.choose(self._present(wanted), self._fits())
             if not choice.chunks:
+                choice = self._anyway() or choice
+            if not choice.chunks:
                 hopeless = self._drop_what_never_fits()
                 if hopeless:
                     yield hopeless
@@ -222,6 +222,14 @@ class Trainer:
         estimator, free = self.memory.estimator, self.memory.free(self.residents.values())
         return lambda plan: estimator.pack(plan) <= free
 
+    def _anyway(self) -> Choice | None:
+        """The next chunk of a job that has the device for itself and would never fit, but for chunks that did run."""
+        if self.memory is None or len(self.residents) != 1 or not self.memory.ours:
+            return None
+        (resident,) = self.residents.values()
+        choice = self.packer.next_alone(resident)
+        return choice if resident.proven and self._never_fits(resident, choice) else None
+
     def _drop_what_never_fits(self) -> list[Report]:
         """Nothing fits: who would not fit with the device for itself has failed, and the others wait.
 
@@ -230,7 +238,7 @@ class Trainer:
         reports: list[Report] = []
         for resident in list(self.residents.values()):
             fault = self._never_fits(resident, self.packer.next_alone(resident))
-            if fault is not None:
+            if fault is not None and not resident.proven:
                 del self.residents[resident.start.job_id]
                 reports.append(failed(resident.start, fault))
         return reports
@@ -277,7 +285,7 @@ class Trainer:
             self.memory.record(plan, found, self.residents.values())
         for chunk in choice.chunks:
             resident = choice.members[chunk.job_id]
-            resident.served, resident.starved = resident.served + chunk.tokens, 0
+            resident.served, resident.starved, resident.ran = resident.served + chunk.tokens, 0, True
         return self._take(results, choice.phase), pack.length
 
     def _measuring(self, plan: PackPlan) -> contextlib.AbstractContextManager[Measurement]:
@@ -290,7 +298,7 @@ class Trainer:
     def _drop_culprit(self, error: PartError, choice: Choice) -> list[Report]:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
-        _restart(resident for resident in choice.members.values() if resident is not culprit)
+        restart(resident for resident in choice.members.values() if resident is not culprit)
         return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__))]
 
     def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
@@ -313,30 +321,20 @@ class Trainer:
                 del self.residents[resident.start.job_id]
                 return [failed(resident.start, fault)]
             what, then = f"a pack of one chunk, {choice.tokens} tokens", "its job begins its step anew"
-        _restart(choice.members.values())
+        restart(choice.members.values())
         return [Note(message=f"out of memory in {what}: {said}; {then}")]
 
     def _hopeless(self, resident: Resident, choice: Choice, plan: PackPlan, said: str) -> JobFault | None:
         """Why the job of a chunk that ran out of memory by itself cannot go on; None where it can be tried again."""
         fault, fits = self._never_fits(resident, choice), self._fits()
-        if fault is not None:
+        if fault is not None and not resident.proven:
             return fault
-        if fits is None or fits(plan):  # else it is not tried again before there is more memory
+        if fault is not None or fits is None or fits(plan):  # else it is not tried again before there is more memory
             resident.starved += 1
         if resident.starved < TRIES_ALONE:
             return None
         message = f"a chunk of {choice.tokens} tokens does not fit on the device by itself: {said}; {REMEDIES}"
         return JobFault(ErrorCode.OUT_OF_MEMORY, message)
-
-    def _once_more(self, action: Callable[[], Result]) -> Result:
-        """What the action gives; when memory runs out in it, once more after all caches were freed."""
-        try:
-            return action()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        free_caches(self.base.device)
-        return action()
 
     # ------------------------------------------------------------------ results
 
@@ -365,9 +363,9 @@ class Trainer:
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident.start, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due):
-            yield self._once_more(lambda: self._save(resident))
+            yield once_more(self.base.device, lambda: self._save(resident))
         if state.phase is Phase.DONE:
-            yield self._once_more(lambda: self._close(resident))
+            yield once_more(self.base.device, lambda: self._close(resident))
 
     def _save(self, resident: Resident, parked: ParkedJob | None = None) -> CheckpointSaved:
         state = resident.state
@@ -392,9 +390,3 @@ class Trainer:
         return provenance(
             state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
         )
-
-
-def _restart(residents: Iterable[Resident]) -> None:
-    """Back to the first chunk of their step."""
-    for resident in residents:
-        resident.state.restart_phase()

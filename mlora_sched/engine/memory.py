@@ -111,6 +111,11 @@ class TrainerMemory:
             self._budget = self._read()
         return self._budget
 
+    @property
+    def ours(self) -> bool:
+        """Other processes hold nothing of the device that would be missed."""
+        return self.budget.most - self.budget.now <= self.budget.margin
+
     def look_again(self) -> None:
         """The next budget is by a new reading: the device did not hold what the last one had said."""
         self._read_at = -math.inf

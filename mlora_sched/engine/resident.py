@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.memory.meter import bytes_of
-from mlora_sched.model.device import is_out_of_memory
+from mlora_sched.model.device import free_caches, is_out_of_memory
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart
 
 FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)
 """What ends one job and nobody else."""
+
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Resident:
         named: a slice has named it. One that was attached after the running slice was planned takes part all the
             same, with an average share, so that it joins at the next pack.
         starved: how often in a row a pack of one chunk of this job alone has run out of memory.
+        ran: a pack with it has gone well since it was attached.
         bytes: what it holds of the device for as long as it is attached.
     """
 
@@ -37,14 +42,37 @@ class Resident:
     served: int = 0
     named: bool = False
     starved: int = 0
+    ran: bool = False
     bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.bytes = bytes_of(self.state.tensors())
 
     @property
+    def proven(self) -> bool:
+        """It has trained on a device before: an estimate alone does not say that it cannot."""
+        return self.ran or self.state.step > 0
+
+    @property
     def job_dir(self) -> Path:
         return Path(self.start.job_dir)
+
+
+def restart(residents: Iterable[Resident]) -> None:
+    """Back to the first chunk of their step."""
+    for resident in residents:
+        resident.state.restart_phase()
+
+
+def once_more(device: torch.device, action: Callable[[], Result]) -> Result:
+    """What the action gives; when memory runs out in it, once more after all caches were freed."""
+    try:
+        return action()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_caches(device)
+    return action()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from mlora_sched.engine import loop
 from mlora_sched.engine.loop import TRIES_ALONE
 from mlora_sched.engine.memory import READ_EVERY, REPORT_EVERY, STALE_AFTER, TrainerMemory
 from mlora_sched.memory.calibrate import MEASURED
+from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import PeakTensors, TensorMeter
 from mlora_sched.spec.memory import JobBytes
 from mlora_sched.spec.state import ErrorCode
@@ -143,7 +144,7 @@ def test_a_job_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) ->
     bench.attach(bench.start(rows=(100,) * 3, chunk_tokens=128, max_steps=2))
     failed = bench.failure()
     assert failed.code is ErrorCode.OUT_OF_MEMORY
-    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 100")
+    assert failed.message.startswith("needs 2.8 MiB: 97.7 KiB for adapter and optimiser, 2.7 MiB for a chunk of 101")
     assert "the device has at most 1.4 MiB of 1.8 MiB beside the base" in failed.message
     assert "lower data.max_length, training.chunk_tokens or adapter.r" in failed.message
     assert "fits" in bench.trainer.residents, "what others hold now says nothing of what can be"
@@ -263,17 +264,46 @@ def test_a_chunk_that_needs_more_than_there_can_be_ends_its_job_at_once(tmp_path
     assert bench.notes() == []
 
 
-def test_a_job_that_measuring_shows_to_need_more_than_there_can_be_fails_with_the_numbers(tmp_path: Path) -> None:
-    """Its chunks of one row ran and taught better; the next one would need more than the device has."""
+@pytest.mark.parametrize("really", [True, False])
+def test_no_estimate_ends_a_job_that_has_trained(tmp_path: Path, really: bool) -> None:
+    """Its chunks of one row ran and taught better; the next one would need more than the device has: it is tried."""
     budget = BASE + 118_784 + 64 * 9_000
-    memory = memory_of(base_in(WORLD), PlainSizes(times=0.2), meter=AllPacks(), budget=budget)
+    meter = AllPacks(cap=budget if really else None)
+    memory = memory_of(base_in(WORLD), PlainSizes(times=0.2), meter=meter, budget=budget)
     bench = bench_with(tmp_path, memory)
-    bench.run(bench.start(rows=(28, 120), batch_size=1, chunk_tokens=16, data={"shuffle": False}, max_steps=4))
+    bench.attach(bench.start(rows=(28, 120), batch_size=1, chunk_tokens=16, data={"shuffle": False}, max_steps=4))
+    for _ in range(20):
+        bench.packs(1)
+    if not really:
+        assert bench.succeeded()
+        return
     failed = bench.failure()
     assert failed.code is ErrorCode.OUT_OF_MEMORY
-    assert failed.message.startswith("needs 1.")
-    assert "for a chunk of 12" in failed.message
+    assert failed.message.startswith("a chunk of 12")
+    assert len(bench.notes()) == TRIES_ALONE - 1
     assert [report.step for report in bench.of(StepDone)] == [1]
+
+
+def test_a_job_that_has_trained_waits_for_the_device_to_itself(tmp_path: Path) -> None:
+    device = Device()
+    memory = memory_of(base_in(WORLD), device=device, budget=BASE + 118_784 + 128 * ROW)
+    bench = bench_with(tmp_path, memory)
+    bench.attach(bench.start(max_steps=3))
+    bench.packs(1)
+    memory.estimator.learn_at_least(*_three_times(bench))
+    device.others = device.total
+    bench.packs(5)
+    assert "job" in bench.trainer.residents
+    assert bench.notes() == []
+    device.others = 0
+    assert bench.finish().succeeded()
+
+
+def _three_times(bench: Bench) -> tuple[PackPlan, int]:
+    """A job's next chunk, and thrice what it is estimated at."""
+    assert bench.trainer.memory is not None
+    plan = bench.trainer.packer.plan(bench.trainer.packer.next_alone(bench.trainer.residents["job"]))
+    return plan, 3 * bench.trainer.memory.estimator.pack(plan)
 
 
 # ---------------------------------------------------------------- what it costs, and what is left behind
