@@ -329,9 +329,9 @@ def measure(combination: Combination) -> Figures:
     if combination.real or combination.base in SMALL:
         weighed = weigh(real_of(*of), chunks, LADDER, training=combination.training)
     formula = formula_of(*of)
-    jobs, pack = _ask(formula, chunks, plan)
+    jobs, pack = ask(formula, chunks, plan)
     start = time.perf_counter()
-    _ask(formula, chunks, plan)
+    ask(formula, chunks, plan)
     return Figures(
         formula_jobs=jobs,
         formula_pack=pack,
@@ -345,9 +345,9 @@ def measure(combination: Combination) -> Figures:
     )
 
 
-def _ask(formula: Formula, chunks: Sequence[Chunked], plan: PackPlan) -> tuple[int, int]:
-    """What an admission asks."""
-    return sum(formula.job(chunk.adapter).resident for chunk in chunks), formula.pack(plan)
+def ask(formula: Formula, chunks: Sequence[Chunked], plan: PackPlan) -> tuple[int, int]:
+    """What an admission asks; the trace begins the jobs' steps, too."""
+    return sum(formula.job(chunk.adapter).resident for chunk in chunks), max(formula.pack(plan), formula.begin(plan))
 
 
 # ---------------------------------------------------------------------- record

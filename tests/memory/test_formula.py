@@ -102,8 +102,7 @@ def chunks(draw: st.DrawFn) -> Chunked:
 def check_random_pack(packed: list[Chunked], dtype: str, recompute: bool, training: bool) -> None:
     combination = estimates.Combination("llama-small", dtype, tuple(packed), recompute, training)
     traced = trace(estimates.hollow_of("llama-small", dtype, recompute), packed, LADDER, training=training)
-    formula = formula_of(combination)
-    found = formula.pack(combination.plan) + sum(formula.job(chunk.adapter).resident for chunk in packed)
+    found = sum(estimates.ask(formula_of(combination), packed, combination.plan))
     assert 1 - BELOW <= found / (traced.jobs + traced.pack) <= 1 + NEAR
 
 
