@@ -20,11 +20,13 @@ from mlora_sched.errors import JobFault
 from mlora_sched.memory.budget import Budget, budget_of
 from mlora_sched.memory.calibrate import Estimator
 from mlora_sched.memory.device import DeviceReader
+from mlora_sched.memory.fit import Sizes as SpecSizes
 from mlora_sched.memory.formula import JobMemory, PackPlan
 from mlora_sched.memory.meter import Measurement, Meter, bytes_of
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import BaseShape, Correction, JobBytes, MemoryReport
 from mlora_sched.spec.state import ErrorCode
 
@@ -127,6 +129,12 @@ class TrainerMemory:
     def holds(self, adapter: AdapterSpec) -> int:
         """What a job with this adapter will hold while it is attached, as estimated."""
         return self._sizes.job(adapter).resident
+
+    def room_for(self, spec: JobSpec, buckets: Sequence[int], residents: Iterable[Resident]) -> bool:
+        """There is room for a job, and for its largest chunk by its spec alone, beside these."""
+        sizes = SpecSizes.of_spec(spec).cut(buckets[-1])
+        plan = PackPlan.of_chunk(spec.adapter, sizes.chunk, sizes.longest, buckets)
+        return self.holds(spec.adapter) + self.estimator.pack(plan) <= self.free(residents)
 
     def check(self, adapter: AdapterSpec, tokens: int, longest: int, buckets: Sequence[int]) -> None:
         """Refuse a job that would not fit if it had the device for itself.

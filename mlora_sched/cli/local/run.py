@@ -20,7 +20,7 @@ from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.job import JobSpec, load_job, local_files
-from mlora_sched.spec.wire import JobFailed, JobStart, Report, WorkerConfig
+from mlora_sched.spec.wire import Detached, JobFailed, JobStart, Note, Report, WorkerConfig
 
 if TYPE_CHECKING:
     from mlora_sched.engine.loop import Trainer
@@ -133,15 +133,17 @@ def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: 
     with RunReport(starts, out, as_json=as_json) as report:
         trainer = start_trainer(config)
         report.ready(trainer.origin)
-        for start in starts:
-            report.take(trainer.attach(start))
-        waiting: deque[JobStart] = deque()
+        waiting, stuck = deque(starts), False
+        report.take(_let_in(trainer, waiting))
         while trainer.residents or waiting:
             before, packs = len(trainer.residents), -1  # what it has done is reported after the last
             shares = tuple(Share(job_id=job_id, tokens=1) for job_id in trainer.residents)
             for reports in trainer.slice(Slice(slice_id=0, shares=shares, seconds=_SLICE_SECONDS)):
                 report.take(reports)
                 packs += 1
+            if packs == 0 and before <= 1 and not stuck:
+                report.take([Note(message="nothing can run now: other processes hold the memory; waiting for it")])
+            stuck = packs == 0 and before <= 1
             report.take(_take_turns(trainer, waiting, before, packs))
     return report.exit_code
 
@@ -155,9 +157,24 @@ def _take_turns(trainer: Trainer, waiting: deque[JobStart], before: int, packs: 
         if any(isinstance(report, JobFailed) for report in reports):
             waiting.pop()
         return reports
-    if packs == 0 and before == 1:  # others hold the memory: what could never fit was refused when it was attached
+    if packs == 0 and before <= 1:  # others hold the memory: what could never fit was refused when it was attached
         time.sleep(_SLICE_SECONDS)
-        return []
-    if waiting and len(trainer.residents) < max(1, before):
-        return trainer.attach(waiting.popleft())
-    return []
+    return _let_in(trainer, waiting) if len(trainer.residents) < max(1, before) else []
+
+
+def _let_in(trainer: Trainer, waiting: deque[JobStart]) -> list[Report]:
+    """Attach who waits while there is room, and somebody where nobody is attached."""
+    reports: list[Report] = []
+    while waiting and (not trainer.residents or _has_room(trainer, waiting[0])):
+        start = waiting.popleft()
+        told = trainer.attach(start)
+        reports += told
+        if any(isinstance(report, Detached) for report in told):  # there was no memory all the same
+            waiting.appendleft(start.model_copy(update={"resume": True}))
+            break
+    return reports
+
+
+def _has_room(trainer: Trainer, start: JobStart) -> bool:
+    memory = trainer.memory
+    return memory is None or memory.room_for(start.spec, trainer.packer.buckets, trainer.residents.values())
