@@ -205,12 +205,17 @@ class Client:
         """Have every job saved and the device let go, for `seconds` or until it is reclaimed; wait until it is so.
 
         Raises:
-            Refused: the caller is no administrator, or somebody reclaimed the device meanwhile.
+            Refused: the caller is no administrator, or somebody reclaimed the device or the time ran out meanwhile.
         """
         body = ReleaseRequest(seconds=seconds)
+        asked = time.time()
         view = self._record(DaemonView, "POST", "/daemon/release", json=body.model_dump())
         while view.phase is not WorkerPhase.RELEASED:
             if view.release is None:
+                if seconds is not None and time.time() >= asked + seconds:
+                    raise Refused(
+                        f"the time of the release, {seconds:g} s, ran out before every job was saved; ask for more"
+                    )
                 raise Refused("the release was taken back before it had happened")
             time.sleep(poll)
             view = self.daemon()

@@ -242,6 +242,12 @@ def test_a_release_that_is_taken_back_meanwhile_says_so(served: Served) -> None:
     assert done.is_set()
 
 
+def test_a_release_whose_time_runs_out_before_it_has_happened_says_so(served: Served) -> None:
+    served.store.set_worker_status(WorkerStatus(phase=WorkerPhase.READY, state="ready"))
+    with Client(served.socket) as client, pytest.raises(Refused, match=r"0\.05 s, ran out before every job was saved"):
+        client.release(0.05, poll=0.01)
+
+
 def test_a_base_that_cannot_be_loaded_again_fails_the_reclaim(
     served: Served, capsys: Capture, worker: Callable[[WorkerPhase, str], None]
 ) -> None:
