@@ -15,7 +15,7 @@ from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.preparing import Preparing
-from mlora_sched.daemon.release import Absence
+from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
@@ -52,7 +52,10 @@ SLICES_AHEAD = 2
 """Slices the worker has at once: the one that runs and the next, so that the device never waits for the daemon."""
 
 DRAIN_SECONDS = 30.0
-"""How long the jobs may take to save their state when the daemon stops, or lets its device go."""
+"""How long the jobs may take to save their state, without progress, when the daemon stops or lets its device go …"""
+
+LONGEST_DRAIN_SECONDS = 600.0
+"""… and in all: what is parked may be many GiB, on a slow disk."""
 
 _ON_TRIAL = f"{WaitReason.WORKER.value}: it died, and the job that ends it is being looked for"
 
@@ -100,7 +103,7 @@ class DaemonLoop:
         self._suspects = Suspects()
         self._requests = Requests(store, self._hands, self._suspects)
         self._absence = Absence(store, settings.idle_unload)
-        self._going_until: float | None = None
+        self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
 
     # ------------------------------------------------------------ life
@@ -150,26 +153,26 @@ class DaemonLoop:
             self._board.idle()
 
     def _drain(self) -> None:
-        deadline = time.monotonic() + DRAIN_SECONDS
+        self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
         self._hands.let_all_go()
-        while self._hands.all and time.monotonic() < deadline:
+        while self._hands.all and not self._patience.over:
             self._hear(self._clock())
             self._hands.let_all_go()  # one that was being parked is asked for again
 
     def _be_there(self, now: float) -> None:
         """A worker runs, or one is started."""
-        self._going_until = None
+        self._patience = None
         if self._board.phase in (WorkerPhase.RELEASED, WorkerPhase.UNLOADED):
             self._board.starting()
         self._worker.ensure(now)
 
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
-        if self._going_until is None:
-            self._going_until = time.monotonic() + DRAIN_SECONDS
+        if self._patience is None:
+            self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
-            if self._hands.all and time.monotonic() < self._going_until:
+            if self._hands.all and not self._patience.over:
                 return
             self._worker.close()
         else:
@@ -237,6 +240,8 @@ class DaemonLoop:
                 raise source.last_words
 
     def _take(self, report: Report, now: float) -> None:
+        if self._patience is not None and isinstance(report, CheckpointSaved | Detached | JobFinished | JobFailed):
+            self._patience.progressed()
         match report:
             case Ready():
                 self._ready = self._was_ready = True
@@ -338,7 +343,7 @@ class DaemonLoop:
             self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
-        going = self._going_until is not None and self._worker.running
+        going = self._patience is not None and self._worker.running
         reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
         return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
 

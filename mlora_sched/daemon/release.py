@@ -5,7 +5,7 @@ jobs. Saving the jobs and ending the process are the loop's part.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.store.jobs import JobStore
@@ -46,6 +46,28 @@ class Absence:
             if idle >= self._idle_seconds:
                 return WorkerPhase.UNLOADED, "unloaded: no job wants to train; the next one brings it back"
         return None
+
+
+class Patience:
+    """How long jobs are waited for that are to save their state: it moves on while some do.
+
+    Args:
+        quiet: seconds without progress after which it is over. longest: seconds after which it is over in any case.
+    """
+
+    def __init__(self, quiet: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet, self._clock = quiet, clock
+        self._moved = clock()
+        self._end = self._moved + longest
+
+    def progressed(self) -> None:
+        """A job has saved itself or is gone."""
+        self._moved = self._clock()
+
+    @property
+    def over(self) -> bool:
+        """Who has not saved itself by now is not waited for."""
+        return self._clock() >= min(self._moved + self._quiet, self._end)
 
 
 def _moment(time_s: float) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from mlora_sched.daemon import loop as daemon_loop
+from mlora_sched.daemon.release import Patience
 from mlora_sched.spec.state import JobState, Request, WorkerPhase
-from mlora_sched.spec.wire import Detach, Note, Slice
+from mlora_sched.spec.wire import CheckpointSaved, Detach, Note, Report, Slice
 from mlora_sched.store.records import Release
 from mlora_sched.worker.fake import fake_loss
 
@@ -175,6 +178,50 @@ def test_a_worker_that_does_not_answer_is_ended_in_the_end(rig: Rig, monkeypatch
     reclaim(rig)
     rig.finish()
     assert rig.losses(job) == EXPECTED[:40]
+
+
+def test_patience_moves_on_with_progress_and_ends() -> None:
+    now = [5.0]
+    patience = Patience(30.0, 100.0, lambda: now[0])
+    for now[0], over in ((34.9, False), (35.0, True)):
+        assert patience.over is over
+    patience.progressed()
+    for now[0], over in ((64.9, False), (65.0, True)):
+        assert patience.over is over
+    for now[0], over in ((80.0, False), (100.0, False), (104.9, False), (105.0, True), (106.0, True)):
+        patience.progressed()
+        assert patience.over is over
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_jobs_that_save_themselves_one_after_another_are_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """Each takes most of the time that is waited for without progress."""
+    jobs = [rig.submit(f"job{n}", steps=60) for n in range(4)]
+    rig.until(lambda: all(rig.store.get(job).step >= 3 for job in jobs))
+    worker, now = rig.workers[0], [0.0]
+    monkeypatch.setattr(daemon_loop, "Patience", partial(Patience, clock=lambda: now[0]))
+    poll, kept = worker.poll, list[Report]()
+
+    def slowly(timeout: float) -> list[Report]:
+        kept.extend(poll(timeout))
+        there = kept[:1]
+        now[0] += 20.0 * any(isinstance(report, CheckpointSaved) for report in there)
+        del kept[:1]
+        return there
+
+    worker.poll = slowly  # type: ignore[method-assign]
+    if stopped:
+        stop = threading.Event()
+        stop.set()
+        rig.loop.run(stop)
+    else:
+        release(rig)
+        until_away(rig)
+    assert rig.loop._hands.all == frozenset()
+    assert [rig.store.checkpoints(job) for job in jobs] == [(rig.store.get(job).step,) for job in jobs]
+    assert not any("before it was saved" in message for job in jobs for message in rig.happened(job))
 
 
 def test_a_worker_that_loads_the_base_is_ended_at_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
