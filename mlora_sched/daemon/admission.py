@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, capacity, corrected
+from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, capacity, corrected, unshrunk
 from mlora_sched.memory.formula import FORMULA_REVISION
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
@@ -20,6 +20,9 @@ from mlora_sched.store.records import LiveJob
 
 SHRINK = 0.8
 """What is left of the jobs' part of the memory when the kernel has ended the worker for want of it."""
+
+GOOD_PACKS = 1000
+"""So many packs in a row without such an end give one step of it back."""
 
 RISE = 0.01
 """A budget that falls counts at once; one that rises, when that is so much of what the daemon may use …"""
@@ -48,30 +51,51 @@ class Admission:
         self._fit: Fit | None = None
         self._budget: int | None = None
         self._budget_since = 0.0
-        self._bounds: dict[str, int] = {}
-        """Of `WorkerConfig`, where the kernel has taught better ones than the settings'."""
+        self._device = ""
+        self._bounds: list[dict[str, int]] = []
+        """Of `WorkerConfig`, where the kernel has taught better ones than the settings'; one step each, newest last."""
+        self._good_packs = 0
 
     def config(self) -> WorkerConfig:
         """What the next worker is started with."""
-        learned = {"corrections": self._corrections, **self._bounds}
+        learned = {"corrections": self._corrections, **self._bound}
         return worker_config(self._settings).model_copy(update=learned)
 
     def shrink(self) -> str:
-        """The kernel has ended the worker for want of memory: the next one gets less. Returns what is to be told."""
+        """The kernel has ended the worker for want of memory: the next one gets less. Returns what is to be told.
+
+        Beside a GPU it is the host's memory that was short, which parked jobs take.
+        """
+        self._good_packs = 0
         report = self._report
         if report is None:
             return "the kernel ended the worker for want of memory while it loaded the base"
-        limit = self._bounds.get("memory_budget", report.limit)
+        host = int(SHRINK * min(report.host_limit, self._bound.get("host_memory", report.host_limit)))
+        parked = f"{format_size(host)} for parked jobs"
+        why = "the kernel ended the worker for want of memory: it goes on with"
+        if self._device != "cpu":
+            self._bounds.append({"host_memory": host})
+            return f"{why} {parked}"
+        limit = min(report.limit, self._bound.get("memory_budget", report.limit))
         available = min(limit, report.total - report.others)
-        budget = report.base + int(SHRINK * max(0, available - report.base))
-        self._bounds = {"memory_budget": max(1, budget), "host_memory": int(SHRINK * report.host_limit)}
-        return (
-            f"the kernel ended the worker for want of memory: it goes on with {format_size(budget)} instead of "
-            f"{format_size(available)}, and {format_size(self._bounds['host_memory'])} for parked jobs"
-        )
+        budget = max(1, report.base + int(SHRINK * max(0, available - report.base)))
+        self._bounds.append({"memory_budget": budget, "host_memory": host})
+        return f"{why} {format_size(budget)} instead of {format_size(available)}, and {parked}"
+
+    def went_well(self, packs: int) -> None:
+        """The worker has run packs and lives. What the kernel took comes back step by step, with the next workers."""
+        self._good_packs += packs
+        if self._good_packs >= GOOD_PACKS:
+            self._good_packs = 0
+            del self._bounds[-1:]
+
+    @property
+    def _bound(self) -> dict[str, int]:
+        return self._bounds[-1] if self._bounds else {}
 
     def ready(self, report: Ready) -> None:
         """A worker serves the base."""
+        self._device = report.numerics.device
         self._shape, self._buckets, self._fit = report.shape, report.verdict.buckets, None
         if report.memory is not None:
             self.hear(report.memory)
@@ -83,7 +107,9 @@ class Admission:
             self._store.set_corrections(self._key, report.corrections)
         self._corrections = report.corrections
         if self._shape is not None and (self._fit is None or before is None or _decides(before) != _decides(report)):
-            self._fit = Fit(self._shape, self._buckets, report, self._estimating)
+            self._fit = Fit(
+                self._shape, self._buckets, unshrunk(report, self._settings.memory_budget), self._estimating
+            )
 
     def needs(self, job: LiveJob) -> Needs:
         """What a job takes; nothing while that cannot be estimated."""
@@ -92,11 +118,12 @@ class Admission:
     def facts(self, job: LiveJob) -> JobFacts:
         """What the policy may know of a job."""
         remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
-        needs = self.needs(job)
-        chunk = needs.chunk
-        if job.step > 0 and self._report is not None:
+        needs, chunk = self.needs(job), self.needs(job).chunk
+        report = self._report
+        if job.step > 0 and report is not None and needs.total > capacity(report) <= report.budget + report.margin:
             # it has run here: whatever corrections say by now, alone on the device it may try
-            chunk = min(chunk, max(0, capacity(self._report) - needs.resident))
+            budget = report.budget if self._budget is None else min(self._budget, report.budget)
+            chunk = min(chunk, max(0, budget - needs.resident))
         return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, chunk)
 
     def limits(self, tokens_per_second: float, now: float) -> Limits:
@@ -127,10 +154,10 @@ class Admission:
     def impossible(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         """The jobs that can never run on this device, with why and what would help.
 
-        Nothing is impossible for a job that has trained already, nor for one whose sizes nobody knows, nor while the
-        kernel has made the device look small.
+        Nothing is impossible for a job that has trained already or whose sizes are not known. What the kernel has made
+        workers do without counts as there.
         """
-        if self._fit is None or self._bounds:
+        if self._fit is None:
             return {}
         known = [job for job in jobs if job.step == 0 and job.largest_chunk is not None]
         found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in known}

@@ -264,6 +264,7 @@ class DaemonLoop:
                 self._slices.discard(report.slice_id)
                 self._board.measured(report, now)
                 self._kills.look()
+                self._admission.went_well(report.packs)
 
     def _worker_died(self, now: float, *, killed: bool) -> None:
         """Queue its jobs again, and look for the one that ended it: alone in the worker it is known to be guilty.

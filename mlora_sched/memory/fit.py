@@ -74,6 +74,16 @@ def capacity(report: MemoryReport) -> int:
     return report.limit - report.base - report.margin
 
 
+def unshrunk(report: MemoryReport, memory_budget: int | None) -> MemoryReport:
+    """As if the worker had all that the daemon may use, whatever the kernel has taught it to do without.
+
+    Args:
+        memory_budget: bytes that the daemon was told to use at most; None for the whole device.
+    """
+    limit = report.total if memory_budget is None else min(memory_budget, report.total)
+    return report.model_copy(update={"limit": limit, "margin": report.margin * limit // max(1, report.limit)})
+
+
 class Fit:
     """Estimates for one base in one pair of hands.
 

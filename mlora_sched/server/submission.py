@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlora_sched.errors import NotFound, SpecError
-from mlora_sched.memory.fit import Estimating, Fit, Sizes
+from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import Submission
@@ -54,10 +54,7 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     status = store.worker_status()
     if status.shape is None or status.memory is None:
         return
-    total = status.memory.total
-    # as it was set, and not what is left of it since the kernel has ended a worker
-    limit = min(total, settings.memory_budget or total)
-    report = status.memory.model_copy(update={"limit": limit})
+    report = unshrunk(status.memory, settings.memory_budget)
     fit = Fit(status.shape, status.buckets, report, estimating)
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:

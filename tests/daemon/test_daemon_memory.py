@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mlora_sched.daemon import admission
 from mlora_sched.daemon.admission import corrections_key
 from mlora_sched.settings import BaseRef, DaemonSettings
 from mlora_sched.spec.memory import Correction, MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import Attach, Detach, Init
-from mlora_sched.worker.fake import fake_loss
+from mlora_sched.worker.fake import READY, fake_loss
 
 from .rig import RecordingWorker, Rig
 from .stand_in import MIB, SHAPE, report
@@ -25,6 +26,13 @@ Start = Callable[..., Rig]
 
 def worker_of(memory: MemoryReport) -> Callable[[], RecordingWorker]:
     return lambda: RecordingWorker(memory=memory, shape=SHAPE)
+
+
+def on_a(device: str, memory: MemoryReport) -> Callable[[], RecordingWorker]:
+    """Workers that say what their device is."""
+    numerics = READY.numerics.model_copy(update={"device": device})
+    ready = READY.model_copy(update={"numerics": numerics, "shape": SHAPE, "memory": memory})
+    return lambda: RecordingWorker(ready=ready, memory=memory)
 
 
 def on_device(start: Start, budget: int, **options: object) -> Rig:
@@ -250,7 +258,7 @@ def test_what_was_parked_in_a_worker_that_died_goes_on_from_its_checkpoint(start
 
 def test_a_worker_that_the_kernel_ended_goes_on_with_less_and_nobody_is_accused(start: Start) -> None:
     kills = [0]
-    rig = on_device(start, budget=850, kernel_kills=lambda: kills[0])
+    rig = start(make_worker=on_a("cpu", report(850)), kernel_kills=lambda: kills[0])
     jobs = [rig.submit(f"job{n}", r=10, steps=60, save_every=5) for n in range(3)]
     rig.until(lambda: all(rig.store.get(job).step >= 7 for job in jobs))
     kills[0] += 1
@@ -269,6 +277,56 @@ def test_a_worker_that_the_kernel_ended_goes_on_with_less_and_nobody_is_accused(
     assert config_of(rig.workers[2]).config.memory_budget == (100 + 576) * MIB
     assert [rig.losses(job) for job in jobs] == [EXPECTED[:60]] * 3
     assert {rig.store.get(job).tokens for job in jobs} == {6000}
+
+
+def test_beside_a_gpu_the_kernel_teaches_about_the_host_alone(start: Start) -> None:
+    kills = [0]
+    rig = start(make_worker=on_a("Some GPU", report(850)), kernel_kills=lambda: kills[0])
+    job = rig.submit("job", r=10, steps=60)
+    rig.until(lambda: rig.store.get(job).step >= 7)
+    kills[0] += 1
+    rig.workers[0].crash(killed=True)
+    rig.until(lambda: len(rig.workers) == 2)
+    config = config_of(rig.workers[1]).config
+    assert (config.memory_budget, config.host_memory) == (None, 800 * MIB)
+    told = "the kernel ended the worker for want of memory: it goes on with 800.0 MiB for parked jobs"
+    assert told in rig.happened(None)
+
+
+def steps_on(rig: Rig, job: str, steps: int) -> None:
+    wanted = rig.store.get(job).step + steps
+    rig.until(lambda: rig.store.get(job).step >= wanted)
+
+
+def workers_come(rig: Rig, count: int) -> None:
+    rig.until(lambda: len(rig.workers) == count)
+
+
+def test_what_the_kernel_took_comes_back_step_by_step(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "GOOD_PACKS", 50)
+    kills = [0]
+    rig = start(make_worker=on_a("cpu", report(850)), kernel_kills=lambda: kills[0])
+    job = rig.submit("job", r=10, steps=200, save_every=1)
+    budgets = []
+    for number, killed in enumerate((True, True, False, False)):
+        steps_on(rig, job, 5 if killed else 55)
+        kills[0] += killed
+        rig.workers[number].crash(killed=killed)
+        workers_come(rig, number + 2)
+        budgets.append(config_of(rig.workers[-1]).config.memory_budget)
+    assert budgets == [820 * MIB, 676 * MIB, 820 * MIB, None]
+    rig.finish()
+    assert rig.losses(job) == EXPECTED[:200]
+
+
+def test_what_fits_the_device_is_not_impossible_because_of_the_kernel(start: Start) -> None:
+    """The next worker has 820 MiB, so 670 for jobs; what the daemon may use is 1000."""
+    rig = start(make_worker=on_a("cpu", report(670, total=1000 * MIB)))
+    job = rig.submit("job", r=600, steps=5)
+    big = rig.submit("big", r=730, steps=5)
+    rig.finish()
+    assert rig.state(job) is JobState.SUCCEEDED, "it is tried alone"
+    assert rig.state(big) is JobState.FAILED
 
 
 @pytest.mark.parametrize(("grew", "killed"), [(0, True), (1, False)])

@@ -58,6 +58,14 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would_help(
     assert [job.name for job in served.store.list()] == ["small"]
 
 
+def test_what_the_kernel_made_a_worker_do_without_counts(served: Served, spec: SpecMaker, client: Client) -> None:
+    """The device has 1250 MiB; of these a shrunk worker may use 900."""
+    serve_memory(served, 750, total=1250 * MIB)
+    client.submit(spec("patient", adapter={"r": 56}))
+    with pytest.raises(SpecError, match="set adapter.r to 56 or less"):
+        client.submit(spec("big", adapter={"r": 57}))
+
+
 def test_other_processes_and_unknown_devices_refuse_nobody(served: Served, spec: SpecMaker, client: Client) -> None:
     serve_memory(served, 1100, others=1100 * MIB, budget=0)
     client.submit(spec("patient", adapter={"r": 76}))
