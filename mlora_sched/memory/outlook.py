@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mlora_sched.data.pack import bucket_ladder
 from mlora_sched.memory.budget import Budget, Reading, budget_of
+from mlora_sched.memory.calibrate import Estimator
 from mlora_sched.memory.fit import Fit, Sizes
 from mlora_sched.memory.formula import Formula, PackPlan, SegmentPlan
 from mlora_sched.spec.common import Frozen
@@ -146,6 +147,7 @@ class Forecast:
 
     def __init__(self, shape: BaseShape, pack_tokens: int, margin: float, device: int | None) -> None:
         self.formula = Formula(shape)
+        self.pack = Estimator(self.formula).pack
         self.buckets = bucket_ladder(pack_tokens)
         self._shape, self._margin = shape, margin
         self._budget: Budget | None = None
@@ -162,7 +164,7 @@ class Forecast:
         """One job."""
         spec, sizes = wanted.spec, Sizes.of_spec(wanted.spec)
         memory, plan = self.formula.job(spec.adapter), self._chunk(spec)
-        chunk = self.formula.pack(plan)
+        chunk = self.pack(plan)
         found = JobOutlook(
             spec=wanted.file,
             name=spec.name,
@@ -198,7 +200,7 @@ class Forecast:
     def together(self, specs: Sequence[JobSpec]) -> Together:
         """All of these jobs."""
         resident = sum(self.formula.job(spec.adapter).resident for spec in specs)
-        chunk = max(self.formula.pack(self._chunk(spec)) for spec in specs)
+        chunk = max(self.pack(self._chunk(spec)) for spec in specs)
         found = Together(resident=resident, chunk=chunk, alone=self._alone(resident + chunk))
         if self._budget is None:
             return found
@@ -245,7 +247,7 @@ class Forecast:
         low, high = 0, len(lengths)
         while low < high:
             middle = (low + high) // 2
-            if self.formula.pack(_filled(specs, lengths[middle])) <= free:
+            if self.pack(_filled(specs, lengths[middle])) <= free:
                 low = middle + 1
             else:
                 high = middle

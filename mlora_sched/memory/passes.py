@@ -18,7 +18,7 @@ from mlora_sched.memory.marks import Mark, Marks, Place, marked
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import token_losses
-from mlora_sched.model.layers import decoder_layers, layer_kinds
+from mlora_sched.model.layers import decoder_layers, layer_kinds, lowest_layers
 from mlora_sched.model.site import SiteGroup
 from mlora_sched.spec.memory import Extent, GroupShape, Work
 
@@ -103,11 +103,7 @@ def run_pass(
             del total, losses, hidden_TD
         with torch.no_grad(), marked(base, layers, evaluating, pack.tokens, rows, pack.buckets, keep=False), evaluating:
             hidden_of(base, pack)
-        places = [mark.place for mark in marks.seen]
-        whole = marks.seen[places.index(Place.HIDDEN)].live
-        entrance = tuple(
-            whole - _entering(hollow, pack, found.order[0][:first], lowest) for first in range(len(lowest))
-        )
+        entrance = _entrance(base, pack, found.order[0], lowest)
     return _read(base, marks.seen, evaluating.seen, pack, entrance)
 
 
@@ -130,25 +126,44 @@ class SamplePack:
         return Extent(self.rows, squares, longest, self.rows if joined else 0, self.rows - self.tokens)
 
 
-def _entering(hollow: HollowBase, pack: SamplePack, without: Sequence[SiteGroup], lowest: Sequence[GroupShape]) -> int:
-    """What lives after a forward in which no gradient comes from below, and these first groups have no ops.
+def _entrance(
+    base: FrozenBase, pack: SamplePack, groups: Sequence[SiteGroup], lowest: Sequence[GroupShape]
+) -> tuple[int, ...]:
+    """What the lowest layer keeps less where no gradient comes from below, by the first of its groups with an op.
 
-    With the inputs of those groups, which the formula leaves out by itself.
+    Without the inputs of the groups before it, which the formula leaves out by itself.
     """
-    base = hollow.base
-    _, layers = decoder_layers(base.model)
+    joined = pack.extent.joined
+    with lowest_layers(base, 1) as layers:
+        whole = _left(base, layers, pack)
+        found = []
+        for first in range(len(lowest)):
+            read_later = {group.source for group in lowest[first:]}
+            left_out = sum(
+                group.inputs
+                for at, group in enumerate(lowest[:first])
+                if group.source is None and not (group.kept if joined else group.kept_whole) and at not in read_later
+            )
+            entered = _left(base, layers, pack, below=False, without=groups[:first])
+            found.append(whole - entered - left_out * pack.rows * base.dtype.itemsize)
+    return tuple(found)
+
+
+def _left(
+    base: FrozenBase,
+    layers: nn.ModuleList,
+    pack: SamplePack,
+    *,
+    below: bool = True,
+    without: Sequence[SiteGroup] = (),
+) -> int:
+    """What lives after a forward; see `marked`."""
     marks = Marks(held_by(base.model))
-    with marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, below=False, without=without), marks:
+    with marked(base, layers, marks, pack.tokens, pack.rows, pack.buckets, below=below, without=without), marks:
         hidden_TD = hidden_of(base, pack)
         marks.put(Place.HIDDEN)
         del hidden_TD
-    read_later, joined = {group.source for group in lowest[len(without) :]}, pack.extent.joined
-    left_out = sum(
-        group.inputs
-        for at, group in enumerate(lowest[: len(without)])
-        if group.source is None and not (group.kept if joined else group.kept_whole) and at not in read_later
-    )
-    return marks.seen[-1].live + left_out * pack.rows * base.dtype.itemsize
+    return marks.seen[-1].live
 
 
 def hidden_of(base: FrozenBase, pack: SamplePack) -> Tensor:

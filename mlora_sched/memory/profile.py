@@ -49,10 +49,9 @@ from mlora_sched.spec.memory import (
 )
 from mlora_sched.spec.wire import Quantize
 
-_ROW = 32
-"""Tokens of the sequences that are traced where their length does not matter."""
+_ROW = 128
+"""Tokens of the sequences that are traced where their length does not matter, or fewer where a window is shorter."""
 _SIZES = (512, 1024)
-_FULL = _SIZES[0] // _ROW
 _LONG = 256
 """Tokens of the sequence whose scores and masks are traced, where no window asks for a longer one."""
 _NOISE = 0.005
@@ -81,7 +80,7 @@ def profile_base(
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held_by(plain.base.model))
     with first_layers(plain.base, above=True):
         groups = _groups(plain)
-        fit = _Fit.of(plain, max(_LONG, 2 * window), groups[0], buckets)
+        fit = _Fit.of(plain, window, groups[0], buckets)
         return BaseShape(
             weights=weights,
             path=layers_path(plain.base),
@@ -127,16 +126,18 @@ class _Fit:
     longs: Pass
 
     @classmethod
-    def of(cls, hollow: HollowBase, long: int, lowest: Sequence[GroupShape], buckets: Sequence[int]) -> _Fit:
+    def of(cls, hollow: HollowBase, window: int, lowest: Sequence[GroupShape], buckets: Sequence[int]) -> _Fit:
         """Trace a base, whose lowest layer has these groups."""
+        row = min(_ROW, 1 << (window.bit_length() - 1)) if window else _ROW
+        long, full = max(_LONG, 2 * window), _SIZES[0] // row
 
         def passed(lengths: Sequence[int], rows: int) -> Pass:
             return run_pass(hollow, lengths, rows, lowest, buckets)
 
-        few, many = (passed([_ROW] * (size // _ROW - 1) + [_ROW - 1], size) for size in _SIZES)
-        full, padded = (passed([_ROW] * count, _SIZES[0]) for count in (_FULL, _FULL // 2))
-        two = passed([long, long - 1], 2 * long + _ROW)  # of two lengths, which share no mask
-        return cls(few, many, full, padded, passed([long], long + _ROW), two)
+        few, many = (passed([row] * (size // row - 1) + [row - 1], size) for size in _SIZES)
+        whole, padded = (passed([row] * count, _SIZES[0]) for count in (full, full // 2))
+        two = passed([long, long - 1], 2 * long + row)  # of two lengths, which share no mask
+        return cls(few, many, whole, padded, passed([long], long + row), two)
 
     def linear(self, bytes_of: Callable[[Pass], int]) -> Linear:
         """The line through what the traces say of one thing."""

@@ -41,16 +41,23 @@ def first_layers(base: FrozenBase, *, above: bool = False) -> Iterator[list[str]
     Args:
         above: the lowest layer's kind is wanted once more above it, and a layer above all these, where there are any.
     """
-    inner = base.model.base_model
-    path, layers = decoder_layers(base.model)
     kinds = layer_kinds(base)
     again = kinds.index(kinds[0], 1) if above and kinds.count(kinds[0]) > 1 else 0
     keep = max(again, *(kinds.index(kind) for kind in set(kinds))) + (2 if above else 1)
-    parent_path, _, leaf = path.rpartition(".")
-    parent = inner.get_submodule(parent_path)
-    setattr(parent, leaf, nn.ModuleList(list(layers)[:keep]))
-    try:
-        kept = {id(module) for module in inner.modules()}
+    with lowest_layers(base, keep):
+        kept = {id(module) for module in base.model.base_model.modules()}
         yield [name for name, site in base.sites.items() if id(site) in kept]
+
+
+@contextlib.contextmanager
+def lowest_layers(base: FrozenBase, count: int) -> Iterator[nn.ModuleList]:
+    """Leave only so many decoder layers; yield them."""
+    path, layers = decoder_layers(base.model)
+    parent_path, _, leaf = path.rpartition(".")
+    parent = base.model.base_model.get_submodule(parent_path)
+    left = nn.ModuleList(list(layers)[:count])
+    setattr(parent, leaf, left)
+    try:
+        yield left
     finally:
         setattr(parent, leaf, layers)

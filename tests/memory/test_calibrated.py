@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from memory.grid import LADDER, estimates
+from memory.small_bases import LADDER, estimates
+from mlora_sched.bench import estimate_grid as grid
 from mlora_sched.data.pack import bucket_for
 from mlora_sched.memory.calibrate import Estimator, kind_of
 from mlora_sched.memory.formula import Formula
@@ -20,14 +21,14 @@ LEARNED, LATER = 4, 4
 ROWS = (129, 256)
 """The size class."""
 KINDS: dict[str, tuple[Any, ...]] = {
-    "lora": (estimates.lora,),
-    "rslora": (estimates.rslora,),
-    "loraplus": (estimates.loraplus,),
-    "dora": (estimates.dora,),
-    "mixlora": (estimates.mixlora,),
-    "lora+dora": (estimates.lora, estimates.dora),
-    "lora+mixlora": (estimates.lora, estimates.mixlora),
-    "all": tuple(getattr(estimates, name) for name in ("lora", "rslora", "loraplus", "dora", "mixlora")),
+    "lora": (grid.lora,),
+    "rslora": (grid.rslora,),
+    "loraplus": (grid.loraplus,),
+    "dora": (grid.dora,),
+    "mixlora": (grid.mixlora,),
+    "lora+dora": (grid.lora, grid.dora),
+    "lora+mixlora": (grid.lora, grid.mixlora),
+    "all": tuple(getattr(grid, name) for name in ("lora", "rslora", "loraplus", "dora", "mixlora")),
 }
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model.architectures import SETTINGS, config_of
+from model.architectures import SETTINGS
 
-from memory.grid import LADDER, estimates, hollow_small
+from memory.small_bases import LADDER, estimates, hollow_small, shape_small
 from mlora_sched.adapters.registry import build_adapter
+from mlora_sched.bench import estimate_grid as grid
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.formula import Formula, PackPlan
 from mlora_sched.memory.meter import bytes_of
-from mlora_sched.memory.profile import profile_base
 from mlora_sched.memory.trace import Chunked, trace
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.spec.adapter import AdapterSpec
@@ -25,8 +25,8 @@ BELOW = 0.01
 """How far below it."""
 MARGIN = 0.05
 """The daemon's default."""
-GRID = estimates.combinations()
-FAST = [it for it in GRID if it.base in estimates.SMALL][::3] + [
+GRID = grid.combinations()
+FAST = [it for it in GRID if it.base in grid.SMALL][::3] + [
     next(it for it in GRID if it.base == base and it.dtype == "bfloat16" and not it.real)
     for base in ("llama-1b", "phi3-mini", "opt-6.7b")
 ]
@@ -52,7 +52,7 @@ def formula_of(combination: Any) -> Formula:
 
 def test_the_grid_is_as_wide_as_it_claims() -> None:
     assert len({str(it) for it in GRID}) == len(GRID) >= 60
-    assert {it.base for it in GRID} == set(estimates.BASES)
+    assert {it.base for it in GRID} == set(grid.BASES)
     assert {chunk.adapter.method for it in GRID for chunk in it.chunks} == {
         "lora",
         "rslora",
@@ -89,7 +89,13 @@ _LENGTHS = st.one_of(
 def chunks(draw: st.DrawFn) -> Chunked:
     make = draw(
         st.sampled_from(
-            [estimates.lora, estimates.rslora, estimates.loraplus, estimates.dora, estimates.mixlora],
+            [
+                grid.lora,
+                grid.rslora,
+                grid.loraplus,
+                grid.dora,
+                grid.mixlora,
+            ],
         )
     )
     adapter = make(draw(st.sampled_from([1, 2, 4, 8, 16, 32])), draw(st.sampled_from([0.0, 0.1])))
@@ -100,7 +106,7 @@ def chunks(draw: st.DrawFn) -> Chunked:
 
 
 def check_random_pack(packed: list[Chunked], dtype: str, recompute: bool, training: bool) -> None:
-    combination = estimates.Combination("llama-small", dtype, tuple(packed), recompute, training)
+    combination = grid.Combination("llama-small", dtype, tuple(packed), recompute, training)
     traced = trace(estimates.hollow_of("llama-small", dtype, recompute), packed, LADDER, training=training)
     found = sum(estimates.ask(formula_of(combination), packed, combination.plan))
     assert 1 - BELOW <= found / (traced.jobs + traced.pack) <= 1 + NEAR
@@ -148,10 +154,10 @@ def held_by(adapter: AdapterSpec, model_type: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("model_type", SETTINGS)
-@pytest.mark.parametrize("make", [estimates.lora, estimates.dora, estimates.mixlora])
+@pytest.mark.parametrize("make", [grid.lora, grid.dora, grid.mixlora])
 def test_a_job_holds_exactly_what_the_engine_makes(make: Any, model_type: str) -> None:
     adapter = make(5)
-    formula = Formula(profile_base(config_of(model_type), hollow_small(model_type).base.dtype))
+    formula = Formula(shape_small(model_type))
     try:
         held = held_by(adapter, model_type)
     except SpecError:  # MixLoRA on an architecture without a gated FFN
@@ -165,7 +171,7 @@ def test_a_job_holds_exactly_what_the_engine_makes(make: Any, model_type: str) -
 
 def test_a_job_on_a_narrow_base_holds_a_narrow_copy() -> None:
     wide, narrow = (
-        estimates.formula_of("llama-tiny", dtype, False).job(estimates.lora(8)) for dtype in ("float32", "bfloat16")
+        estimates.formula_of("llama-tiny", dtype, False).job(grid.lora(8)) for dtype in ("float32", "bfloat16")
     )
     assert narrow.compute == wide.parameters // 2
     assert narrow.resident == wide.resident + narrow.compute
@@ -175,7 +181,7 @@ def test_a_job_on_a_narrow_base_holds_a_narrow_copy() -> None:
 
 
 def pack_bytes(packed: tuple[Chunked, ...], recompute: bool = False, training: bool = True) -> int:
-    combination = estimates.Combination("llama-small", "float32", packed, recompute, training)
+    combination = grid.Combination("llama-small", "float32", packed, recompute, training)
     return formula_of(combination).pack(combination.plan)
 
 
@@ -187,14 +193,14 @@ def test_more_tokens_never_take_less(chunk: Chunked, more: int) -> None:
 
 
 def test_recomputation_and_evaluation_take_less() -> None:
-    packed = estimates.one(estimates.lora(8), 200, 200)
+    packed = grid.one(grid.lora(8), 200, 200)
     plain = pack_bytes(packed)
     assert pack_bytes(packed, recompute=True) < 0.6 * plain
     assert pack_bytes(packed, training=False) < 0.6 * plain
 
 
 def test_a_chunk_alone_is_an_upper_bound() -> None:
-    formula, adapter = estimates.formula_of("llama-small", "float32", False), estimates.dora(8)
+    formula, adapter = estimates.formula_of("llama-small", "float32", False), grid.dora(8)
     bound = formula.pack(PackPlan.of_chunk(adapter, 300, 200, LADDER))
     for lengths in ((200, 100), (150, 150), (100,) * 3, (299,)):
-        assert pack_bytes(estimates.one(adapter, *lengths)) <= bound
+        assert pack_bytes(grid.one(adapter, *lengths)) <= bound

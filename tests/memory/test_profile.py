@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from engine.bases import NEEDS_BITSANDBYTES, VOCAB, base_of, llama_config
-from model.architectures import SETTINGS, config_of
+from model.architectures import SETTINGS
 from transformers import MambaConfig
 
-from memory.grid import LADDER, estimates, hollow_small, real_small
+from memory.small_bases import LADDER, hollow_small, real_small, shape_small
+from mlora_sched.bench import estimate_grid as grid
 from mlora_sched.errors import BaseError
 from mlora_sched.memory.formula import Formula
 from mlora_sched.memory.meter import bytes_of
@@ -18,10 +17,6 @@ from mlora_sched.memory.profile import profile_base
 from mlora_sched.memory.trace import trace
 from mlora_sched.model.layers import layer_kinds
 from mlora_sched.spec.memory import BaseShape, Extent, Linear
-
-
-def shape_of(model_type: str, **options: Any) -> BaseShape:
-    return profile_base(config_of(model_type), torch.float32, **options)
 
 
 def sites_in(shape: BaseShape) -> dict[str, tuple[int, int]]:
@@ -35,7 +30,7 @@ def sites_in(shape: BaseShape) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("model_type", SETTINGS)
 def test_a_shape_knows_every_site_kind_and_weight(model_type: str) -> None:
-    shape, base = shape_of(model_type), real_small(model_type)
+    shape, base = shape_small(model_type), real_small(model_type)
     assert sites_in(shape) == {name: (site.in_features, site.out_features) for name, site in base.sites.items()}
     assert shape.order == layer_kinds(base)
     assert shape.weights == bytes_of([*base.model.parameters(), *base.model.buffers()])
@@ -47,20 +42,20 @@ def test_a_shape_knows_every_site_kind_and_weight(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", SETTINGS)
 def test_a_shape_holds_at_sizes_that_were_not_traced(model_type: str) -> None:
-    shape = shape_of(model_type, buckets=LADDER)
-    formula, adapter = Formula(shape), estimates.lora(8)
+    shape = shape_small(model_type)
+    formula, adapter = Formula(shape), grid.lora(8)
     for lengths in ((300, 200, 90), (100,) * 3, (64,)):
-        chunks = estimates.one(adapter, *lengths)
-        combination = estimates.Combination(model_type, "float32", chunks)
+        chunks = grid.one(adapter, *lengths)
+        combination = grid.Combination(model_type, "float32", chunks)
         traced = trace(hollow_small(model_type), chunks, LADDER)
         found = formula.job(adapter).resident + formula.pack(combination.plan)
         assert 0.99 * (traced.jobs + traced.pack) <= found <= 1.05 * (traced.jobs + traced.pack)
 
 
 def test_layers_of_more_than_one_kind() -> None:
-    assert shape_of("gemma3_text").order == (0, 1)
-    assert shape_of("deepseek_v3").order == (0, 1), "a dense layer, then mixtures"
-    assert shape_of("llama").order == (0, 0)
+    assert shape_small("gemma3_text").order == (0, 1)
+    assert shape_small("deepseek_v3").order == (0, 1), "a dense layer, then mixtures"
+    assert shape_small("llama").order == (0, 0)
 
 
 def test_a_tied_head_counts_once() -> None:
@@ -94,7 +89,7 @@ def test_deeper_bases_take_no_longer_to_read() -> None:
 
 
 def test_a_shape_survives_its_way_to_the_daemon() -> None:
-    shape = shape_of("gemma2", buckets=LADDER, recompute=True)
+    shape = shape_small("gemma2").model_copy(update={"recompute": True})
     again = BaseShape.model_validate_json(shape.model_dump_json())
     assert again == shape
     assert again.recompute

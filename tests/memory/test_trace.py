@@ -8,7 +8,8 @@ import pytest
 import torch
 from model.architectures import SETTINGS
 
-from memory.grid import DTYPES, LADDER, estimates, hollow_small, real_small
+from memory.small_bases import DTYPES, LADDER, hollow_small, real_small
+from mlora_sched.bench import estimate_grid as grid
 from mlora_sched.data.pack import bucket_for
 from mlora_sched.memory.trace import Chunked, Weighed, plan_of, trace, weigh
 
@@ -17,7 +18,7 @@ NEAR = 0.02
 MIXTURES, PADDED = ("mixtral", "qwen3_moe", "deepseek_v3"), 0.9
 """Where experts pad their rows, and how far a trace may be above what is weighed there: it lets the rows fall so that
 most is padded, and here they are few."""
-METHODS = (estimates.lora, estimates.rslora, estimates.loraplus, estimates.dora, estimates.mixlora)
+METHODS = (grid.lora, grid.rslora, grid.loraplus, grid.dora, grid.mixlora)
 MIXES = ((40, 40, 40), (5, 60, 31), (64,) * 3, (150,), (7,))
 """Lengths of the rows of a chunk."""
 
@@ -43,7 +44,7 @@ def compare(
 
 @pytest.mark.parametrize("model_type", SETTINGS)
 def test_every_architecture(model_type: str) -> None:
-    compare(estimates.one(estimates.lora(4, 0.1), 30, 30, 17), model_type)
+    compare(grid.one(grid.lora(4, 0.1), 30, 30, 17), model_type)
 
 
 @pytest.mark.parametrize("make", METHODS)
@@ -57,15 +58,20 @@ def test_every_architecture(model_type: str) -> None:
     ],
 )
 def test_every_method(
-    make: estimates.lora, dropout: float, dtype: torch.dtype, recompute: bool, training: bool, lengths: tuple[int, ...]
+    make: grid.lora,
+    dropout: float,
+    dtype: torch.dtype,
+    recompute: bool,
+    training: bool,
+    lengths: tuple[int, ...],
 ) -> None:
-    compare(estimates.one(make(8, dropout), *lengths), dtype=dtype, recompute=recompute, training=training)
+    compare(grid.one(make(8, dropout), *lengths), dtype=dtype, recompute=recompute, training=training)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_pack_of_all_methods(recompute: bool, training: bool) -> None:
-    compare(estimates.MANY, recompute=recompute, training=training)
+    compare(grid.MANY, recompute=recompute, training=training)
 
 
 @pytest.mark.slow
@@ -73,30 +79,36 @@ def test_a_pack_of_all_methods(recompute: bool, training: bool) -> None:
 @pytest.mark.parametrize(("dtype", "recompute"), list(itertools.product(DTYPES, (False, True))))
 def test_every_architecture_under_every_option(model_type: str, dtype: torch.dtype, recompute: bool) -> None:
     for lengths, training in itertools.product(MIXES, (True, False)):
-        compare(estimates.one(estimates.lora(4), *lengths), model_type, dtype, recompute=recompute, training=training)
+        compare(
+            grid.one(grid.lora(4), *lengths),
+            model_type,
+            dtype,
+            recompute=recompute,
+            training=training,
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", METHODS)
 @pytest.mark.parametrize(("dtype", "recompute"), list(itertools.product(DTYPES, (False, True))))
-def test_every_method_under_every_option(make: estimates.lora, dtype: torch.dtype, recompute: bool) -> None:
+def test_every_method_under_every_option(make: grid.lora, dtype: torch.dtype, recompute: bool) -> None:
     for dropout, lengths, training in itertools.product((0.0, 0.1), MIXES, (True, False)):
-        chunks = estimates.one(make(8, dropout), *lengths)
+        chunks = grid.one(make(8, dropout), *lengths)
         compare(chunks, dtype=dtype, recompute=recompute, training=training)
 
 
 def test_a_trace_counts_what_a_pack_is_padded_to() -> None:
     """One token more than a bucket takes a whole bucket more."""
-    hollow, adapter = hollow_small("llama"), estimates.lora(4)
+    hollow, adapter = hollow_small("llama"), grid.lora(4)
     few, same, more = (
-        trace(hollow, estimates.one(adapter, *lengths), LADDER).pack for lengths in ((30, 33), (31, 33), (32, 33))
+        trace(hollow, grid.one(adapter, *lengths), LADDER).pack for lengths in ((30, 33), (31, 33), (32, 33))
     )
     assert same < 1.02 * few
     assert more > 1.3 * same
 
 
 def test_a_plan_of_chunks() -> None:
-    chunks = (Chunked(estimates.lora(4), (10, 20)), Chunked(estimates.dora(4), (30,)))
+    chunks = (Chunked(grid.lora(4), (10, 20)), Chunked(grid.dora(4), (30,)))
     rows = bucket_for(60, LADDER)
     assert rows == 64
     plan = plan_of(chunks, rows)
@@ -108,4 +120,4 @@ def test_a_plan_of_chunks() -> None:
     ("lengths", "joined"), [((32, 32), False), ((64,), False), ((32, 31), True), ((40, 24), True), ((63,), True)]
 )
 def test_a_pack_is_joined_unless_it_is_one_run(lengths: tuple[int, ...], joined: bool) -> None:
-    assert plan_of(estimates.one(estimates.lora(4), *lengths), 64).joined is joined
+    assert plan_of(grid.one(grid.lora(4), *lengths), 64).joined is joined

@@ -62,7 +62,7 @@ def test_what_the_kernel_made_a_worker_do_without_counts(served: Served, spec: S
     """The device has 1250 MiB; of these a shrunk worker may use 900."""
     serve_memory(served, 750, total=1250 * MIB)
     client.submit(spec("patient", adapter={"r": 56}))
-    with pytest.raises(SpecError, match="set adapter.r to 56 or less"):
+    with pytest.raises(SpecError, match=r"set adapter\.r to 56 or less"):
         client.submit(spec("big", adapter={"r": 57}))
 
 

@@ -184,4 +184,4 @@ def _traced(hollow: HollowBase, job: Wanted, forecast: Forecast) -> Traced:
     seen = trace(hollow, [chunk], buckets)
     plan = plan_of([chunk], chunk.tokens if rows is None else rows)
     held = forecast.formula.job(adapter).resident
-    return Traced(traced=seen.jobs + seen.pack, estimated=held + forecast.formula.pack(plan))
+    return Traced(traced=seen.jobs + seen.pack, estimated=held + forecast.pack(plan))

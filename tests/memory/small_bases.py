@@ -1,4 +1,4 @@
-"""The combinations of `docs/benchmarks/estimates.py`, and small bases of every architecture, hollow and real."""
+"""Small bases of every architecture, hollow and real, and the script that compares estimates."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from docs.pages import ROOT
 from model.architectures import config_of
 from transformers import AutoModelForCausalLM
 
-from mlora_sched.data.pack import bucket_ladder
+from mlora_sched.bench import estimate_grid
 from mlora_sched.memory.hollow import HollowBase, hollow_base
+from mlora_sched.memory.profile import profile_base
 from mlora_sched.model.base import FrozenBase, adopt
 from mlora_sched.model.recompute import checkpoint_activations
+from mlora_sched.spec.memory import BaseShape
 
-LADDER = bucket_ladder(2048)
+LADDER = estimate_grid.LADDER
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,6 +35,12 @@ def _script(path: Path) -> ModuleType:
 
 
 estimates: Any = _script(ROOT / "docs" / "benchmarks" / "estimates.py")
+
+
+@functools.cache
+def shape_small(model_type: str) -> BaseShape:
+    """The shape of a small base of an architecture, in float32, with the lengths of `LADDER` in use."""
+    return profile_base(config_of(model_type), torch.float32, buckets=LADDER)
 
 
 @functools.cache
