@@ -120,8 +120,8 @@ class Admission:
         remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
         needs, chunk = self.needs(job), self.needs(job).chunk
         report = self._report
-        if job.step > 0 and report is not None and needs.total > capacity(report) <= report.budget + report.margin:
-            # it has run here: whatever corrections say by now, alone on the device it may try
+        if report is not None and needs.total > capacity(report) <= report.budget + report.margin:
+            # it has run here, or would fit but for what the kernel took: alone on the device it may try
             budget = report.budget if self._budget is None else min(self._budget, report.budget)
             chunk = min(chunk, max(0, budget - needs.resident))
         return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, chunk)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlora_sched.errors import SpecError
@@ -112,6 +112,7 @@ KEYS = st.sampled_from(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first inputs cost imports
 @given(st.dictionaries(SECTIONS, JSON_LIKE | st.dictionaries(KEYS, JSON_LIKE, max_size=4), max_size=8))
 def test_whatever_is_written_is_a_spec_or_is_explained(raw: dict[str, Any]) -> None:
     """No input raises anything but SpecError, and every line of that starts with the file."""
