@@ -120,7 +120,8 @@ class Admission:
         remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
         needs, chunk = self.needs(job), self.needs(job).chunk
         report = self._report
-        if report is not None and needs.total > capacity(report) <= report.budget + report.margin:
+        too_large = report is not None and needs.total > capacity(report) <= report.budget + report.margin
+        if report is not None and too_large and not self.impossible([job]):
             # it has run here, or would fit but for what the kernel took: alone on the device it may try
             budget = report.budget if self._budget is None else min(self._budget, report.budget)
             chunk = min(chunk, max(0, budget - needs.resident))
