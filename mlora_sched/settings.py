@@ -87,6 +87,7 @@ class DaemonSettings(Frozen):
         device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
+        checkpoint_seconds, checkpoint_steps: likewise.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
@@ -106,6 +107,8 @@ class DaemonSettings(Frozen):
     memory_budget: int | None = Field(default=None, ge=1)
     memory_margin: float = Field(default=0.05, ge=0, lt=1)
     host_memory: int | None = Field(default=None, ge=0)
+    checkpoint_seconds: float | None = Field(default=60.0, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     idle_unload: float | None = Field(default=None, gt=0)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)

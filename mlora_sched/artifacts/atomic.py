@@ -43,3 +43,14 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def remove_directory(target: Path) -> None:
+    """Remove a directory so that nobody sees it half removed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    gone = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    target.rename(gone / target.name)
+    shutil.rmtree(gone)

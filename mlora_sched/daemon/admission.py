@@ -181,6 +181,8 @@ def worker_config(settings: DaemonSettings) -> WorkerConfig:
         memory_budget=settings.memory_budget,
         memory_margin=settings.memory_margin,
         host_memory=settings.host_memory,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        checkpoint_steps=settings.checkpoint_steps,
     )
 
 

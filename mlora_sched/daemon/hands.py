@@ -91,11 +91,6 @@ class Hands:
             del self._held[report.job_id]
         return True
 
-    def saved(self, job_id: str) -> None:
-        """A checkpoint of the job is written: of a parked one, since it rests on disk from now on."""
-        if job_id in self.parked:
-            del self._held[job_id]
-
     def reconcile(self, report: MemoryReport) -> None:
         """Forget parked jobs that the worker has put to rest on disk meanwhile."""
         parked = {job.job_id for job in report.jobs if job.host > 0}

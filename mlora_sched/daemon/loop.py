@@ -258,8 +258,6 @@ class DaemonLoop:
             case JobFinished() | JobFailed() | Detached():
                 if self._hands.hear(report):
                     self._suspects.dismiss(report.job_id)
-            case CheckpointSaved():
-                self._hands.saved(report.job_id)
             case SliceDone():
                 self._slices.discard(report.slice_id)
                 self._board.measured(report, now)
@@ -308,8 +306,9 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True, park=suspect is None)  # what is parked dies with the worker
         for job_id in plan.attach:
             epoch = self._store.begin_epoch(job_id)
-            self._hands.attach(self._job_start(by_id[job_id], epoch))
-        self._send_slices(plan)
+            start = self._job_start(by_id[job_id], epoch)
+            self._hands.attach(start.model_copy(update={"recorded": self._store.recorded(job_id)}))
+        self._send_slices(plan, by_id)
         reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
@@ -336,8 +335,10 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([] if others else [jobs[suspect]], now)
 
-    def _send_slices(self, plan: Plan) -> None:
-        shares = tuple(Share(job_id=share.job_id, tokens=share.tokens) for share in plan.shares)
+    def _send_slices(self, plan: Plan, jobs: Mapping[str, LiveJob]) -> None:
+        shares = tuple(
+            Share(job_id=share.job_id, tokens=share.tokens, step=jobs[share.job_id].step) for share in plan.shares
+        )
         while shares and len(self._slices) < SLICES_AHEAD:
             self._last_slice += 1
             self._slices.add(self._last_slice)

@@ -16,28 +16,27 @@ from typing import Any
 
 import torch
 
-from mlora_sched.artifacts.adapter_files import write_adapter
-from mlora_sched.artifacts.atomic import atomic_directory
-from mlora_sched.artifacts.provenance import Origin, provenance
+from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.pack import build_pack
 from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
-from mlora_sched.engine.resident import FAULTS, Resident, adapter_fault, once_more, own_code, restart
-from mlora_sched.engine.saving import resume, save
+from mlora_sched.engine.resident import FAULTS, Resident, Saved, adapter_fault, once_more, own_code, restart
+from mlora_sched.engine.saver import Saver, Saving
+from mlora_sched.engine.saving import resume
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
-from mlora_sched.engine.train_state import Phase, TrainState
+from mlora_sched.engine.train_state import Phase
 from mlora_sched.errors import JobFault
 from mlora_sched.memory.device import host_memory
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
-from mlora_sched.spec.memory import JobBytes, MemoryReport
+from mlora_sched.spec.memory import JobBytes
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import CheckpointSaved, JobFinished, JobStart, Note, Report, Slice, SliceDone
+from mlora_sched.spec.wire import JobStart, Note, Report, Slice, SliceDone
 
 TRIES_ALONE = 3
 """How often in a row a pack of one chunk may run out of memory, for no reason that is known, before its job fails."""
@@ -50,12 +49,20 @@ class Trainer:
         tokenizer: of the base. origin: what goes into every provenance; its buckets are the pack lengths used.
         pack_tokens: most tokens of a pack; a larger chunk runs alone, as long as a bucket holds it.
         memory: sizes the packs by what there is; without it they are `pack_tokens` large until memory runs out.
+        saving: how jobs are saved; unless told otherwise only where they ask for it, and at once.
     """
 
     def __init__(
-        self, base: FrozenBase, tokenizer: Any, origin: Origin, pack_tokens: int, memory: TrainerMemory | None = None
+        self,
+        base: FrozenBase,
+        tokenizer: Any,
+        origin: Origin,
+        pack_tokens: int,
+        memory: TrainerMemory | None = None,
+        saving: Saving | None = None,
     ) -> None:
         self.base, self.tokenizer, self.origin, self.memory = base, tokenizer, origin, memory
+        self.saver = Saver(origin, saving or Saving())
         self.packer = Packer(origin.verdict.buckets, pack_tokens)
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
@@ -68,7 +75,7 @@ class Trainer:
 
         One for which there is no memory now is given back, parked where it was parked.
         """
-        reports, said = list[Report](), None
+        reports, said = self.saver.settle(start.job_id), None
         try:
             with own_code(start):
                 reports.extend(self._attach(start))
@@ -112,12 +119,13 @@ class Trainer:
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
         if resident.state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
-            yield self._close(resident)
+            yield from self._close(resident)
 
     def _enter(self, start: JobStart) -> tuple[Resident, list[str]]:
         """A job that was not here, and what its owner should know."""
         resident = Resident(start, fresh_state(start, self.base, self.tokenizer, self.packer.buckets, self.memory))
-        notes = resume(resident.state, resident.job_dir, self.origin) if start.resume else []
+        notes = resume(resident.state, resident.job_dir, self.origin, start.recorded) if start.resume else []
+        resident.saved = Saved(time.monotonic(), resident.state.step, resident.state.step)
         return resident, notes
 
     def detach(self, job_id: str, *, keep: bool, park: bool = False) -> list[Report]:
@@ -132,7 +140,7 @@ class Trainer:
             reports = self._park(resident) if keep and park else None
             return self._let_go(resident, None, keep=keep) if reports is None else reports
         if parked is None:
-            return []
+            return self.saver.abandon(job_id) or []
         if keep and park:
             return [detached(parked.resident, parked=True)]
         del self.parking.jobs[job_id]
@@ -140,47 +148,44 @@ class Trainer:
 
     def _park(self, resident: Resident) -> list[Report] | None:
         """Move a job to the host's memory; None where it does not fit there."""
-        need, reports = parked_bytes(resident), list[Report]()
+        need, reports = parked_bytes(resident), self.saver.settle(resident.start.job_id)
         if need > self.parking.limit:
             return None
         for job in self.parking.excess(need):
             reports += self._to_disk(job)
         try:
-            note = self.parking.add(resident).note
+            parked = self.parking.add(resident)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None  # the limit was more than the host has; what was saved for it stays saved
-        return [*reports, Note(message=note, job_id=resident.start.job_id), detached(resident, parked=True)]
+        told = [*reports, Note(message=parked.note, job_id=resident.start.job_id), detached(resident, parked=True)]
+        self.saver.back_up(resident, parked.settled())
+        return told
 
     def _to_disk(self, job: ParkedJob) -> list[Report]:
         """Save a parked job and drop it; it goes on from its checkpoint."""
-        start = job.resident.start
-        del self.parking.jobs[start.job_id]
-        try:
-            with own_code(start):
-                return [self._save(job.resident, job)] if job.resident.state.step > 0 else []
-        except FAULTS as error:
-            message = f"its parked state could not be saved, so that it goes on from its last checkpoint: {error}"
-            return [Note(message=message, job_id=start.job_id)]
+        del self.parking.jobs[job.resident.start.job_id]
+        return self._let_go(job.resident, job, keep=True)
 
     def _let_go(self, resident: Resident, parked: ParkedJob | None, *, keep: bool) -> list[Report]:
-        reports: list[Report] = []
-        if keep and resident.state.step > 0:
-            try:
-                with own_code(resident.start):
-                    reports.append(self._save(resident, parked))
-            except FAULTS as error:
-                return [failed(resident.start, error)]
-        return [*reports, detached(resident)]
+        if not keep:
+            return [*self.saver.settle(resident.start.job_id), detached(resident)]
+        try:
+            with own_code(resident.start):
+                self.saver.let_go(resident, None if parked is None else parked.settled())
+        except FAULTS as error:
+            return [failed(resident.start, error)]
+        return self.saver.written()
 
     def close(self) -> list[Report]:
         """Save what is parked: the host's memory goes with the process."""
-        return [report for job in list(self.parking.jobs.values()) for report in self._to_disk(job)]
+        reports = [report for job in list(self.parking.jobs.values()) for report in self._to_disk(job)]
+        return reports + self.saver.close()
 
-    def news(self) -> list[MemoryReport]:
-        """How memory stands, where that is known and has changed since it was last asked for."""
-        return [] if self.memory is None else self.memory.news(self._bytes())
+    def news(self) -> list[Report]:
+        """What has been saved, and how memory stands where that is known and has changed, since this was last asked."""
+        return [*self.saver.written(), *([] if self.memory is None else self.memory.news(self._bytes()))]
 
     def _bytes(self) -> tuple[JobBytes, ...]:
         here = [JobBytes(job_id=name, device=one.bytes, host=0) for name, one in self.residents.items()]
@@ -196,10 +201,7 @@ class Trainer:
         """
         began = time.monotonic()
         packs = tokens = rows = 0
-        for share in wanted.shares:
-            if share.job_id in self.residents:
-                resident = self.residents[share.job_id]
-                resident.served, resident.named = 0, True
+        self._hear(wanted)
         while time.monotonic() - began < wanted.seconds:
             choice = self.packer.choose(self._present(wanted), self._fits())
             if not choice.chunks:
@@ -208,19 +210,36 @@ class Trainer:
                 hopeless = self._drop_what_never_fits()
                 if hopeless:
                     yield hopeless
+                elif self.saver.wait_for_one():
+                    yield self.saver.written()
+                    continue
                 break
             reports, length = self._run(choice)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
-            yield reports
+            yield reports + self.saver.written()
         seconds = time.monotonic() - began
         yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds)]
+
+    def _hear(self, wanted: Slice) -> None:
+        """Whom the slice names, and how far their figures are recorded."""
+        self.saver.thin = wanted.thin
+        for share in wanted.shares:
+            resident = self.residents.get(share.job_id)
+            if resident is not None:
+                resident.served, resident.named = 0, True
+                # the evaluation after that step may still be on its way
+                resident.saved.recorded = max(resident.saved.recorded, share.step - 1)
 
     def _fits(self) -> Callable[[PackPlan], bool] | None:
         """Whether there is memory for a pack beside the jobs that are here now."""
         if self.memory is None:
             return None
-        estimator, free = self.memory.estimator, self.memory.free(self.residents.values())
+        estimator, free = self.memory.estimator, self._free(self.memory)
         return lambda plan: estimator.pack(plan) <= free
+
+    def _free(self, memory: TrainerMemory) -> int:
+        """What is left for a pack beside the jobs that are here; on a CPU what is being written takes of it, too."""
+        return memory.free(self.residents.values()) - (self.saver.bytes if self.base.device.type == "cpu" else 0)
 
     def _anyway(self) -> Choice | None:
         """The next chunk of a job that has the device for itself and would never fit, but for chunks that did run."""
@@ -362,31 +381,20 @@ class Trainer:
             figures = state.finish_evaluation()
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident.start, figures)
-        if state.phase is not Phase.EVALUATE and (best or state.save_due):
-            yield once_more(self.base.device, lambda: self._save(resident))
+        if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):
+            yield from once_more(self.base.device, lambda: self._save(resident))
         if state.phase is Phase.DONE:
-            yield once_more(self.base.device, lambda: self._close(resident))
+            yield from once_more(self.base.device, lambda: self._close(resident))
 
-    def _save(self, resident: Resident, parked: ParkedJob | None = None) -> CheckpointSaved:
-        state = resident.state
-        tensors = None if parked is None else parked.settled()
-        save(state, resident.job_dir, self._provenance(state), self.origin, tensors)
-        best = state.progress.best_step == state.step
-        return CheckpointSaved(job_id=state.job_id, epoch=resident.start.epoch, step=state.step, best=best)
+    def _save(self, resident: Resident) -> list[Report]:
+        """Save a job that goes on, beside its steps where there is memory for a copy."""
+        memory, need = self.memory, parked_bytes(resident)
+        on_gpu = self.base.device.type != "cpu"
+        self.saver.checkpoint(resident, beside=on_gpu or memory is None or need <= self._free(memory))
+        return self.saver.written()
 
-    def _close(self, resident: Resident) -> JobFinished:
+    def _close(self, resident: Resident) -> list[Report]:
         """Export the adapter of a job that is done, and let the job go."""
-        state = resident.state
-        with atomic_directory(resident.job_dir / "adapter") as draft:
-            write_adapter(draft, state.adapter.files(), self._provenance(state))
-        del self.residents[state.job_id]
-        return JobFinished(job_id=state.job_id, epoch=resident.start.epoch, step=state.step)
-
-    def _provenance(self, state: TrainState) -> dict[str, Any]:
-        hashes = {"train": state.data.train.content_hash}
-        if state.data.validation is not None:
-            hashes["validation"] = state.data.validation.content_hash
-        at = state.progress
-        return provenance(
-            state.spec, self.origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
-        )
+        self.saver.export(resident)
+        del self.residents[resident.start.job_id]
+        return self.saver.written()

@@ -87,7 +87,9 @@ class ParkedJob:
                 self._empty()
             raise
         move = Move(self.bytes, time.monotonic() - began)
-        return Resident(start, self.resident.state), [f"unparked: {move} from the host's memory"]
+        resident = Resident(start, self.resident.state)
+        resident.saved = self.resident.saved
+        return resident, [f"unparked: {move} from the host's memory"]
 
     def _empty(self) -> None:
         self.resident.state.adapter.forget_derived()

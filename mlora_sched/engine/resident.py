@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,20 @@ Result = TypeVar("Result")
 
 
 @dataclass
+class Saved:
+    """How a job is saved.
+
+    Attributes:
+        at: when it last was, or came, by a monotonic clock in seconds. step: its finished steps then.
+        recorded: a step up to which the daemon has its figures.
+    """
+
+    at: float
+    step: int
+    recorded: int
+
+
+@dataclass
 class Resident:
     """A job on the device.
 
@@ -34,6 +49,7 @@ class Resident:
             same, with an average share, so that it joins at the next pack.
         starved: how often in a row a pack of one chunk of this job alone has run out of memory.
         ran: a pack with it has gone well since it was attached.
+        saved: how it is saved.
         bytes: what it holds of the device for as long as it is attached.
     """
 
@@ -43,9 +59,12 @@ class Resident:
     named: bool = False
     starved: int = 0
     ran: bool = False
+    saved: Saved = field(init=False)
     bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
+        step = self.state.step
+        self.saved = Saved(time.monotonic(), step, step)
         self.bytes = bytes_of(self.state.tensors())
 
     @property

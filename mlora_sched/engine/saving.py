@@ -6,58 +6,54 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from mlora_sched.artifacts.checkpoint import Checkpoint, prune, read_newest, write_checkpoint
+from mlora_sched.adapters.base import AdapterFiles
+from mlora_sched.artifacts.checkpoint import Checkpoint, read_newest
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.engine.train_state import Progress, TrainState
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.job import JobSpec
-from mlora_sched.spec.wire import NumericsKey
+from mlora_sched.spec.wire import NumericsKey, Recorded
 
 
-def save(
-    state: TrainState,
-    job_dir: Path,
-    provenance: dict[str, Any],
-    origin: Origin,
-    parked: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the checkpoint of the last finished step and let old ones go.
+def draft_of(state: TrainState, origin: Origin, kept: Mapping[str, Tensor]) -> Checkpoint:
+    """What a checkpoint of the last finished step holds beside the adapter.
 
     Args:
-        parked: what `state.kept` would give, where it lies in the host's memory while the device holds nothing of it.
-
-    Raises:
-        OSError: the disk refuses; older checkpoints are untouched.
+        kept: what `state.kept` gives, or a copy of it.
     """
-    params = state.adapter.params
-    kept = state.kept() if parked is None else parked
-    with params.reading({name: kept[f"value/{name}"] for name in params.groups}):
-        adapter = state.adapter.files()
-    checkpoint = Checkpoint(
+    return Checkpoint(
         tensors=kept,
         state={
             "progress": dataclasses.asdict(state.progress) | {"best_loss": _finite(state.progress.best_loss)},
             "spec": state.spec.model_dump(mode="json"),
             "base": origin.base_hash,
             "numerics": origin.numerics.model_dump(mode="json"),
-            "layout": params.layout,
+            "layout": state.adapter.params.layout,
         },
     )
-    write_checkpoint(job_dir, state.step, checkpoint, adapter, provenance)
-    prune(job_dir, state.step, state.spec.training.save_total_limit, {state.progress.best_step})
 
 
-def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
+def adapter_files(state: TrainState, kept: Mapping[str, Tensor]) -> AdapterFiles:
+    """The adapter as of the values in `kept`, which is as for `draft_of`."""
+    params = state.adapter.params
+    with params.reading({name: kept[f"value/{name}"] for name in params.groups}):
+        return state.adapter.files()
+
+
+def resume(state: TrainState, job_dir: Path, origin: Origin, recorded: Recorded | None = None) -> list[str]:
     """Go on from the newest intact checkpoint, if there is one; return what its owner should know.
+
+    Args:
+        recorded: how far the job's figures are in the daemon's hands. A checkpoint beyond was written by a worker that
+            was not heard any more: going on from it would leave a hole in the figures.
 
     Raises:
         SpecError: the checkpoint is of another spec or base.
     """
-    checkpoint, notes = read_newest(job_dir)
+    checkpoint, notes = read_newest(job_dir, lambda saved: _heard(saved, recorded))
     if checkpoint is None:
         return notes
     # compared as specs: a field that a later release adds has its default in both
@@ -96,6 +92,14 @@ def resume(state: TrainState, job_dir: Path, origin: Origin) -> list[str]:
     state.adapter.params.refresh()
     state.restore(progress)
     return notes
+
+
+def _heard(checkpoint: Checkpoint, recorded: Recorded | None) -> bool:
+    """All figures up to the checkpoint are recorded."""
+    if recorded is None:
+        return True
+    at = checkpoint.state["progress"]
+    return bool(at["step"] <= recorded.step and at["evaluated"] <= recorded.evaluated)
 
 
 def _finite(value: float) -> float | None:

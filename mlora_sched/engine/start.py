@@ -13,6 +13,7 @@ from mlora_sched.data.tokens import load_tokenizer
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.memory import Allowance, TrainerMemory
 from mlora_sched.engine.probe import probe
+from mlora_sched.engine.saver import Saving
 from mlora_sched.memory.device import DeviceReader, host_memory, reader_of
 from mlora_sched.memory.formula import Formula
 from mlora_sched.memory.meter import meter_of
@@ -28,8 +29,11 @@ from mlora_sched.spec.wire import NumericsKey, WorkerConfig
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def start_trainer(config: WorkerConfig) -> Trainer:
+def start_trainer(config: WorkerConfig, saving: Saving | None = None) -> Trainer:
     """Load the base, make sure the engine serves it faithfully, probe the device.
+
+    Args:
+        saving: as for `Trainer`.
 
     Raises:
         BaseError: no such base or device, or one the engine cannot serve.
@@ -64,7 +68,8 @@ def start_trainer(config: WorkerConfig) -> Trainer:
         compile=config.compile,
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
-    return Trainer(base, tokenizer, origin, config.pack_tokens, _memory(config, base, verdict.buckets, reader, runtime))
+    memory = _memory(config, base, verdict.buckets, reader, runtime)
+    return Trainer(base, tokenizer, origin, config.pack_tokens, memory, saving)
 
 
 def _memory(

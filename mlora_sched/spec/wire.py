@@ -94,6 +94,8 @@ class WorkerConfig(Frozen):
         memory_margin: share of those bytes that is kept free.
         host_memory: bytes of the host's memory that the state of parked jobs may take; None for half of it beside a GPU
             and for nothing on a CPU, whose jobs lie there anyway.
+        checkpoint_seconds, checkpoint_steps: a job is saved for its own safety when so much of either has gone by since
+            it last was; None for never.
         corrections: what earlier workers have learned about their estimates on this base.
     """
 
@@ -109,7 +111,16 @@ class WorkerConfig(Frozen):
     memory_budget: int | None = Field(default=None, ge=1)
     memory_margin: float = Field(default=0.05, ge=0, lt=1)
     host_memory: int | None = Field(default=None, ge=0)
+    checkpoint_seconds: float | None = Field(default=None, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
     corrections: tuple[Correction, ...] = ()
+
+
+class Recorded(Frozen):
+    """How far a job's figures are in the database: up to this step, and up to the evaluation after that one."""
+
+    step: int
+    evaluated: int = -1
 
 
 class JobStart(Frozen):
@@ -122,7 +133,8 @@ class JobStart(Frozen):
         files: local path of every file of `spec.files`, by the name the spec uses.
         cache_dir: where tokenised data is kept, by content.
         job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
-        resume: go on from the newest checkpoint below `job_dir` where there is one.
+        resume: go on from the newest checkpoint below `job_dir` where there is one …
+        recorded: … whose figures the daemon has; None where nobody keeps any.
     """
 
     job_id: str
@@ -132,6 +144,7 @@ class JobStart(Frozen):
     cache_dir: str
     job_dir: str
     resume: bool = True
+    recorded: Recorded | None = None
 
 
 # ---------------------------------------------------------------- daemon → worker
@@ -174,19 +187,24 @@ class Detach(Frozen):
 
 class Share(Frozen):
     """A job's part of a slice. `tokens` is a weight: jobs are served in proportion, one that has no others beside it
-    gets more."""
+    gets more. `step` is the last one whose figures the daemon has recorded."""
 
     job_id: str
     tokens: int = Field(ge=0)
+    step: int = Field(default=0, ge=0)
 
 
 class Slice(Frozen):
-    """Train the named jobs for at most `seconds`; answer `SliceDone`. Of equally served ones the first goes first."""
+    """Train the named jobs for at most `seconds`; answer `SliceDone`. Of equally served ones the first goes first.
+
+    `thin`: the disk is nearly full, so fewer checkpoints are kept.
+    """
 
     kind: Literal["slice"] = "slice"
     slice_id: int
     shares: tuple[Share, ...]
     seconds: float = Field(gt=0)
+    thin: bool = False
 
 
 class Shutdown(Frozen):
@@ -271,22 +289,29 @@ class EvalDone(Frozen):
 
 
 class CheckpointSaved(Frozen):
-    """`checkpoints/step-NNNNNN` is complete on disk; `best` when it has the lowest held-out loss so far."""
+    """`checkpoints/step-NNNNNN` is complete on disk.
+
+    `best` when it has the lowest held-out loss so far, `asked` when the job's spec asked for it. `kept` are the steps
+    of all checkpoints that are there now.
+    """
 
     kind: Literal["checkpoint"] = "checkpoint"
     job_id: str
     epoch: int
     step: int
     best: bool
+    asked: bool = True
+    kept: tuple[int, ...]
 
 
 class JobFinished(Frozen):
-    """The adapter is exported to `adapter/` below the job's directory."""
+    """The adapter is exported to `adapter/` below the job's directory; `kept` are its checkpoints' steps."""
 
     kind: Literal["finished"] = "finished"
     job_id: str
     epoch: int
     step: int
+    kept: tuple[int, ...] = ()
 
 
 class JobFailed(Frozen):

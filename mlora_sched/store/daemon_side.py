@@ -11,7 +11,7 @@ from sqlalchemy.dialects import sqlite
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import JobState, Request
-from mlora_sched.spec.wire import JobReport
+from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.records import Fairness, LiveJob, Release, WorkerStatus
@@ -61,6 +61,14 @@ class DaemonSide:
             connection.execute(update(table).where(table.c.id == job_id).values(epoch=table.c.epoch + 1))
             epoch: int = connection.execute(select(table.c.epoch).where(table.c.id == job_id)).scalar_one()
         return epoch
+
+    def recorded(self, job_id: str) -> Recorded:
+        """How far the job's figures are written: steps come in order, and an evaluation before the step after it."""
+        table = schema.metrics
+        query = select(table.c.event, func.max(table.c.step)).where(table.c.job_id == job_id).group_by(table.c.event)
+        with reading(self._engine) as connection:
+            newest = {row.event: row[1] for row in connection.execute(query)}
+        return Recorded(step=newest.get("step", 0), evaluated=newest.get("eval", -1))
 
     def record(self, batch: Sequence[JobReport], now: float) -> None:
         """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, delete, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.api import MetricsLine
-from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import TRANSITIONS, JobState, Request
 from mlora_sched.spec.wire import (
     OTHER_NUMERICS,
@@ -52,6 +52,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case CheckpointSaved():
             _checkpoint(connection, row, report, now)
         case JobFinished():
+            _keep_checkpoints(connection, row.id, report.kept)
             _move(connection, row, JobState.SUCCEEDED, now, step=report.step)
         case JobFailed():
             _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
@@ -140,15 +141,19 @@ def _upsert_metric(connection: Connection, job_id: str, line: MetricsLine) -> No
 
 
 def _checkpoint(connection: Connection, row: Row[Any], report: CheckpointSaved, now: float) -> None:
-    """Note a checkpoint and forget those the worker has removed: it keeps the newest few and the best."""
+    """Note a checkpoint and forget those the worker has removed."""
     table = schema.checkpoints
-    of_job = table.c.job_id == row.id
     if report.best:
-        connection.execute(update(table).where(of_job).values(best=0))
+        connection.execute(update(table).where(table.c.job_id == row.id).values(best=0))
     insert = sqlite.insert(table).values(job_id=row.id, step=report.step, best=int(report.best))
     update_best = insert.on_conflict_do_update(index_elements=["job_id", "step"], set_={"best": int(report.best)})
     connection.execute(update_best)
-    limit = JobSpec.model_validate_json(row.spec).training.save_total_limit
-    newest = select(table.c.step).where(of_job).order_by(table.c.step.desc()).limit(limit)
-    connection.execute(delete(table).where(of_job, table.c.best == 0, table.c.step.not_in(newest)))
-    moves.add_event(connection, row.id, f"checkpoint at step {report.step}{' (best)' if report.best else ''}", now)
+    _keep_checkpoints(connection, row.id, report.kept)
+    if report.asked or report.best:
+        best = " (best)" if report.best else ""
+        moves.add_event(connection, row.id, f"checkpoint at step {report.step}{best}", now)
+
+
+def _keep_checkpoints(connection: Connection, job_id: str, kept: Sequence[int]) -> None:
+    table = schema.checkpoints
+    connection.execute(delete(table).where(table.c.job_id == job_id, table.c.step.not_in(kept)))

@@ -217,7 +217,8 @@ class FakeWorker:
         if parked is not None:
             step = parked.step
         else:
-            step = max(list_checkpoints(Path(start.job_dir)), default=0) if start.resume else 0
+            saved = list_checkpoints(Path(start.job_dir)) if start.resume else []
+            step = max((at for at in saved if start.recorded is None or at <= start.recorded.step), default=0)
         self._residents[start.job_id] = _Resident(start, script, step)
         self._outbox.append(
             Attached(
@@ -283,7 +284,8 @@ class FakeWorker:
         if step >= script.steps:
             del self._residents[start.job_id]
             _export(Path(start.job_dir) / "adapter")
-            self._outbox.append(JobFinished(job_id=start.job_id, epoch=start.epoch, step=step))
+            kept = tuple(list_checkpoints(Path(start.job_dir)))
+            self._outbox.append(JobFinished(job_id=start.job_id, epoch=start.epoch, step=step, kept=kept))
 
     def _crashes(self, start: JobStart, script: FakeScript) -> bool:
         """Die, unless the job's directory says that it has happened often enough."""
@@ -310,8 +312,10 @@ class FakeWorker:
             self._save(job, best)
 
     def _save(self, job: _Resident, best: bool) -> None:
-        _export(checkpoint_dir(Path(job.start.job_dir), job.step))
-        saved = CheckpointSaved(job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, best=best)
+        job_dir = Path(job.start.job_dir)
+        _export(checkpoint_dir(job_dir, job.step))
+        kept = tuple(list_checkpoints(job_dir))
+        saved = CheckpointSaved(job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, best=best, kept=kept)
         self._outbox.append(saved)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.saver import Saving
 from mlora_sched.engine.start import start_trainer
 from mlora_sched.errors import MloraError
 from mlora_sched.spec.wire import Attach, Command, Detach, Fatal, Init, Prepare, Ready, Report, Shutdown, Slice
@@ -73,7 +74,8 @@ def serve(channel: Channel[Command, Report]) -> int:
     if init is None:
         return 0
     try:
-        trainer = start_trainer(init.config)
+        config = init.config
+        trainer = start_trainer(config, Saving(config.checkpoint_seconds, config.checkpoint_steps, beside=True))
     except MloraError as error:
         channel.write(Fatal(error=type(error).__name__, message=error.message))
         return error.exit_code

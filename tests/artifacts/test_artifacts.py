@@ -19,6 +19,7 @@ from mlora_sched.artifacts.adapter_files import read_adapter, write_adapter, wri
 from mlora_sched.artifacts.atomic import atomic_directory
 from mlora_sched.artifacts.checkpoint import (
     Checkpoint,
+    Keep,
     checkpoint_dir,
     list_checkpoints,
     prune,
@@ -144,20 +145,38 @@ def test_any_changed_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, d
 @given(
     steps=st.sets(st.integers(1, 40), min_size=1, max_size=8),
     now=st.integers(1, 40),
-    newest=st.integers(1, 4),
+    newest=st.integers(0, 4),
     best=st.integers(-1, 40),
+    every=st.none() | st.integers(1, 9),
+    limit=st.integers(1, 3),
+    recorded=st.integers(0, 40),
 )
 def test_what_is_kept(
-    tmp_path_factory: pytest.TempPathFactory, steps: set[int], now: int, newest: int, best: int
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: set[int],
+    now: int,
+    newest: int,
+    best: int,
+    every: int | None,
+    limit: int,
+    recorded: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
     for step in steps:
         checkpoint_dir(folder, step).mkdir(parents=True)
-    removed = prune(folder, now, newest, {best})
-    past = sorted(step for step in steps if step <= now)
-    kept = [step for step in past if step in past[-newest:] or step == best]
-    assert list_checkpoints(folder) == kept
-    assert removed == sorted(steps - set(kept))
+    left = prune(folder, now, Keep(newest, every, limit, {best}, recorded))
+    kept = set[int]()
+    for step in (past := {step for step in steps if step <= now}):
+        younger = {other for other in past if other > step}
+        asked = every is not None and step % every == 0
+        if (
+            len(younger) < newest
+            or step == best
+            or (asked and sum(other % every == 0 for other in younger) < limit)
+            or (step <= recorded and not any(other <= recorded for other in younger))
+        ):
+            kept.add(step)
+    assert list_checkpoints(folder) == left == sorted(kept)
 
 
 # ---------------------------------------------------------------- adapters

@@ -16,8 +16,9 @@ from docs.pages import quoted, rows, section, text_of
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.artifacts.adapter_files import write_adapter
+from mlora_sched.artifacts.checkpoint import write_checkpoint
 from mlora_sched.artifacts.provenance import Origin, provenance
-from mlora_sched.engine.saving import save
+from mlora_sched.engine.saving import adapter_files, draft_of
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.api import MetricsLine
@@ -134,12 +135,13 @@ def test_checkpoints(case: MethodCase, base: FrozenBase, tmp_path: Path) -> None
     adapter = build_adapter(spec.adapter, base, seed=0)
     state = TrainState("job", spec, prepared((9, 12), seed=1, validation=(7,)), adapter)
     state.progress.step = 120
-    save(state, tmp_path, record(case), origin())
+    kept = state.kept()
+    write_checkpoint(tmp_path, 120, draft_of(state, origin(), kept), adapter_files(state, kept), record(case))
     (folder,) = (tmp_path / "checkpoints").iterdir()
     text = section(PAGE, "Checkpoints")
     assert f"`checkpoints/{folder.name}/`" in text
-    adapter_files = [quoted(cells[0])[0] for cells in rows(section(PAGE, "An adapter directory"))][:4]
-    beside = {path.name for path in folder.iterdir()} - set(adapter_files)
+    exported = [quoted(cells[0])[0] for cells in rows(section(PAGE, "An adapter directory"))][:4]
+    beside = {path.name for path in folder.iterdir()} - set(exported)
     assert beside == first_cells("Checkpoints")
     words = quoted(text)
     written = json.loads((folder / "state.json").read_text())

@@ -10,6 +10,7 @@ from promise.world import PACK_TOKENS, World, base_in, origin_in, tokenizer, wri
 
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.memory import TrainerMemory
+from mlora_sched.engine.saver import Saving
 from mlora_sched.spec.job import ADAPTER_FILES, parse_job
 from mlora_sched.spec.wire import (
     Attached,
@@ -35,10 +36,15 @@ class Bench:
     """One trainer, and what it has reported so far. A second bench on the same folder is a restarted worker."""
 
     def __init__(
-        self, folder: Path, pack_tokens: int = PACK_TOKENS, memory: TrainerMemory | None = None, world: World = WORLD
+        self,
+        folder: Path,
+        pack_tokens: int = PACK_TOKENS,
+        memory: TrainerMemory | None = None,
+        world: World = WORLD,
+        saving: Saving | None = None,
     ) -> None:
         self.folder = folder
-        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), pack_tokens, memory)
+        self.trainer = Trainer(base_in(world), tokenizer(), origin_in(world), pack_tokens, memory, saving)
         self.reports: list[Report] = []
 
     def start(

@@ -217,7 +217,7 @@ def test_a_parked_job_can_stay_be_saved_or_be_dropped(tmp_path: Path) -> None:
         assert list_checkpoints(tmp_path / name) == []
     assert bench.detach("stays", keep=True, park=True) == [Detached(job_id="stays", epoch=1, step=1, parked=True)]
     assert bench.detach("saved", keep=True) == [
-        CheckpointSaved(job_id="saved", epoch=1, step=2, best=False),
+        CheckpointSaved(job_id="saved", epoch=1, step=2, best=False, asked=False, kept=(2,)),
         Detached(job_id="saved", epoch=1, step=2),
     ]
     assert bench.detach("dropped", keep=False) == [Detached(job_id="dropped", epoch=1, step=3)]
@@ -254,10 +254,12 @@ def test_when_the_host_is_full_the_longest_parked_go_to_disk(tmp_path: Path) -> 
     assert [[type(report) for report in reports] for reports in told] == [
         [Note, Detached],
         [Note, Detached],
-        [CheckpointSaved, Note, Detached],
-        [CheckpointSaved, Note, Detached],
+        [CheckpointSaved, Detached, Note, Detached],
+        [CheckpointSaved, Detached, Note, Detached],
     ]
-    assert told[2][0] == CheckpointSaved(job_id="job-0", epoch=1, step=steps[0], best=False)
+    assert told[2][0] == CheckpointSaved(
+        job_id="job-0", epoch=1, step=steps[0], best=False, asked=False, kept=(steps[0],)
+    )
     assert list(bench.trainer.parking.jobs) == ["job-2", "job-3"]
     assert bench.trainer.parking.bytes <= bench.trainer.parking.limit
     for at in range(4):
@@ -273,7 +275,7 @@ def test_who_does_not_fit_the_host_is_saved(tmp_path: Path) -> None:
     bench.attach(bench.start(max_steps=5))
     bench.packs(2)
     assert bench.detach("job", keep=True, park=True) == [
-        CheckpointSaved(job_id="job", epoch=1, step=2, best=False),
+        CheckpointSaved(job_id="job", epoch=1, step=2, best=False, asked=False, kept=(2,)),
         Detached(job_id="job", epoch=1, step=2),
     ]
     assert bench.trainer.parking.jobs == {}
@@ -304,10 +306,11 @@ def test_a_disk_that_refuses_a_parked_job_costs_its_last_steps_alone(tmp_path: P
     bench.packs(2)
     bench.detach("first", keep=True, park=True)
     (tmp_path / "first" / "checkpoints").write_text("in the way")
-    lost, _, parked = bench.detach("second", keep=True, park=True)
+    lost, gone, _, parked = bench.detach("second", keep=True, park=True)
     assert isinstance(lost, Note)
     assert lost.job_id == "first"
-    assert lost.message.startswith("its parked state could not be saved")
+    assert lost.message.startswith("the checkpoint of step ")
+    assert gone == Detached(job_id="first", epoch=1, step=0), "it goes on from its newest checkpoint, and has none"
     assert parked == Detached(job_id="second", epoch=1, step=2, parked=True)
     (tmp_path / "first" / "checkpoints").unlink()
     bench.attach(bench.start("first", max_steps=5))

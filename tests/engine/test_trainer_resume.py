@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.bench import Bench
 from mlora_sched.artifacts.checkpoint import Checkpoint, read_newest
-from mlora_sched.engine import loop, saving
+from mlora_sched.engine import saver, saving
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Detached, EvalDone, JobFinished, JobStart, StepDone
@@ -147,7 +148,7 @@ def test_a_job_that_died_after_its_last_checkpoint_is_finished_at_once(
     """It has no chunk left: it must neither wait for ever nor keep the others from training."""
     plain = Bench(tmp_path / "plain")
     plain.run(plain.start(max_steps=4, save_every=2))
-    write = loop.write_adapter
+    write = saver.write_adapter
 
     def killed(*args: object) -> None:
         if exported:
@@ -156,7 +157,7 @@ def test_a_job_that_died_after_its_last_checkpoint_is_finished_at_once(
 
     first = Bench(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_adapter", killed)
+        patch.setattr(saver, "write_adapter", killed)
         with pytest.raises(_Killed):
             first.run(first.start(max_steps=4, save_every=2))
 
@@ -289,8 +290,8 @@ def test_a_checkpoint_that_lays_out_parameters_otherwise_is_refused(
     """Flat tensors say nothing of what lies where in them; releases before the first had no word of it."""
     saved_twice(tmp_path)
 
-    def laid_out_otherwise(job_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-        checkpoint, notes = read_newest(job_dir)
+    def laid_out_otherwise(job_dir: Path, usable: Callable[[Checkpoint], bool]) -> tuple[Checkpoint | None, list[str]]:
+        checkpoint, notes = read_newest(job_dir, usable)
         assert checkpoint is not None
         checkpoint.state["layout"] = layout
         return checkpoint, notes

@@ -72,7 +72,8 @@ class Served:
                 write_adapter(folder, f"step {step}")
                 (folder / "train_state.safetensors").write_bytes(b"moments")
                 held_out = EvalDone(job_id=job_id, epoch=epoch, step=step, loss=0.5, accuracy=0.75, tokens=9)
-                saved = CheckpointSaved(job_id=job_id, epoch=epoch, step=step, best=step == best)
+                kept = tuple(sorted(at for at in save if at <= step))
+                saved = CheckpointSaved(job_id=job_id, epoch=epoch, step=step, best=step == best, kept=kept)
                 self.store.record([held_out, saved], now=time.time())
 
     def finish(self, job_id: str) -> None:

@@ -18,6 +18,7 @@ from mlora_sched.spec.wire import (
     JobFinished,
     JobReport,
     Prepared,
+    Recorded,
     StepDone,
 )
 from mlora_sched.store.jobs import JobStore
@@ -373,12 +374,13 @@ def test_metrics_are_in_canonical_order_and_read_from_a_cursor(store: JobStore) 
     assert [line.step for _, line in store.metrics(ID, after=newest)] == [4]
 
 
-def test_checkpoints_keep_the_newest_and_the_best(store: JobStore) -> None:
-    bring_to(store, JobState.RUNNING)  # save_total_limit is 2
+def test_the_store_knows_the_checkpoints_that_the_worker_keeps(store: JobStore) -> None:
+    bring_to(store, JobState.RUNNING)
     assert (store.checkpoints(ID), store.best_checkpoint(ID)) == ((), None)
     kept = []
-    for step, best in [(1, False), (2, True), (3, False), (4, False), (5, True), (6, False), (7, False)]:
-        store.record([CheckpointSaved(job_id=ID, epoch=0, step=step, best=best)], 12.0)
+    for best, steps in [(0, (1,)), (1, (1, 2)), (0, (2, 3)), (0, (2, 3, 4)), (1, (4, 5)), (0, (5, 6)), (0, (5, 6, 7))]:
+        saved = CheckpointSaved(job_id=ID, epoch=0, step=steps[-1], best=bool(best), asked=steps[-1] < 7, kept=steps)
+        store.record([saved], 12.0)
         kept.append((store.checkpoints(ID), store.best_checkpoint(ID)))
     assert kept == [
         ((1,), None),
@@ -389,6 +391,19 @@ def test_checkpoints_keep_the_newest_and_the_best(store: JobStore) -> None:
         ((5, 6), 5),
         ((5, 6, 7), 5),
     ]
+    told = [event.message for _, event in store.events(ID) if event.message.startswith("checkpoint")]
+    assert told == [f"checkpoint at step {step}{' (best)' if step in (2, 5) else ''}" for step in range(1, 7)]
+    store.record([JobFinished(job_id=ID, epoch=0, step=7, kept=(5,))], 13.0)
+    assert (store.checkpoints(ID), store.best_checkpoint(ID)) == ((5,), 5)
+
+
+def test_how_far_figures_are_recorded(store: JobStore) -> None:
+    bring_to(store, JobState.RUNNING)
+    assert store.recorded(ID) == Recorded(step=0, evaluated=-1)
+    store.record([stepped(1), stepped(2)], 12.0)
+    assert store.recorded(ID) == Recorded(step=2, evaluated=-1)
+    store.record([EvalDone(job_id=ID, epoch=0, step=2, loss=1.0, accuracy=0.5, tokens=9)], 12.0)
+    assert store.recorded(ID) == Recorded(step=2, evaluated=2)
 
 
 # ---------------------------------------------------------------- the rest

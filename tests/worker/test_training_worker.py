@@ -104,7 +104,10 @@ def test_what_is_parked_is_saved_when_the_worker_is_told_to_stop(served: Served,
     served.slice("job")
     served.tell(Detach(job_id="job", save=True, park=True), Detached)
     served.end()
-    assert served.heard[-1] == CheckpointSaved(job_id="job", epoch=1, step=1, best=False)
+    assert served.heard[-2:] == [
+        CheckpointSaved(job_id="job", epoch=1, step=1, best=False, asked=False, kept=(1,)),
+        Detached(job_id="job", epoch=1, step=1),
+    ]
     assert list_checkpoints(tmp_path / "job") == [1]
 
 

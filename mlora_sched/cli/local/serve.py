@@ -48,6 +48,14 @@ from mlora_sched.worker.local import LocalWorker, Role
     help="Share of it that is kept free.",
 )
 @click.option("--host-memory", type=SIZE, help="Of the host, for jobs that wait (GPU: half of it).")
+@click.option(
+    "--checkpoint-every",
+    type=DURATION,
+    default=60.0,
+    show_default="1m",
+    help="Save every job so often, so that a crash costs no more.",
+)
+@click.option("--checkpoint-steps", type=click.IntRange(min=1), help="And when it has made so many steps since.")
 @click.option("--idle-unload", type=DURATION, help="Free the device after so long without jobs, such as 15m.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
@@ -67,6 +75,8 @@ def serve(
     memory_budget: int | None,
     memory_margin: float,
     host_memory: int | None,
+    checkpoint_every: float,
+    checkpoint_steps: int | None,
     idle_unload: float | None,
     max_jobs: int,
     policy: str,
@@ -91,6 +101,8 @@ def serve(
         "memory_budget": memory_budget,
         "memory_margin": memory_margin,
         "host_memory": host_memory,
+        "checkpoint_seconds": checkpoint_every,
+        "checkpoint_steps": checkpoint_steps,
         "idle_unload": idle_unload,
         "max_resident_jobs": max_jobs,
         "policy": policy,
