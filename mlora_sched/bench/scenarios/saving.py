@@ -23,7 +23,7 @@ class Plan:
     rank: int = 16
     tokens: int = 1024
     longest_row: int = 128
-    steps: int = 4
+    steps: int = 2
     interval: float = 60.0
 
 
