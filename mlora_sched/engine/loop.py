@@ -23,7 +23,7 @@ from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
-from mlora_sched.engine.resident import FAULTS, Resident, Saved, adapter_fault, once_more, own_code, restart
+from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
 from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
@@ -207,8 +207,7 @@ class Trainer:
             if not choice.chunks:
                 choice = self._anyway() or choice
             if not choice.chunks:
-                hopeless = self._drop_what_never_fits()
-                if hopeless:
+                if hopeless := self._drop_what_never_fits():
                     yield hopeless
                 elif self.saver.wait_for_one():
                     yield self.saver.written()
@@ -318,7 +317,7 @@ class Trainer:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
         restart(resident for resident in choice.members.values() if resident is not culprit)
-        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__))]
+        return [failed(culprit.start, code_fault(culprit.start, error.code, error.__cause__))]
 
     def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
         """A pack has run out of memory: its jobs begin their step anew, in smaller packs.
@@ -376,9 +375,10 @@ class Trainer:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
         if phase is Phase.TRAIN:
-            yield step_done(resident.start, state.finish_step())
+            yield step_done(resident.start, stepped := state.finish_step(resident.lap()))
+            stepped.check()
         else:
-            figures = state.finish_evaluation()
+            figures = state.finish_evaluation(resident.lap())
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident.start, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):

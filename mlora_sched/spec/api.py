@@ -9,7 +9,7 @@ from pydantic import Field
 from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
-from mlora_sched.spec.state import ErrorCode, JobState, Request, WorkerPhase
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
 from mlora_sched.spec.wire import EvalDone, StepDone
 
 
@@ -39,7 +39,7 @@ class JobView(Frozen):
     tokens: int
     error_code: ErrorCode | None
     error: str | None
-    stopped_by: str | None
+    stopped_by: StoppedBy | None
     created: float
     started: float | None
     ended: float | None

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
-from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.state import ErrorCode, StoppedBy
 
 
 class Exactness(StrEnum):
@@ -305,13 +305,17 @@ class CheckpointSaved(Frozen):
 
 
 class JobFinished(Frozen):
-    """The adapter is exported to `adapter/` below the job's directory; `kept` are its checkpoints' steps."""
+    """The adapter is exported to `adapter/` below the job's directory; `kept` are its checkpoints' steps.
+
+    `stopped_by` when it was not the last planned step that ended it.
+    """
 
     kind: Literal["finished"] = "finished"
     job_id: str
     epoch: int
     step: int
     kept: tuple[int, ...] = ()
+    stopped_by: StoppedBy | None = None
 
 
 class JobFailed(Frozen):

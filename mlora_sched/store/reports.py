@@ -52,8 +52,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case CheckpointSaved():
             _checkpoint(connection, row, report, now)
         case JobFinished():
-            _keep_checkpoints(connection, row.id, report.kept)
-            _move(connection, row, JobState.SUCCEEDED, now, step=report.step)
+            _finished(connection, row, report, now)
         case JobFailed():
             _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
         case Detached():
@@ -94,6 +93,13 @@ def _attached(connection: Connection, row: Row[Any], report: Attached, now: floa
         "exactness": _exactness(connection, row, report),
     }
     _move(connection, row, JobState.RUNNING, now, **values)
+
+
+def _finished(connection: Connection, row: Row[Any], report: JobFinished, now: float) -> None:
+    _keep_checkpoints(connection, row.id, report.kept)
+    stopped = None if report.stopped_by is None else report.stopped_by.value
+    note = "" if stopped is None else f"stopped by {stopped} after {report.step} of {row.total_steps} steps"
+    _move(connection, row, JobState.SUCCEEDED, now, note=note, step=report.step, stopped_by=stopped)
 
 
 def _detached(connection: Connection, row: Row[Any], report: Detached, now: float) -> None:
