@@ -10,6 +10,7 @@
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unreachable                  no daemon answers                        exit 5   HTTP 503
     ├── WaitTimeout                  a wait ran out of time                   exit 124 HTTP 408
+    ├── DeviceFault                  the device or its driver fails, for all  exit 1   (stored, never raised over HTTP)
     ├── ProtocolError                another process says what is no message  exit 1   (stored, never raised over HTTP)
     └── JobFault                     one job fails alone; carries ErrorCode   exit 1   (stored, never raised over HTTP)
 
@@ -106,6 +107,10 @@ class WaitTimeout(MloraError):
     http_status = 408
 
 
+class DeviceFault(MloraError):
+    """The device or its driver has failed: no job is to blame, and nothing can run before it works again."""
+
+
 class ProtocolError(MloraError):
     """What came through a channel is no message of ours: a bug, or a stray print into the pipe."""
 
@@ -134,7 +139,18 @@ EXIT_INTERRUPTED = 130
 
 _BY_NAME: dict[str, type[MloraError]] = {
     cls.__name__: cls
-    for cls in (UserError, SpecError, DataError, BaseError, NotFound, Ambiguous, Refused, Unreachable, WaitTimeout)
+    for cls in (
+        UserError,
+        SpecError,
+        DataError,
+        BaseError,
+        NotFound,
+        Ambiguous,
+        Refused,
+        Unreachable,
+        WaitTimeout,
+        DeviceFault,
+    )
 }
 
 
