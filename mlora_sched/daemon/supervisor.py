@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from mlora_sched.daemon.vigil import Limits, Vigil
 from mlora_sched.errors import MloraError
-from mlora_sched.spec.wire import Command, Fatal, Init, Note, Report
+from mlora_sched.spec.wire import Command, Fatal, Init, Note, Ready, Report
 from mlora_sched.worker.protocol import Worker
 
 StartWorker = Callable[[], Worker]
 
 MAX_DEATHS = 5
 """Deaths in a row, without progress in between, after which nothing is started any more."""
+
+STEADY_SECONDS = 600.0
+"""A worker that has been ready for so long has shown that one can live: its death begins a new row."""
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -59,6 +62,7 @@ class Supervisor:
         """Why the process said that it cannot go on, since its last progress."""
         self._deaths = 0
         self._not_before = 0.0
+        self._ready_since: float | None = None
 
     @property
     def running(self) -> bool:
@@ -75,6 +79,7 @@ class Supervisor:
         if self._worker is None and not self.given_up and now >= self._not_before:
             self._worker = self._start()
             self._vigil = Vigil(self._limits, now)
+            self._ready_since = None
             self._worker.send(self._init())
 
     def send(self, command: Command) -> None:
@@ -92,6 +97,8 @@ class Supervisor:
             return Heard([], died=False)
         alive = self._worker.alive
         reports = self._worker.poll(timeout if alive else 0.0)
+        if self._ready_since is None and any(isinstance(report, Ready) for report in reports):
+            self._ready_since = now
         worker, lifeless = self._worker, self._vigil.look(reports, timeout, now) if alive else None
         if lifeless is not None:
             worker.kill()
@@ -121,6 +128,8 @@ class Supervisor:
 
     def _bury(self, now: float) -> None:
         self.close()
+        if self._ready_since is not None and now - self._ready_since >= STEADY_SECONDS:
+            self._deaths = 0
         pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._deaths)
         self._deaths += 1
         self._not_before = now + pause

@@ -59,7 +59,7 @@ class FakeScript(Frozen):
         fail_at: the step that fails with `code`; 0 for the preparation.
         crash_at: the step at which the worker dies; 0 for the preparation.
         crash_times: how often it dies there, None for every time.
-        crash_beside: the job of this name must be in the pack for that.
+        crash_beside: it dies there, and at every later step, when the job of this name is in the pack, and else not.
         crash_attached: it dies when the job is attached.
         hang_at: the step that never ends, as often as it would die.
         step_tokens: tokens of a step.
@@ -83,6 +83,12 @@ class FakeScript(Frozen):
     chunk_tokens: int = 100
     longest: int = 50
     bytes: int = 1000
+
+    def crashes(self, step: int, names: Collection[str]) -> bool:
+        """Whether the worker is to die at a step, in a pack with the jobs of these names."""
+        if self.crash_beside is None:
+            return step == self.crash_at
+        return self.crash_at is not None and step >= self.crash_at and self.crash_beside in names
 
 
 @dataclass
@@ -300,8 +306,7 @@ class FakeWorker:
         start, script, step = job.start, job.script, job.step + 1
         if script.step_seconds:
             self._sleep(script.step_seconds)
-        triggered = script.crash_beside is None or script.crash_beside in names
-        if script.crash_at == step and triggered and self._crashes(start, script):
+        if script.crashes(step, names) and self._crashes(start, script):
             return
         if script.hang_at == step and self._counts(start, script):
             self._hangs = True
