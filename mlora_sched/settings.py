@@ -88,6 +88,8 @@ class DaemonSettings(Frozen):
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
+        worker_silence: seconds without a sign of life after which a worker or preparer is ended.
+        worker_hang: seconds after which a worker is ended that shows signs of life and does not get on.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
@@ -109,6 +111,8 @@ class DaemonSettings(Frozen):
     host_memory: int | None = Field(default=None, ge=0)
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    worker_silence: float = Field(default=60.0, ge=5)
+    worker_hang: float = Field(default=900.0, ge=5)
     idle_unload: float | None = Field(default=None, gt=0)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)

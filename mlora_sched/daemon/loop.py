@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 from mlora_sched.daemon.admission import Admission
+from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.status import StatusBoard
-from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
-from mlora_sched.daemon.suspects import MAX_SOLO_CRASHES, Suspects
-from mlora_sched.errors import MloraError, from_name
+from mlora_sched.daemon.supervisor import MAX_DEATHS, Heard, StartWorker, Supervisor
+from mlora_sched.daemon.suspects import Company
+from mlora_sched.daemon.vigil import Limits
+from mlora_sched.errors import DeviceFault, MloraError, from_name
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.sched.plan import Plan, Snapshot
 from mlora_sched.sched.policies import find_policy
@@ -28,6 +30,7 @@ from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
 from mlora_sched.spec.wire import (
+    AtWork,
     CheckpointSaved,
     Detached,
     Fatal,
@@ -56,8 +59,6 @@ DRAIN_SECONDS = 30.0
 
 LONGEST_DRAIN_SECONDS = 600.0
 """… and in all: what is parked may be many GiB, on a slow disk."""
-
-_ON_TRIAL = f"{WaitReason.WORKER.value}: it died, and the job that ends it is being looked for"
 
 
 class DaemonLoop:
@@ -89,8 +90,9 @@ class DaemonLoop:
         self._settings = settings
         self._policy = find_policy(settings.policy)
         self._admission = Admission(store, settings, estimating)
-        self._worker = Supervisor(worker, self._init)
-        self._preparer = Supervisor(preparer, self._init)
+        limits = Limits(settings.worker_silence, settings.worker_hang)
+        self._worker = Supervisor("worker", worker, self._init, limits)
+        self._preparer = Supervisor("preparer", preparer, self._init, Limits(settings.worker_silence))
         self._preparing = Preparing(store, self._preparer, self._job_start)
         self._clock = clock
         self._poll_seconds = poll_seconds
@@ -100,8 +102,8 @@ class DaemonLoop:
         self._hands = Hands(self._worker.send)
         self._slices: set[int] = set()
         self._last_slice = 0
-        self._suspects = Suspects()
-        self._requests = Requests(store, self._hands, self._suspects)
+        self._blame = Blame(store)
+        self._requests = Requests(store, self._hands)
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
@@ -181,14 +183,12 @@ class DaemonLoop:
         if self._board.away(phase, why):
             self._store.note(None, f"the worker is {why}", now)
 
-    def _forget_worker(self, now: float, note: str) -> frozenset[str]:
-        """There is no worker any more; returns the jobs that were attached to it."""
+    def _forget_worker(self, now: float, note: str) -> None:
+        """There is no worker any more; its jobs are queued again."""
         self._slices.clear()
         self._ready = False
-        attached = self._hands.drop()
-        if attached:
+        if self._hands.drop():
             self._store.requeue_running(now, note)
-        return attached
 
     def _init(self) -> Init:
         return Init(config=self._admission.config())
@@ -216,7 +216,7 @@ class DaemonLoop:
             self._take_general(self._worker, report, now)
             self._take(report, now)
         if worker.died:
-            self._worker_died(now, killed=worker.killed)
+            self._worker_died(worker, now)
         for process in (self._worker, self._preparer):
             if process.given_up:
                 raise process.last_words or MloraError(
@@ -245,6 +245,7 @@ class DaemonLoop:
         match report:
             case Ready():
                 self._ready = self._was_ready = True
+                self._blame.new_worker()
                 self._admission.ready(report)
                 self._board.ready(report)
             case MemoryReport():
@@ -253,41 +254,28 @@ class DaemonLoop:
                 self._board.memory(report)
             case StepDone():
                 self._worker.progressed()
-                if self._suspects.stepped(report.job_id, report.step):
-                    self._store.set_crashes(report.job_id, 0)
+                self._blame.hear(report)
+            case AtWork():
+                self._blame.hear(report)
             case JobFinished() | JobFailed() | Detached():
-                if self._hands.hear(report):
-                    self._suspects.dismiss(report.job_id)
+                self._hands.hear(report)
             case SliceDone():
                 self._slices.discard(report.slice_id)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
 
-    def _worker_died(self, now: float, *, killed: bool) -> None:
-        """Queue its jobs again, and look for the one that ended it: alone in the worker it is known to be guilty.
+    def _worker_died(self, heard: Heard, now: float) -> None:
+        """Queue its jobs again, and look for the one that ended it.
 
-        Nobody is when the kernel ended it for want of memory; the next worker gets less of it.
+        It is none when the kernel did for want of memory (the next worker gets less of it), or when the device failed.
         """
-        held = self._forget_worker(now, "the worker died; to go on from the last checkpoint")
+        held = self._hands.all
+        self._forget_worker(now, "the worker died; to go on from the last checkpoint")
         self._board.restarting()
-        if killed and self._kills.grew():
+        if heard.killed and self._kills.grew():
             self._store.note(None, self._admission.shrink(), now)
-            return
-        victims = [job for job in self._store.live() if job.id in held]
-        self._suspects.accuse({job.id: job.step for job in victims})
-        if len(victims) != 1:
-            return
-        job, crashes = victims[0], victims[0].crashes + 1
-        self._store.set_crashes(job.id, crashes)
-        if crashes >= MAX_SOLO_CRASHES:
-            reason = failed(
-                ErrorCode.WORKER_CRASH,
-                f"the worker died {crashes} times with this job alone in it, after step {job.step}; "
-                f"the other jobs go on",
-            )
-            self._store.transition(job.id, JobState.QUEUED, JobState.FAILED, now, **reason)
-            self._suspects.dismiss(job.id)
+        elif heard.last_words != DeviceFault.__name__ and self._blame.died(held, now):
             self._worker.progressed()
 
     # ------------------------------------------------------------ what the plan says
@@ -295,21 +283,21 @@ class DaemonLoop:
     def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
-        suspect = self._suspects.on_trial
-        if suspect is not None and not self._admission.fits_now(by_id[suspect]):
-            suspect = None  # others need not wait until there is memory for it
-        snapshot = self._snapshot(jobs, now) if suspect is None else self._trial(by_id, suspect, now)
+        company = self._blame.company(jobs, now)
+        if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
+            company = None  # others need not wait until there is memory for them
+        snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
         plan = self._policy(snapshot)
-        if suspect is None and (plan.counters or plan.floor != snapshot.floor):
+        if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
         for job_id in plan.detach:
-            self._hands.let_go(job_id, save=True, park=suspect is None)  # what is parked dies with the worker
+            self._hands.let_go(job_id, save=True, park=company is None)  # what is parked dies with the worker
         for job_id in plan.attach:
             epoch = self._store.begin_epoch(job_id)
             start = self._job_start(by_id[job_id], epoch)
             self._hands.attach(start.model_copy(update={"recorded": self._store.recorded(job_id)}))
         self._send_slices(plan, by_id)
-        reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
+        reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
@@ -328,12 +316,12 @@ class DaemonLoop:
             limits=self._admission.limits(self._board.tokens_per_second, now),
         )
 
-    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str, now: float) -> Snapshot:
-        """The snapshot without anybody else: they leave the worker, and the suspect comes when it is empty."""
-        others = self._hands.all - {suspect}
+    def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
+        """The snapshot without anybody else: they leave the worker, and the company comes when they are gone."""
+        others = self._hands.all - company.jobs
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        return self._snapshot([] if others else [jobs[suspect]], now)
+        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
     def _send_slices(self, plan: Plan, jobs: Mapping[str, LiveJob]) -> None:
         shares = tuple(

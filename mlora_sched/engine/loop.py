@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -194,18 +194,17 @@ class Trainer:
 
     # ------------------------------------------------------------------ a slice
 
-    def slice(self, wanted: Slice) -> Iterator[list[Report]]:
+    def slice(self, wanted: Slice, begin: Callable[[Iterable[str]], None] = lambda _: None) -> Iterator[list[Report]]:
         """Train the named jobs until the time is up or nothing can run; yield reports after every pack.
 
-        Jobs may be attached and detached between two packs.
+        Jobs may be attached and detached between two packs. `begin` is told the jobs of each before it runs.
         """
         began = time.monotonic()
         packs = tokens = rows = 0
         self._hear(wanted)
         while time.monotonic() - began < wanted.seconds:
             choice = self.packer.choose(self._present(wanted), self._fits())
-            if not choice.chunks:
-                choice = self._anyway() or choice
+            choice = choice if choice.chunks else self._anyway() or choice
             if not choice.chunks:
                 if hopeless := self._drop_what_never_fits():
                     yield hopeless
@@ -213,6 +212,7 @@ class Trainer:
                     yield self.saver.written()
                     continue
                 break
+            begin(choice.members)
             reports, length = self._run(choice)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports + self.saver.written()

@@ -77,6 +77,11 @@ class Saver:
         """What pending writes hold of the host's memory."""
         return self._writer.bytes
 
+    @property
+    def writing(self) -> frozenset[str]:
+        """Of whom something is being written."""
+        return self._writer.jobs
+
     # ------------------------------------------------------------------ checkpoints
 
     def due(self, resident: Resident) -> bool:

@@ -349,6 +349,26 @@ class SliceDone(Frozen):
     seconds: float
 
 
+class AtWork(Frozen):
+    """Whose code runs from now on: the jobs of a pack, one that is attached or let go, those that are being written.
+
+    Said when that changes, so that a worker's death says who can have caused it. Nobody's: it waits for commands.
+    """
+
+    kind: Literal["at_work"] = "at_work"
+    job_ids: tuple[str, ...]
+
+
+class Beat(Frozen):
+    """A sign of life, about once a second, from a thread of its own, also while the base is loaded.
+
+    `turns` counts how often the main thread has looked for commands: between packs, and once a second when idle.
+    """
+
+    kind: Literal["beat"] = "beat"
+    turns: int
+
+
 class Note(Frozen):
     """Something an administrator should read (a pack restarted, a checkpoint skipped)."""
 
@@ -358,7 +378,7 @@ class Note(Frozen):
 
 
 class Fatal(Frozen):
-    """The worker cannot go on at all; `error` is a class name of `mlora_sched.errors`."""
+    """The worker cannot go on at all; `error` is a class name, of `mlora_sched.errors` unless it is a bug of ours."""
 
     kind: Literal["fatal"] = "fatal"
     error: str
@@ -378,6 +398,8 @@ Report = Annotated[
     | Detached
     | SliceDone
     | MemoryReport
+    | AtWork
+    | Beat
     | Note
     | Fatal,
     Field(discriminator="kind"),

@@ -96,9 +96,11 @@ class DaemonSide:
                 connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
-        """Add an event; None for the daemon itself."""
+        """Add an event; None for the daemon itself. One of a job that is not there is dropped."""
         with writing(self._engine) as connection:
-            moves.add_event(connection, job_id, message, now)
+            there = select(schema.jobs.c.id).where(schema.jobs.c.id == job_id)
+            if job_id is None or connection.scalar(there) is not None:
+                moves.add_event(connection, job_id, message, now)
 
     def fairness(self) -> Fairness:
         """The virtual token counters as last written, with the tokens trained since."""

@@ -17,8 +17,8 @@ from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Command, Fatal, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
-from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, run_program
+from mlora_sched.spec.wire import Command, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
+from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, last_words, run_program
 from mlora_sched.worker.protocol import Channel
 
 MEMORY_SHARE = 0.5
@@ -72,7 +72,7 @@ def serve(channel: Channel[Command, Report]) -> int:
     try:
         tokenizer = load_tokenizer(init.config.base)
     except MloraError as error:
-        channel.write(Fatal(error=type(error).__name__, message=error.message))
+        channel.write(last_words(error))
         return error.exit_code
     while not channel.closed:
         for command in channel.read(IDLE_SECONDS):

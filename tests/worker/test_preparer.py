@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Init, JobFailed, JobStart, Prepare, Prepared, Report, WorkerConfig
+from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, Prepare, Prepared, Report, WorkerConfig
 from mlora_sched.worker.local import LocalWorker, Role
 from mlora_sched.worker.prepare import prepare_job
 
@@ -72,9 +72,14 @@ def preparer(base: Path, tmp_path: Path) -> Iterator[LocalWorker]:
 
 def answers(worker: LocalWorker, seconds: float = 120.0) -> list[Report]:
     deadline = time.monotonic() + seconds
-    while not (found := worker.poll(0.5)) and time.monotonic() < deadline:
+    while not (found := told(worker, 0.5)) and time.monotonic() < deadline:
         assert worker.alive
     return found
+
+
+def told(worker: LocalWorker, seconds: float) -> list[Report]:
+    """What it says but for its signs of life."""
+    return [report for report in worker.poll(seconds) if not isinstance(report, Beat)]
 
 
 def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
@@ -88,7 +93,7 @@ def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
     process = psutil.Process(preparer._process.pid)
     spent = process.cpu_times().user
     while process.cpu_times().user < spent + 1.0:  # it renders, and will for hours
-        assert preparer.poll(0.1) == []
+        assert told(preparer, 0.1) == []
     preparer.kill()
     assert not psutil.pid_exists(process.pid)
     assert not preparer.alive

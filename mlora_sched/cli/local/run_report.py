@@ -24,6 +24,8 @@ from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import JobState, StoppedBy
 from mlora_sched.spec.wire import (
     Attached,
+    AtWork,
+    Beat,
     CheckpointSaved,
     Detached,
     EvalDone,
@@ -125,7 +127,7 @@ class RunReport:
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
                 self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
-            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | Fatal():
+            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | AtWork() | Beat() | Fatal():
                 pass
             case _:
                 assert_never(report)

@@ -56,6 +56,16 @@ from mlora_sched.worker.local import LocalWorker, Role
     help="Save every job so often, so that a crash costs no more.",
 )
 @click.option("--checkpoint-steps", type=click.IntRange(min=1), help="And when it has made so many steps since.")
+@click.option(
+    "--worker-silence",
+    type=DURATION,
+    default=60.0,
+    show_default="1m",
+    help="End a worker without signs of life for so long.",
+)
+@click.option(
+    "--worker-hang", type=DURATION, default=900.0, show_default="15m", help="End one that has not got on for so long."
+)
 @click.option("--idle-unload", type=DURATION, help="Free the device after so long without jobs, such as 15m.")
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
@@ -77,6 +87,8 @@ def serve(
     host_memory: int | None,
     checkpoint_every: float,
     checkpoint_steps: int | None,
+    worker_silence: float,
+    worker_hang: float,
     idle_unload: float | None,
     max_jobs: int,
     policy: str,
@@ -103,6 +115,8 @@ def serve(
         "host_memory": host_memory,
         "checkpoint_seconds": checkpoint_every,
         "checkpoint_steps": checkpoint_steps,
+        "worker_silence": worker_silence,
+        "worker_hang": worker_hang,
         "idle_unload": idle_unload,
         "max_resident_jobs": max_jobs,
         "policy": policy,
