@@ -9,6 +9,8 @@
     ├── Ambiguous                    a shortened id or name fits several      exit 3   HTTP 409
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unreachable                  no daemon answers                        exit 5   HTTP 503
+    ├── StorageTrouble               the daemon's disk or database fails now  exit 6   HTTP 503
+    │   └── NoSpace                  the daemon's disk is (nearly) full       exit 6   HTTP 507
     ├── WaitTimeout                  a wait ran out of time                   exit 124 HTTP 408
     ├── ProtocolError                another process says what is no message  exit 1   (stored, never raised over HTTP)
     └── JobFault                     one job fails alone; carries ErrorCode   exit 1   (stored, never raised over HTTP)
@@ -19,6 +21,7 @@ This module knows nothing of who prints or serves the errors.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -99,6 +102,19 @@ class Unreachable(MloraError):
     http_status = 503
 
 
+class StorageTrouble(MloraError):
+    """A disk or database refuses for now. Nothing was changed by what was asked; later it may be done as it is."""
+
+    exit_code = 6
+    http_status = 503
+
+
+class NoSpace(StorageTrouble):
+    """There is no room on the daemon's disk, or less than it keeps free."""
+
+    http_status = 507
+
+
 class WaitTimeout(MloraError):
     """A wait with a limit ran out; the job goes on."""
 
@@ -123,6 +139,20 @@ class JobFault(MloraError):
         self.code = code
 
 
+def disk_trouble(error: OSError) -> StorageTrouble:
+    """What a file system has refused the daemon, in words for a user and with what helps."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"the daemon's disk is full; {MAKE_ROOM}")
+    if error.errno == errno.EROFS:
+        return StorageTrouble("the daemon's disk is read-only now; its administrator must look at it, then try again")
+    reason = error.strerror or str(error)
+    return StorageTrouble(f"the daemon's disk fails ({reason}); its administrator must look at it, then try again")
+
+
+MAKE_ROOM = "make room (`mlora-sched rm`, `mlora-sched admin gc`), and try again"
+"""What helps when a daemon's disk is full."""
+
+
 def shown(value: object) -> str:
     """A value as messages show it: its repr, cut at 80 characters."""
     text = repr(value)
@@ -134,7 +164,19 @@ EXIT_INTERRUPTED = 130
 
 _BY_NAME: dict[str, type[MloraError]] = {
     cls.__name__: cls
-    for cls in (UserError, SpecError, DataError, BaseError, NotFound, Ambiguous, Refused, Unreachable, WaitTimeout)
+    for cls in (
+        UserError,
+        SpecError,
+        DataError,
+        BaseError,
+        NotFound,
+        Ambiguous,
+        Refused,
+        Unreachable,
+        StorageTrouble,
+        NoSpace,
+        WaitTimeout,
+    )
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlora_sched.files import DRAFT, checkpoint_dir, list_checkpoints, remove_drafts, sync
+from mlora_sched.files import DISK, DRAFT, checkpoint_dir, list_checkpoints, remove_drafts
 
 
 def test_drafts_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -38,5 +38,5 @@ def test_names_of_checkpoints_sort_and_read_back(tmp_path_factory: object, steps
 
 def test_files_and_folders_can_be_synced(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    sync(tmp_path / "a")
-    sync(tmp_path)
+    DISK.sync(tmp_path / "a")
+    DISK.sync(tmp_path)

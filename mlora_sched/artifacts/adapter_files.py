@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.errors import SpecError
+from mlora_sched.files import DISK, Disk
 
 CONFIG, MODEL, PROVENANCE = "adapter_config.json", "adapter_model.safetensors", "provenance.json"
 PICKLED = "adapter_model.bin"
@@ -30,27 +31,31 @@ _MAX_TENSORS = 1 << 18  # MixLoRA of 256 experts on 80 layers has half as many
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-def write_adapter(directory: Path, files: AdapterFiles, provenance: dict[str, Any]) -> None:
+def write_adapter(directory: Path, files: AdapterFiles, provenance: dict[str, Any], disk: Disk = DISK) -> None:
     """Write an adapter, and what it was made of, into an existing directory.
 
     Raises:
         OSError: the disk refuses.
     """
-    write_json(directory / CONFIG, files.config)
-    write_json(directory / PROVENANCE, provenance)
-    write_tensors(directory / MODEL, files.tensors)
+    write_json(directory / CONFIG, files.config, disk)
+    write_json(directory / PROVENANCE, provenance, disk)
+    write_tensors(directory / MODEL, files.tensors, disk)
     if files.config["peft_type"] == "MIXLORA":
         buffer = io.BytesIO()
         torch.save(files.tensors, buffer)
-        (directory / PICKLED).write_bytes(buffer.getbuffer())
+        disk.write(directory / PICKLED, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], disk: Disk = DISK) -> None:
     """A safetensors file.
 
     Raises:
         OSError: the disk refuses (safetensors has an error of its own for that).
     """
+    disk.write(path, lambda path: _save_tensors(path, tensors))
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()  # gives it the mode that the user's umask asks for; safetensors replaces it by a private file
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
@@ -100,6 +105,11 @@ def _check_header(path: Path) -> None:
                 raise ValueError(f"{MODEL}: {name} is {dtype}, none of {', '.join(_DTYPES)}")
 
 
-def write_json(path: Path, content: object) -> None:
-    """JSON with a stable layout, so that equal content gives equal bytes."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: object, disk: Disk = DISK) -> None:
+    """JSON with a stable layout, so that equal content gives equal bytes.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    disk.write(path, lambda path: path.write_text(text, encoding="utf-8"))

@@ -8,6 +8,7 @@ checkpoints/step-000120/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.artifacts.adapter_files import write_adapter, write_json, write_tensors
 from mlora_sched.artifacts.atomic import atomic_directory, remove_directory
-from mlora_sched.files import checkpoint_dir, list_checkpoints
+from mlora_sched.files import DISK, Disk, checkpoint_dir, list_checkpoints
 
 _STATE, _TENSORS = "state.json", "train_state.safetensors"
 
@@ -36,18 +37,24 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    job_dir: Path, step: int, checkpoint: Checkpoint, adapter: AdapterFiles, provenance: dict[str, Any]
+    job_dir: Path,
+    step: int,
+    checkpoint: Checkpoint,
+    adapter: AdapterFiles,
+    provenance: dict[str, Any],
+    disk: Disk = DISK,
 ) -> None:
     """Write a checkpoint so that it is there whole or not at all.
 
     Raises:
         OSError: the disk refuses; older checkpoints are untouched.
     """
-    with atomic_directory(checkpoint_dir(job_dir, step)) as draft:
-        write_adapter(draft, adapter, provenance)
-        write_tensors(draft / _TENSORS, {name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()})
+    tensors = {name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()}
+    with atomic_directory(checkpoint_dir(job_dir, step), disk) as draft:
+        write_adapter(draft, adapter, provenance, disk)
+        write_tensors(draft / _TENSORS, tensors, disk)
         sums = {"sha256": _checksum(draft / _TENSORS, checkpoint.state), "files": _checksums(draft)}
-        write_json(draft / _STATE, checkpoint.state | sums)
+        write_json(draft / _STATE, checkpoint.state | sums, disk)
 
 
 def read_newest(
@@ -55,7 +62,7 @@ def read_newest(
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest intact checkpoint that is usable, or None, and a sentence for each damaged one that was passed over.
 
-    Damaged ones are removed, lest they count among those that are kept.
+    Damaged ones are removed where the disk lets them go, lest they count among those that are kept.
     """
     notes: list[str] = []
     for step in reversed(list_checkpoints(job_dir)):
@@ -63,7 +70,8 @@ def read_newest(
             found = _read(checkpoint_dir(job_dir, step))
         except (OSError, ValueError, SafetensorError) as error:
             notes.append(f"checkpoint of step {step} is damaged and was passed over: {error}")
-            remove_directory(checkpoint_dir(job_dir, step))
+            with contextlib.suppress(OSError):
+                remove_directory(checkpoint_dir(job_dir, step))
             continue
         if usable(found):
             return found, notes
@@ -88,7 +96,7 @@ class Keep:
     recorded: int = 0
 
 
-def prune(job_dir: Path, now: int, keep: Keep) -> list[int]:
+def prune(job_dir: Path, now: int, keep: Keep, disk: Disk = DISK) -> list[int]:
     """Remove the checkpoints that are not to be kept; return the steps of those that are, ascending.
 
     Args:
@@ -102,7 +110,7 @@ def prune(job_dir: Path, now: int, keep: Keep) -> list[int]:
     kept = {*_last(past, keep.newest), *_last(asked, keep.limit), *_last(recorded, 1), *keep.steps}
     for step in steps:
         if step not in kept or step > now:
-            remove_directory(checkpoint_dir(job_dir, step))
+            remove_directory(checkpoint_dir(job_dir, step), disk)
     return [step for step in past if step in kept]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlora_sched.data.encode import Encoded
-from mlora_sched.files import DRAFT, sync
+from mlora_sched.files import DISK, DRAFT, Disk, discard, make_folder
 
 _TRAIN, _VALIDATION = "train", "validation"
 _HASH_STRIDE = 1 << 22  # tokens read at once while a file is checked
@@ -92,15 +91,12 @@ class Prepared:
     stats: DataStats
 
 
-def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -> None:
+def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded], disk: Disk = DISK) -> None:
     """Write a token file so that it is there whole or not at all.
 
     Raises:
         OSError: the disk refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     stats = DataStats(
         rows=len(train),
         validation_rows=len(validation),
@@ -111,16 +107,27 @@ def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded]) -
     if validation:
         more, more_hashes = _tensors(_VALIDATION, validation)
         tensors, hashes = tensors | more, hashes | more_hashes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as directory:
-        draft = Path(directory) / path.name
-        try:
-            save_file(tensors, draft, metadata={"stats": json.dumps(dataclasses.asdict(stats)), **hashes})
-        except SafetensorError as error:  # the library's name for a full or failing disk
-            raise OSError(f"{path}: tokens cannot be written: {error}") from error
-        sync(draft)
-        draft.replace(path)
-    sync(path.parent)
+    description = {"stats": json.dumps(dataclasses.asdict(stats)), **hashes}
+    make_folder(path.parent, disk)
+    folder = disk.draft(path.parent, DRAFT)
+    try:
+        draft = folder / path.name
+        disk.write(draft, lambda path: _save(path, tensors, description))
+        disk.sync(draft)
+        disk.rename(draft, path)
+        disk.sync(path.parent)
+    finally:
+        discard(folder, disk)
+
+
+def _save(path: Path, tensors: dict[str, npt.NDArray[Any]], description: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, metadata=description)
+    except SafetensorError as error:  # the library's name for a full or failing disk
+        raise OSError(f"{path}: tokens cannot be written: {error}") from error
 
 
 def open_prepared(path: Path) -> Prepared | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
-import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from mlora_sched.errors import Refused, UserError
-from mlora_sched.files import DRAFT, sync
+from mlora_sched.errors import UserError, disk_trouble
+from mlora_sched.files import DISK, DRAFT, Disk, discard, make_folder
 
 
 class Incoming:
@@ -20,21 +19,24 @@ class Incoming:
         spool: the directory of the spool.
         sha256: what the content must hash to, in hex.
         max_bytes: most bytes accepted.
+        disk: what the spool lies on.
 
     Raises:
         UserError: the content is too large or is not what it was announced to be.
-        Refused: the disk is full.
+        StorageTrouble: the disk is full or fails.
     """
 
-    def __init__(self, spool: Path, sha256: str, max_bytes: int) -> None:
-        spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def __init__(self, spool: Path, sha256: str, max_bytes: int, disk: Disk = DISK) -> None:
+        self._disk = disk
         self._target = spool / sha256
         self._max_bytes = max_bytes
         self._size = 0
         self._hash = hashlib.sha256()
-        descriptor, name = tempfile.mkstemp(prefix=DRAFT, dir=spool)
-        self._file = os.fdopen(descriptor, "wb")
-        self._part = Path(name)
+        with _refusing():
+            make_folder(spool, disk, mode=0o700)
+            self._folder = disk.draft(spool, DRAFT)
+            self._part = self._folder / sha256
+            self._file = self._part.open("xb")
 
     def __enter__(self) -> Incoming:
         return self
@@ -42,8 +44,9 @@ class Incoming:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._file.close()
+        discard(self._folder, self._disk)
 
     def write(self, block: bytes) -> None:
         """Add a block of the content."""
@@ -51,26 +54,32 @@ class Incoming:
         if self._size > self._max_bytes:
             raise UserError(f"the file is larger than {self._max_bytes} bytes, the most this daemon takes; split it")
         self._hash.update(block)
-        try:
-            self._file.write(block)
-        except OSError as error:
-            raise _full(error) from None
+        with _refusing():
+            self._disk.write(self._part, lambda _: self._append(block))
+
+    def _append(self, block: bytes) -> None:
+        self._file.write(block)
+        self._file.flush()
 
     def keep(self) -> int:
         """Put the complete file in its place, durably; returns its size in bytes."""
         if self._hash.hexdigest() != self._target.name:
             raise UserError("the file is not the one that was announced: it changed while it was sent; send it again")
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _full(error) from None
-        self._part.replace(self._target)
-        sync(self._target.parent)
+        with _refusing():
+            self._disk.sync(self._part)
+            self._disk.rename(self._part, self._target)
+            self._disk.sync(self._target.parent)
         return self._size
 
 
-def _full(error: OSError) -> OSError | Refused:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Refused("the daemon's disk is full; ask its administrator to make room")
-    return error
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What the disk refuses, in words for the user.
+
+    Raises:
+        StorageTrouble: the disk has refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_trouble(error) from None
