@@ -18,8 +18,8 @@ def atomic_directory(target: Path, disk: Disk = DISK) -> Iterator[Path]:
     removed first; there is one writer a target.
 
     Raises:
-        OSError: the disk refuses. Where it did so at the very last, after the new directory had taken its place, that
-            stays, and may be lost in a crash of the machine.
+        OSError: the disk refuses. Where it does so at the very last the new directory has taken its place, but may be
+            lost in a crash of the machine.
     """
     make_folder(target.parent, disk)
     _remove_leftovers(target, disk)
@@ -27,18 +27,16 @@ def atomic_directory(target: Path, disk: Disk = DISK) -> Iterator[Path]:
     try:
         draft.chmod(0o755)
         yield draft
-        folders = [path for path in draft.rglob("*") if path.is_dir()]
-        for path in sorted(path for path in draft.rglob("*") if path.is_file()):
-            disk.sync(path)
-        for folder in (*folders, draft):
-            disk.sync(folder)
+        _sync_all(draft, disk)
         if target.exists():
             disk.exchange(draft, target)
         else:
             disk.rename(draft, target)
-        disk.sync(target.parent)
-    finally:
-        discard(draft, disk)  # a draft that failed, or the directory that it has replaced
+    except BaseException:
+        discard(draft, disk)
+        raise
+    disk.sync(target.parent)  # where this fails what was replaced stays beside: a crash might bring it back
+    discard(draft, disk)
 
 
 def remove_directory(target: Path, disk: Disk = DISK) -> None:
@@ -50,6 +48,7 @@ def remove_directory(target: Path, disk: Disk = DISK) -> None:
     _remove_leftovers(target, disk)
     gone = target.with_name(f"{_beside(target)}gone")
     disk.rename(target, gone)
+    disk.sync(target.parent)  # or a crash might bring it back, half removed
     disk.remove(gone)
 
 
@@ -58,6 +57,15 @@ def _beside(target: Path) -> str:
     return f".{target.name}.tmp-"
 
 
+def _sync_all(folder: Path, disk: Disk) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        disk.sync(path)
+    disk.sync(folder)
+
+
 def _remove_leftovers(target: Path, disk: Disk) -> None:
-    for leftover in target.parent.glob(f"{_beside(target)}*"):
+    leftovers = list(target.parent.glob(f"{_beside(target)}*"))
+    if leftovers:
+        disk.sync(target.parent)  # one of them may be what `target` was until a sync failed
+    for leftover in leftovers:
         disk.remove(leftover)
