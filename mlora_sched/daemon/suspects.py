@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mlora_sched.spec.state import ErrorCode, JobState
+from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import LiveJob
+from mlora_sched.store.rows import failed
+
 MAX_SOLO_CRASHES = 2
 """How many deaths with one job alone in the worker make that job FAILED."""
 
 
 class Suspects:
-    """The jobs that may have ended the worker, in the order in which they are tried."""
+    """The jobs that may have ended the worker, in the order in which they are tried.
 
-    def __init__(self) -> None:
+    Args:
+        store: where it is kept how often a job was found guilty.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
         self._clear_at: dict[str, int] = {}
 
     @property
@@ -28,13 +38,23 @@ class Suspects:
         for job_id, step in steps.items():
             self._clear_at[job_id] = step + 1
 
-    def stepped(self, job_id: str, step: int) -> bool:
-        """A job has finished a step; True when that cleared it."""
-        if job_id in self._clear_at and step >= self._clear_at[job_id]:
-            self.dismiss(job_id)
-            return True
-        return False
+    def convict(self, job: LiveJob, now: float) -> bool:
+        """Count that the worker died with this job alone in it; True when that was once too often."""
+        crashes = job.crashes + 1
+        if crashes < MAX_SOLO_CRASHES:
+            self._store.set_crashes(job.id, crashes)
+            return False
+        reason = failed(
+            ErrorCode.WORKER_CRASH,
+            f"the worker died {crashes} times with this job alone in it, after step {job.step}; the other jobs go on",
+        )
+        self._store.transition(job.id, JobState.QUEUED, JobState.FAILED, now, crashes=crashes, **reason)
+        return True
+
+    def clears(self, job_id: str, step: int) -> bool:
+        """Whether this finished step of a job says that it was not the one; `dismiss` it then."""
+        return job_id in self._clear_at and step >= self._clear_at[job_id]
 
     def dismiss(self, job_id: str) -> None:
-        """A job has ended or is paused: it is not tried."""
+        """A job is cleared, has ended or is paused: it is not tried."""
         self._clear_at.pop(job_id, None)
