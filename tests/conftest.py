@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
 from mlora_sched.environment import prepare_process
 
 prepare_process()
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays for ever, so that the many full collections of the tests need not look at it."""
+@pytest.fixture(autouse=True, scope="module")
+def _old_objects_are_left_alone() -> None:
+    """What is there before a module's tests stays: the many full collections in them need not look at it."""
     gc.collect()
     gc.freeze()

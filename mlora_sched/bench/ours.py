@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import PackedBatch, build_pack
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.resident import Resident
+from mlora_sched.engine.saver import Saving
 from mlora_sched.engine.step import SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import UserError
@@ -23,15 +25,24 @@ class OurJobs:
     Args:
         started: a trainer that holds the base; its own residents stay out of this.
         pack_tokens: most tokens of a pack.
+        saving: how they are saved, below `folder`; unless told otherwise not at all.
     """
 
-    def __init__(self, started: Trainer, jobs: Sequence[BenchJob], pack_tokens: int) -> None:
-        self.trainer = Trainer(started.base, started.tokenizer, started.origin, pack_tokens)
+    def __init__(
+        self,
+        started: Trainer,
+        jobs: Sequence[BenchJob],
+        pack_tokens: int,
+        *,
+        saving: Saving | None = None,
+        folder: Path = Path("unused"),
+    ) -> None:
+        self.trainer = Trainer(started.base, started.tokenizer, started.origin, pack_tokens, saving=saving)
         self.jobs = tuple(jobs)
         for job in jobs:
             adapter = build_adapter(job.spec.adapter, started.base, job.spec.training.seed)
             state = TrainState(job.name, job.spec, job.data, adapter)
-            self.trainer.residents[job.name] = Resident(_start(job), state)
+            self.trainer.residents[job.name] = Resident(_start(job, folder), state)
 
     @property
     def states(self) -> Mapping[str, TrainState]:
@@ -83,6 +94,7 @@ def _until_one_is_done(
             return
 
 
-def _start(job: BenchJob) -> JobStart:
+def _start(job: BenchJob, folder: Path) -> JobStart:
     """Names of files that are never read: the job's rows are there, and it never ends."""
-    return JobStart(job_id=job.name, epoch=1, spec=job.spec, files={}, cache_dir="unused", job_dir="unused")
+    job_dir = str(folder / job.name)
+    return JobStart(job_id=job.name, epoch=1, spec=job.spec, files={}, cache_dir="unused", job_dir=job_dir)

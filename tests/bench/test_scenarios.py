@@ -15,7 +15,7 @@ import pytest
 
 from mlora_sched.bench.record import Outcome, Result, Unit
 from mlora_sched.bench.run import write
-from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, options, small
+from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, options, saving, small
 from mlora_sched.bench.setting import Setting, machine
 from mlora_sched.cli.local.bench import NAMES
 
@@ -29,6 +29,7 @@ SMALL: dict[str, Callable[[Setting], Outcome]] = {
     "options": lambda setting: options.run(
         setting, options.Plan(jobs=2, tokens=64, options=("checkpoint-activations", "bfloat16"))
     ),
+    "saving": lambda setting: saving.run(setting, saving.Plan(jobs=2, rank=4, tokens=64, steps=2)),
     "memory": lambda setting: memory.run(setting, memory.Plan(mix=mix.Plan(ranks=(4, 8), batch_size=2), steps=1)),
 }
 SYSTEMS = {
@@ -40,6 +41,7 @@ SYSTEMS = {
     "options": {
         system + what for system in ("plain", "checkpoint-activations", "bfloat16") for what in ("", ", peak tensors")
     },
+    "saving": {"saved", "plain", "an interval with one save of every job", "an interval"},
     "memory": {"together, pss", "together, tensors", "processes, pss", "processes, tensors"},
 }
 

@@ -249,6 +249,7 @@ def check(folder: Path, seed: int, jobs: int) -> None:
     assert hand.parked
 
 
+@pytest.mark.slow
 def test_a_daemon_weathers_a_storm(folder: Path) -> None:
     check(folder, seed=1, jobs=30)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlora_sched.bench.record import Result
     from mlora_sched.bench.setting import Setting
 
-NAMES = ("mix", "ceiling", "flat", "small", "moe", "memory", "options")
+NAMES = ("mix", "ceiling", "flat", "small", "moe", "memory", "options", "saving")
 """Of the scenarios, here so that help loads no torch; a test holds them to `mlora_sched.bench.scenarios`."""
 
 
@@ -52,6 +52,7 @@ def bench(
     moe      MixLoRA against LoRA of as many parameters
     memory   jobs in one process against a process for each
     options  the daemon's options, each against the plain daemon
+    saving   saving every job at the default interval, against not saving
 
     All of them when none is named. All systems run in turn in every round; figures are medians over the rounds. With
     --json, one object; with several scenarios, one object that holds theirs by name.
