@@ -102,9 +102,9 @@ class Admission:
 
     def hear(self, report: MemoryReport) -> None:
         """The device stands otherwise, or estimates were corrected."""
-        before, self._report = self._report, report
         if _factors(report.corrections) != _factors(self._corrections):
             self._store.set_corrections(self._key, report.corrections)
+        before, self._report = self._report, report
         self._corrections = report.corrections
         if self._shape is not None and (self._fit is None or before is None or _decides(before) != _decides(report)):
             self._fit = Fit(

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from starlette.concurrency import run_in_threadpool
 
 from mlora_sched.daemon.loop import DaemonLoop
 from mlora_sched.daemon.supervisor import StartWorker
-from mlora_sched.errors import Refused, UserError
+from mlora_sched.errors import Refused, StorageTrouble, UserError
 from mlora_sched.files import remove_drafts
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
@@ -75,17 +76,20 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
 
 
 class _StatusWatch:
-    """Announces the worker's state when it has changed."""
+    """Announces the worker's state when it has changed, and storage that refuses or works again."""
 
     def __init__(self, store: JobStore, announce: Announce) -> None:
         self._store = store
         self._announce = announce
-        self._last = ""
+        self._last = WorkerStatus(state="")
 
     async def look(self) -> None:
-        status = self._store.worker_status()
-        if status.state != self._last:
-            self._last = status.state
+        try:
+            status = await run_in_threadpool(self._store.worker_status)
+        except StorageTrouble as trouble:
+            status = self._last.model_copy(update={"storage": trouble.message})
+        if (status.state, status.warnings) != (self._last.state, self._last.warnings):
+            self._last = status
             self._announce(status)
 
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
+from mlora_sched.daemon.outage import Outage
 from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
+from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.status import StatusBoard
-from mlora_sched.daemon.supervisor import MAX_DEATHS, Heard, StartWorker, Supervisor
+from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
 from mlora_sched.daemon.suspects import Company
 from mlora_sched.daemon.vigil import Limits
-from mlora_sched.errors import DeviceFault, MloraError, from_name
+from mlora_sched.errors import DeviceFault, MloraError, StorageTrouble, from_name
 from mlora_sched.memory.fit import Estimating, corrected
-from mlora_sched.sched.plan import Plan, Snapshot
+from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
@@ -37,13 +39,10 @@ from mlora_sched.spec.wire import (
     Init,
     JobFailed,
     JobFinished,
-    JobReport,
     JobStart,
     Note,
     Ready,
     Report,
-    Share,
-    Slice,
     SliceDone,
     StepDone,
 )
@@ -51,14 +50,14 @@ from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
 from mlora_sched.store.rows import failed
 
-SLICES_AHEAD = 2
-"""Slices the worker has at once: the one that runs and the next, so that the device never waits for the daemon."""
-
 DRAIN_SECONDS = 30.0
 """How long the jobs may take to save their state, without progress, when the daemon stops or lets its device go …"""
 
 LONGEST_DRAIN_SECONDS = 600.0
 """… and in all: what is parked may be many GiB, on a slow disk."""
+
+RETRY_SECONDS = 0.5
+"""How long to wait before a database or a disk that has refused is tried again."""
 
 
 class DaemonLoop:
@@ -100,13 +99,14 @@ class DaemonLoop:
         self._ready = False
         self._was_ready = False
         self._hands = Hands(self._worker.send)
-        self._slices: set[int] = set()
-        self._last_slice = 0
-        self._blame = Blame(store)
+        self._slices = Slices(self._worker.send, settings.slice_seconds)
+        self._inbox = Inbox(store)
+        self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
+        self._outage = Outage()
 
     # ------------------------------------------------------------ life
 
@@ -127,15 +127,29 @@ class DaemonLoop:
                 began = time.monotonic()
                 self.tick()
                 # a busy worker reports all the time: gather, so that transactions are few and its cores its own
-                stop.wait(max(0.0, self._poll_seconds - (time.monotonic() - began)))
+                pause = RETRY_SECONDS if self._outage.lasts else self._poll_seconds
+                stop.wait(max(0.0, pause - (time.monotonic() - began)))
             self._drain()
         finally:
             self._worker.close()
             self._preparing.close()
 
     def tick(self) -> None:
-        """One round: hear, obey, prepare, schedule. Waits at most about `poll_seconds`."""
+        """One round: hear, obey, prepare, schedule. Waits at most about `poll_seconds`.
+
+        A database or disk that refuses ends the round where it is; the next one begins with what is left over.
+        """
         now = self._clock()
+        try:
+            self._round(now)
+        except StorageTrouble as trouble:
+            self._outage.met(trouble, now)
+        else:
+            news = self._outage.over(now)
+            if news is not None:
+                self._inbox.put(self._worker, Note(message=news))
+
+    def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
         live = self._store.live()
@@ -156,10 +170,18 @@ class DaemonLoop:
 
     def _drain(self) -> None:
         self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
-        self._hands.let_all_go()
+        self._let_all_go()
         while self._hands.all and not self._patience.over:
-            self._hear(self._clock())
-            self._hands.let_all_go()  # one that was being parked is asked for again
+            try:
+                self._hear(self._clock())
+            except StorageTrouble as trouble:
+                self._outage.met(trouble, self._clock())
+                time.sleep(self._poll_seconds)
+            self._let_all_go()  # one that was being parked is asked for again
+
+    def _let_all_go(self) -> None:
+        if self._worker.running:  # else its death has not been taken in yet
+            self._hands.let_all_go()
 
     def _be_there(self, now: float) -> None:
         """A worker runs, or one is started."""
@@ -179,16 +201,20 @@ class DaemonLoop:
             self._worker.close()
         else:
             self._worker.kill()  # it is loading the base, and has nothing to save
-        self._forget_worker(now, "the worker was ended before it was saved; to go on from the last checkpoint")
-        if self._board.away(phase, why):
+        if self._ready or self._hands.all:
+            note = "the worker was ended before it was saved; to go on from the last checkpoint"
+            self._inbox.put(self._worker, Ended(note))
+        self._slices.clear()
+        self._inbox.take(self._take, now)
+        if self._board.state != why:
             self._store.note(None, f"the worker is {why}", now)
+            self._board.away(phase, why)
 
-    def _forget_worker(self, now: float, note: str) -> None:
-        """There is no worker any more; its jobs are queued again."""
+    def _forget_worker(self) -> None:
+        """There is no worker any more, nor anything in its hands."""
         self._slices.clear()
         self._ready = False
-        if self._hands.drop():
-            self._store.requeue_running(now, note)
+        self._hands.drop()
 
     def _init(self) -> Init:
         return Init(config=self._admission.config())
@@ -200,28 +226,35 @@ class DaemonLoop:
     # ------------------------------------------------------------ what the processes report
 
     def _hear(self, now: float) -> None:
-        """Write the new reports in one transaction, then take in what they mean for this loop."""
+        """Listen to both processes, and take in what they say; see `Inbox` for what that may and may not do."""
         wait = self._poll_seconds
-        preparer = self._preparer.poll(0.0 if self._worker.running else wait, now)
-        worker = self._worker.poll(wait, now)
+        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now))
+        self._inbox.add(self._worker, self._worker.poll(wait, now))
         if not (self._worker.running or self._preparer.running):
             time.sleep(wait)
-        reports = [report for report in worker.reports if isinstance(report, get_args(JobReport))]
-        answers = self._preparing.hear(preparer, now)
-        if answers or reports:
-            self._store.record([*answers, *reports], now)
-        for report in preparer.reports:
-            self._take_general(self._preparer, report, now)
-        for report in worker.reports:
-            self._take_general(self._worker, report, now)
-            self._take(report, now)
-        if worker.died:
-            self._worker_died(worker, now)
+        self._board.flush()
+        self._inbox.take(self._take, now)
         for process in (self._worker, self._preparer):
             if process.given_up:
                 raise process.last_words or MloraError(
                     f"a worker process died {MAX_DEATHS} times in a row; its log is in {self._settings.log_dir}"
                 )
+
+    def _take(self, source: Supervisor, news: News, now: float) -> None:
+        if isinstance(news, Death):
+            if source is self._preparer:
+                self._preparing.died(now)
+            else:
+                self._worker_died(news, now)
+        elif isinstance(news, Ended):
+            self._store.requeue_running(now, news.note)
+            self._forget_worker()
+        else:
+            self._take_general(source, news, now)
+            if source is self._preparer:
+                self._preparing.take(news)
+            else:
+                self._take_report(news, now)
 
     def _take_general(self, source: Supervisor, report: Report, now: float) -> None:
         """What worker and preparer both say.
@@ -239,7 +272,7 @@ class DaemonLoop:
             if not self._was_ready:
                 raise source.last_words
 
-    def _take(self, report: Report, now: float) -> None:
+    def _take_report(self, report: Report, now: float) -> None:
         if self._patience is not None and isinstance(report, CheckpointSaved | Detached | JobFinished | JobFailed):
             self._patience.progressed()
         match report:
@@ -260,23 +293,25 @@ class DaemonLoop:
             case JobFinished() | JobFailed() | Detached():
                 self._hands.hear(report)
             case SliceDone():
-                self._slices.discard(report.slice_id)
+                self._slices.done(report.slice_id)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
 
-    def _worker_died(self, heard: Heard, now: float) -> None:
+    def _worker_died(self, death: Death, now: float) -> None:
         """Queue its jobs again, and look for the one that ended it.
 
         It is none when the kernel did for want of memory (the next worker gets less of it), or when the device failed.
         """
-        held = self._hands.all
-        self._forget_worker(now, "the worker died; to go on from the last checkpoint")
-        self._board.restarting()
-        if heard.killed and self._kills.grew():
-            self._store.note(None, self._admission.shrink(), now)
-        elif heard.last_words != DeviceFault.__name__ and self._blame.died(held, now):
+        self._store.requeue_running(now, "the worker died; to go on from the last checkpoint")
+        by_kernel = death.killed and self._kills.grew()
+        nobody = by_kernel or death.last_words == DeviceFault.__name__
+        if not nobody and self._blame.died(self._hands.all, now):
             self._worker.progressed()
+        self._forget_worker()
+        self._board.restarting()
+        if by_kernel:
+            self._inbox.put(self._worker, Note(message=self._admission.shrink()))
 
     # ------------------------------------------------------------ what the plan says
 
@@ -293,10 +328,10 @@ class DaemonLoop:
         for job_id in plan.detach:
             self._hands.let_go(job_id, save=True, park=company is None)  # what is parked dies with the worker
         for job_id in plan.attach:
-            epoch = self._store.begin_epoch(job_id)
-            start = self._job_start(by_id[job_id], epoch)
-            self._hands.attach(start.model_copy(update={"recorded": self._store.recorded(job_id)}))
-        self._send_slices(plan, by_id)
+            recorded = self._store.recorded(job_id)
+            start = self._job_start(by_id[job_id], self._store.begin_epoch(job_id))
+            self._hands.attach(start.model_copy(update={"recorded": recorded}))
+        self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
@@ -323,15 +358,6 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
-    def _send_slices(self, plan: Plan, jobs: Mapping[str, LiveJob]) -> None:
-        shares = tuple(
-            Share(job_id=share.job_id, tokens=share.tokens, step=jobs[share.job_id].step) for share in plan.shares
-        )
-        while shares and len(self._slices) < SLICES_AHEAD:
-            self._last_slice += 1
-            self._slices.add(self._last_slice)
-            self._worker.send(Slice(slice_id=self._last_slice, shares=shares, seconds=self._settings.slice_seconds))
-
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         going = self._patience is not None and self._worker.running
         reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
@@ -355,13 +381,11 @@ class DaemonLoop:
             self._store.set_reasons(news)
 
     def _job_start(self, job: LiveJob, epoch: int) -> JobStart:
-        job_dir = self._settings.job_dir(job.id)
-        job_dir.mkdir(parents=True, exist_ok=True)
         return JobStart(
             job_id=job.id,
             epoch=epoch,
             spec=job.spec,
             files={name: str(self._settings.spool_dir / sha256) for name, sha256 in job.files.items()},
             cache_dir=str(self._settings.cache_dir),
-            job_dir=str(job_dir),
+            job_dir=str(self._settings.job_dir(job.id)),
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlora_sched.daemon.supervisor import Heard, Supervisor
+from mlora_sched.daemon.supervisor import Supervisor
 from mlora_sched.spec.state import ErrorCode, JobState
-from mlora_sched.spec.wire import JobFailed, JobReport, JobStart, Prepare, Prepared
+from mlora_sched.spec.wire import JobFailed, JobStart, Prepare, Prepared, Report
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
 from mlora_sched.store.rows import failed
@@ -43,18 +43,30 @@ class Preparing:
         self._last_turn: dict[str, int] = {}
         """By owner: somebody with many slow jobs holds up everybody else by one of them at a time."""
 
-    def hear(self, heard: Heard, now: float) -> list[JobReport]:
-        """Take in what the preparer said; what it said about jobs is returned for the store."""
-        answers: list[JobReport] = [report for report in heard.reports if isinstance(report, Prepared | JobFailed)]
-        for answer in answers:
+    def take(self, report: Report) -> None:
+        """Take in what the preparer said."""
+        if isinstance(report, Prepared | JobFailed):
             self._preparer.progressed()
-            self._deaths.pop(answer.job_id, None)
-            if self._task is not None and answer.job_id == self._task.job_id:
+            self._deaths.pop(report.job_id, None)
+            if self._task is not None and report.job_id == self._task.job_id:
                 self._task = None
-        if heard.died and self._task is not None:
-            self._count_death(self._task.job_id, now)
-            self._task = None
-        return answers
+
+    def died(self, now: float) -> None:
+        """The preparer has died; a job that has ended it too often fails."""
+        if self._task is None:
+            return
+        job_id = self._task.job_id
+        deaths = self._deaths.get(job_id, 0) + 1
+        if deaths >= MAX_ATTEMPTS:
+            message = (
+                f"reading its data ended the preparer process {MAX_ATTEMPTS} times; look for a broken or huge file"
+            )
+            self._fail(job_id, message, now)
+            self._deaths.pop(job_id, None)
+            self._preparer.progressed()
+        else:
+            self._deaths[job_id] = deaths
+        self._task = None
 
     def next(self, jobs: Sequence[LiveJob], now: float) -> None:
         """Give the preparer its next job when it is idle; end it when its work is wanted no more or takes too long."""
@@ -81,15 +93,6 @@ class Preparing:
     def _abandon(self) -> None:
         self._preparer.kill()
         self._task = None
-
-    def _count_death(self, job_id: str, now: float) -> None:
-        self._deaths[job_id] = self._deaths.get(job_id, 0) + 1
-        if self._deaths[job_id] < MAX_ATTEMPTS:
-            return
-        del self._deaths[job_id]
-        self._preparer.progressed()
-        message = f"reading its data ended the preparer process {MAX_ATTEMPTS} times; look for a broken or huge file"
-        self._fail(job_id, message, now)
 
     def _fail(self, job_id: str, message: str, now: float) -> None:
         self._store.transition(job_id, JobState.PREPARING, JobState.FAILED, now, **failed(ErrorCode.BAD_DATA, message))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from mlora_sched.errors import StorageTrouble
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.spec.wire import Ready, SliceDone
@@ -16,7 +19,7 @@ _WRITE_SECONDS = 1.0
 
 
 class StatusBoard:
-    """Keeps `WorkerStatus` up to date in the store."""
+    """Keeps `WorkerStatus` up to date in the store; where that refuses, the newest is written later."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -24,6 +27,7 @@ class StatusBoard:
         self._rate = 0.0
         self._fill = 0.0
         self._written = 0.0
+        self._behind = False
 
     @property
     def state(self) -> str:
@@ -61,12 +65,9 @@ class StatusBoard:
         """The device stands otherwise."""
         self._write(memory=report)
 
-    def away(self, phase: WorkerPhase, state: str) -> bool:
-        """The worker has been ended on purpose; False when that was known."""
-        if self.state == state:
-            return False
+    def away(self, phase: WorkerPhase, state: str) -> None:
+        """The worker has been ended on purpose."""
         self._write(phase=phase, state=state, tokens_per_second=0.0, **self._nobody())
-        return True
 
     def failed(self, message: str) -> None:
         """The worker says that it cannot go on."""
@@ -102,4 +103,16 @@ class StatusBoard:
 
     def _write(self, **changes: object) -> None:
         self._status = self._status.model_copy(update=changes)
-        self._store.set_worker_status(self._status)
+        self._behind = True
+        with contextlib.suppress(StorageTrouble):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what could not be written, or, where the last change of the database failed, whether one can be now.
+
+        Raises:
+            StorageTrouble: the database refuses.
+        """
+        if self._behind or self._store.trouble:
+            self._store.set_worker_status(self._status)
+            self._behind = False

@@ -77,12 +77,13 @@ class Suspects:
         self._found = True
         self._drop([job_id])
 
-    def stepped(self, job_id: str, step: int) -> bool:
-        """A job has finished a step; True when that cleared it."""
-        cleared = any(step >= group.get(job_id, step + 1) for group in self._groups)
-        if cleared:
-            self._drop([job_id])
-        return cleared
+    def clears(self, job_id: str, step: int) -> bool:
+        """Whether this finished step says of a job that it was not the one; `clear` it then."""
+        return any(step >= group.get(job_id, step + 1) for group in self._groups)
+
+    def clear(self, job_id: str) -> None:
+        """A job was not the one."""
+        self._drop([job_id])
 
     def settle(self, live: Collection[str]) -> Acquittal | None:
         """Forget who has ended or paused; when that or steps have ended a search that found nobody, who is acquitted.

@@ -188,7 +188,10 @@ class MemoryView(Frozen):
 
 
 class DaemonView(Frozen):
-    """Who answers at the socket. `worker` is the worker's state in words, `phase` where it is."""
+    """Who answers at the socket. `worker` is the worker's state in words, `phase` where it is.
+
+    `warnings` are what everybody should know of, such as a database that refuses; a sentence each.
+    """
 
     version: str
     pid: int
@@ -201,6 +204,7 @@ class DaemonView(Frozen):
     fill: float
     phase: WorkerPhase = WorkerPhase.LOADING
     release: ReleaseView | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class ErrorBody(Frozen):

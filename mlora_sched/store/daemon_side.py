@@ -13,7 +13,7 @@ from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
-from mlora_sched.store.db import reading, writing
+from mlora_sched.store.db import health, reading, writing
 from mlora_sched.store.records import Fairness, LiveJob, Release, WorkerStatus
 
 
@@ -24,6 +24,11 @@ class DaemonSide:
         self._engine = engine
         self._specs: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
         """Specs never change, so those of the live jobs are parsed once."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the last change of the database failed, whoever wanted it; empty when it went well."""
+        return health(self._engine).trouble
 
     def live(self) -> list[LiveJob]:
         """Every job that has not ended, in the order of submission."""
@@ -126,10 +131,11 @@ class DaemonSide:
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"status": text}))
 
     def worker_status(self) -> WorkerStatus:
-        """How the worker fares, as last written by the daemon."""
+        """How the worker fares, as last written by the daemon; and how the database does."""
         with reading(self._engine) as connection:
             text = connection.scalar(select(schema.worker_status.c.status))
-        return WorkerStatus() if text is None else WorkerStatus.model_validate_json(text)
+        status = WorkerStatus() if text is None else WorkerStatus.model_validate_json(text)
+        return status.model_copy(update={"storage": self.trouble})
 
     def corrections(self, base: str) -> tuple[Correction, ...]:
         """What has been learned about estimates on a base; `base` names all that decides them."""

@@ -19,21 +19,26 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 
-from mlora_sched.errors import UserError
+from mlora_sched.errors import StorageTrouble, UserError
+from mlora_sched.store.refusals import Health, refusals
 
 BUSY_SECONDS = 15.0
-_WRITES = "mlora_sched_writes"
+_WRITES, _HEALTH = "mlora_sched_writes", "mlora_sched_health"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def open_database(path: Path) -> Engine:
+def open_database(path: Path, busy_seconds: float = BUSY_SECONDS) -> Engine:
     """Open or create the database at `path` and bring its schema up to date.
+
+    Args:
+        busy_seconds: how long a transaction waits for another process that holds the database.
 
     Raises:
         UserError: the file is no database of ours, or was written by a newer version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+    options = {_HEALTH: Health()}
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": busy_seconds}, execution_options=options)
     event.listen(engine, "connect", _prepare_connection)
     event.listen(engine, "begin", _begin)
     try:
@@ -51,16 +56,38 @@ def open_database(path: Path) -> Engine:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that may write; committed at the end, rolled back on an exception."""
-    with engine.execution_options(**{_WRITES: True}).begin() as connection:
-        yield connection
+    """A transaction that may write; committed at the end, rolled back on an exception.
+
+    Raises:
+        StorageTrouble: the database refuses for now.
+        MloraError: it is damaged.
+    """
+    try:
+        with refusals(engine), engine.execution_options(**{_WRITES: True}).begin() as connection:
+            yield connection
+    except StorageTrouble as trouble:
+        health(engine).trouble = trouble.message
+        raise
+    health(engine).trouble = ""
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads: one consistent state of the whole database."""
-    with engine.begin() as connection:
+    """A transaction that only reads: one consistent state of the whole database.
+
+    Raises:
+        StorageTrouble: the database refuses for now.
+        MloraError: it is damaged.
+    """
+    with refusals(engine), engine.begin() as connection:
         yield connection
+
+
+def health(engine: Engine) -> Health:
+    """What is known of the database that an engine was opened on."""
+    found = engine.get_execution_options()[_HEALTH]
+    assert isinstance(found, Health)
+    return found
 
 
 def _prepare_connection(connection: sqlite3.Connection, _record: Any) -> None:
@@ -69,7 +96,6 @@ def _prepare_connection(connection: sqlite3.Connection, _record: Any) -> None:
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
-        f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
     ):
         connection.execute(f"PRAGMA {pragma}")
 

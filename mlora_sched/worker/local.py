@@ -14,9 +14,10 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 from mlora_sched.environment import for_training
-from mlora_sched.errors import ProtocolError
+from mlora_sched.errors import ProtocolError, disk_trouble
 from mlora_sched.spec.wire import Command, Note, Report, Shutdown
 from mlora_sched.worker.protocol import daemon_end
 
@@ -48,13 +49,16 @@ class LocalWorker:
         role: what it does.
         log_dir: its standard output and error are appended to `<role>.log` there.
         command: the program, for tests; by default the role's module of this package.
+
+    Raises:
+        StorageTrouble: the log cannot be opened.
     """
 
     def __init__(self, role: Role, log_dir: Path, command: tuple[str, ...] | None = None) -> None:
-        log_dir.mkdir(parents=True, exist_ok=True)
+        log = _open_log(log_dir / f"{role.value}.log")
         ours, theirs = socket.socketpair()
         program = (sys.executable, "-m", role.module) if command is None else command
-        with theirs, (log_dir / f"{role.value}.log").open("ab") as log:
+        with theirs, log:
             self._process = subprocess.Popen(
                 [*program, "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
@@ -128,3 +132,11 @@ class LocalWorker:
             else:
                 self.poll(_EXIT_POLL_SECONDS)
         return True
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise disk_trouble(error) from None

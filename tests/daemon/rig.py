@@ -17,7 +17,7 @@ from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.memory import BaseShape, MemoryReport
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import Attach, Command, Report
-from mlora_sched.store.db import open_database
+from mlora_sched.store.db import BUSY_SECONDS, open_database
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.worker.fake import FakeWorker
 
@@ -71,13 +71,14 @@ class Rig:
     make_preparer: Callable[[], RecordingWorker] = RecordingWorker
     estimating: Estimating = stand_in
     kernel_kills: Callable[[], int] = lambda: 0
+    busy_seconds: float = BUSY_SECONDS
     options: dict[str, object] = field(default_factory=dict)
     workers: list[RecordingWorker] = field(default_factory=list)
     preparers: list[RecordingWorker] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.engine = open_database(self.state_dir / "mlora.sqlite")
+        self.engine = open_database(self.state_dir / "mlora.sqlite", self.busy_seconds)
         self.engine.dispose()
         event.listen(self.engine, "connect", _do_not_wait_for_the_disk)
         self.store = JobStore(self.engine)

@@ -201,7 +201,9 @@ def drive(culprits: frozenset[int], jobs: int) -> tuple[set[str], int]:
             else:
                 assert suspects.accuse(dict.fromkeys(sorted(group), 3)), "each such death is progress"
         else:
-            assert all(not suspects.stepped(job, 3) and suspects.stepped(job, 4) for job in group)
+            assert all(not suspects.clears(job, 3) and suspects.clears(job, 4) for job in group)
+            for job in group:
+                suspects.clear(job)
     return found, count
 
 
@@ -228,8 +230,8 @@ def test_who_trains_alone_takes_turns() -> None:
     for _ in range(MAX_ACQUITTALS):
         assert suspects.company(live, 0.0) is None
         suspects.accuse({"a": 1, "b": 1})
-        suspects.stepped("a", 2)
-        suspects.stepped("b", 2)
+        suspects.clear("a")
+        suspects.clear("b")
         acquittal = suspects.settle(live)
         assert acquittal is not None
         assert acquittal.jobs == {"a", "b"}

@@ -17,7 +17,7 @@ from mlora_sched.client import Client
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.store.db import open_database
+from mlora_sched.store.db import BUSY_SECONDS, open_database
 from mlora_sched.store.jobs import JobStore
 
 
@@ -36,9 +36,15 @@ def serve_settings(short_dir: Path) -> DaemonSettings:
 
 
 @pytest.fixture
-def served(serve_settings: DaemonSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def busy_seconds() -> float:
+    """Overridden by tests that lock the database."""
+    return BUSY_SECONDS
+
+
+@pytest.fixture
+def served(serve_settings: DaemonSettings, busy_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     settings = serve_settings
-    engine = open_database(settings.database)
+    engine = open_database(settings.database, busy_seconds)
     store = JobStore(engine)
     server = http_server(create_app(store, settings, max_file_bytes=MAX_FILE_BYTES, estimating=stand_in))
     with bind(settings.socket) as listener:

@@ -137,6 +137,8 @@ def serve(
 
 def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
     name = settings.bases[0].name
+    for warning in status.warnings:
+        click.echo(f"{name} at {settings.socket}: {warning}")
     if status.state == "ready":
         click.echo(f"serving {name} at {settings.socket} on {status.device} (results: {status.exactness})")
     else:

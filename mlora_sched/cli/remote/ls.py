@@ -26,7 +26,10 @@ def ls(states: tuple[str, ...], everyone: bool, socket: Path, as_json: bool) -> 
     """List your jobs, newest first."""
     with Client(socket) as client:
         jobs = client.jobs([JobState(state) for state in states], everyone=everyone)
+        warnings = () if as_json else client.daemon().warnings
     if as_json:
         print_json(jobs)
     else:
         print_jobs(jobs, owners=everyone)
+        for warning in warnings:
+            click.echo(warning, err=True)

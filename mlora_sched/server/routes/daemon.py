@@ -31,6 +31,7 @@ def get_daemon(context: ContextOf) -> DaemonView:
         exactness=status.exactness,
         worker=status.state,
         phase=status.phase,
+        warnings=status.warnings,
         jobs=context.store.counts(),
         tokens_per_second=status.tokens_per_second,
         fill=status.fill,
