@@ -68,6 +68,27 @@ class Release:
         return self.wanted and (self.until is None or now < self.until)
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What administrators have asked of waiting jobs: none is started while it is `wanted`.
+
+    `caller` asked for it, at the time `asked`, seconds since the Unix epoch.
+    """
+
+    wanted: bool = False
+    caller: str = ""
+    asked: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that `owner` has uploaded and that is to go; `size` bytes become free, 0 when it is another's, too."""
+
+    sha256: str
+    owner: str
+    size: int
+
+
 class WorkerStatus(Frozen):
     """How the worker process fares. Written by the daemon's loop only, read by the server.
 
@@ -81,6 +102,7 @@ class WorkerStatus(Frozen):
         fill: real tokens as a share (0..1) of all rows computed, over the last slices.
         shape, buckets: of the base, to estimate with, and the pack lengths in use; None and empty before it is ready.
         memory: how the device stands, as last reported; None before that and while no worker runs.
+        draining: how many jobs are attached while no waiting one is started; None while they are.
     """
 
     phase: WorkerPhase = WorkerPhase.LOADING
@@ -93,3 +115,9 @@ class WorkerStatus(Frozen):
     shape: BaseShape | None = None
     buckets: tuple[int, ...] = ()
     memory: MemoryReport | None = None
+    draining: int | None = None
+
+    @property
+    def in_words(self) -> str:
+        """The state, and whether waiting jobs are held back."""
+        return self.state if self.draining is None else f"{self.state}, draining: {self.draining} jobs attached"
