@@ -91,6 +91,10 @@ class DaemonSettings(Frozen):
         worker_silence: seconds without a sign of life after which a worker or preparer is ended.
         worker_hang: seconds after which a worker is ended that shows signs of life and does not get on.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
+        drain_seconds: how long jobs may take to save their state, without progress, when the daemon stops or lets its
+            device go.
+        keep_artifacts: seconds after its end when a job's adapter, checkpoints and uploads go; None for never.
+        keep_uploads: seconds without use after which uploads and cached tokens go that no live job needs.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
@@ -114,6 +118,9 @@ class DaemonSettings(Frozen):
     worker_silence: float = Field(default=60.0, ge=5)
     worker_hang: float = Field(default=900.0, ge=5)
     idle_unload: float | None = Field(default=None, gt=0)
+    drain_seconds: float = Field(default=30.0, gt=0)
+    keep_artifacts: float | None = Field(default=None, gt=0)
+    keep_uploads: float = Field(default=7 * 86_400.0, ge=60)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"
@@ -154,6 +161,11 @@ class DaemonSettings(Frozen):
         """What the worker processes print."""
         return self.state_dir / "logs"
 
+    @property
+    def jobs_dir(self) -> Path:
+        """The directories of all jobs."""
+        return self.state_dir / "jobs"
+
     def job_dir(self, job_id: str) -> Path:
         """One job's adapter, checkpoints and logs."""
-        return self.state_dir / "jobs" / job_id
+        return self.jobs_dir / job_id

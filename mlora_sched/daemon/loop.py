@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
+from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
@@ -19,6 +20,7 @@ from mlora_sched.daemon.outage import Outage
 from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
+from mlora_sched.daemon.retention import Retention
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
@@ -50,11 +52,8 @@ from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
 from mlora_sched.store.rows import failed
 
-DRAIN_SECONDS = 30.0
-"""How long the jobs may take to save their state, without progress, when the daemon stops or lets its device go …"""
-
 LONGEST_DRAIN_SECONDS = 600.0
-"""… and in all: what is parked may be many GiB, on a slow disk."""
+"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -71,6 +70,7 @@ class DaemonLoop:
         poll_seconds: how long a tick waits for the worker's next report, which bounds the delay of a request.
         estimating: how memory is estimated.
         kernel_kills: how many processes the kernel has ended for want of memory.
+        alive: called whenever the loop has gone on.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class DaemonLoop:
         poll_seconds: float = 0.05,
         estimating: Estimating = corrected,
         kernel_kills: Callable[[], int] = out_of_memory_kills,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -103,10 +104,13 @@ class DaemonLoop:
         self._inbox = Inbox(store)
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
+        self._gate = Gate(store)
+        self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
         self._outage = Outage()
+        self._retention = Retention(store, settings)
 
     # ------------------------------------------------------------ life
 
@@ -126,6 +130,7 @@ class DaemonLoop:
             while not stop.is_set():
                 began = time.monotonic()
                 self.tick()
+                self._alive()
                 # a busy worker reports all the time: gather, so that transactions are few and its cores its own
                 pause = RETRY_SECONDS if self._outage.lasts else self._poll_seconds
                 stop.wait(max(0.0, pause - (time.monotonic() - began)))
@@ -152,6 +157,7 @@ class DaemonLoop:
     def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
+        self._gate.look()
         live = self._store.live()
         if self._requests.obey(live, now) or self._fail_impossible(live, now):
             live = self._store.live()
@@ -164,12 +170,14 @@ class DaemonLoop:
         else:
             self._be_there(now)
         reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons)
+        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
+        self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
+        self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
         self._let_all_go()
         while self._hands.all and not self._patience.over:
             try:
@@ -177,7 +185,10 @@ class DaemonLoop:
             except StorageTrouble as trouble:
                 self._outage.met(trouble, self._clock())
                 time.sleep(self._poll_seconds)
+            self._alive()
             self._let_all_go()  # one that was being parked is asked for again
+        if self._hands.all:
+            self._worker.kill()  # who has not answered in all this time will not end by itself
 
     def _let_all_go(self) -> None:
         if self._worker.running:  # else its death has not been taken in yet
@@ -193,7 +204,7 @@ class DaemonLoop:
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
         if self._patience is None:
-            self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
+            self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
             if self._hands.all and not self._patience.over:
@@ -319,8 +330,11 @@ class DaemonLoop:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
         company = self._blame.company(jobs, now)
+        shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
         if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
             company = None  # others need not wait until there is memory for them
+        if shut_out:
+            company = None  # nor until they may come in
         snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
@@ -343,7 +357,7 @@ class DaemonLoop:
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs)),
+            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if not self._gate.closed),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
@@ -23,6 +25,7 @@ class Context:
     settings: DaemonSettings
     max_file_bytes: int
     estimating: Estimating
+    retention: Retention
 
     def job_id(self, ref: str, caller: Caller) -> str:
         """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.
@@ -32,6 +35,11 @@ class Context:
             Ambiguous: several fit.
         """
         return self.store.resolve(ref, caller.scope)
+
+    def has_file(self, sha256: str, caller: Caller) -> bool:
+        """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
+        known = self.store.has_file(sha256, caller.user, used=time.time())
+        return known and (self.settings.spool_dir / sha256).is_file()
 
 
 def _context_of(request: Request) -> Context:

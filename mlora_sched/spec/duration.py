@@ -11,6 +11,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
 
 
+def format_duration(seconds: float) -> str:
+    """A duration in the largest unit of which it is a whole number, else in seconds: `30d`, `90m`, `1.5s`."""
+    whole = [unit for unit, size in _SECONDS.items() if seconds % size == 0]
+    return f"{seconds / _SECONDS[whole[-1]]:.0f}{whole[-1]}" if whole else f"{seconds:g}s"
+
+
 def parse_duration(text: str) -> float:
     """Seconds of a duration such as `90s`, `15m`, `2h` or `1d`.
 

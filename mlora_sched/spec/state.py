@@ -97,3 +97,4 @@ class WaitReason(StrEnum):
     MEMORY = "memory"
     BASE = "base"
     WORKER = "worker"
+    DRAINING = "draining"

@@ -232,7 +232,10 @@ class Ready(Frozen):
 
 
 class Prepared(Frozen):
-    """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's."""
+    """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's.
+
+    `cache_entry` is the name of the file in the cache that holds the tokens.
+    """
 
     kind: Literal["prepared"] = "prepared"
     job_id: str
@@ -244,6 +247,7 @@ class Prepared(Frozen):
     total_steps: int
     largest_chunk: int = 0
     longest: int = 0
+    cache_entry: str = ""
 
 
 class Attached(Frozen):

@@ -77,7 +77,7 @@ def _set(connection: Connection, job_id: str, **columns: Any) -> None:
 def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: float) -> None:
     """The data is ready. A job that was paused meanwhile stays paused, and need not be prepared again."""
     sizes = {"largest_chunk": report.largest_chunk or None, "longest": report.longest or None}
-    _set(connection, row.id, total_steps=report.total_steps, **sizes)
+    _set(connection, row.id, total_steps=report.total_steps, cache_entry=report.cache_entry or None, **sizes)
     held_out = f", {report.validation_rows} held out" if report.validation_rows else ""
     cut = f", {report.truncated} cut to max_length" if report.truncated else ""
     moves.add_event(connection, row.id, f"data: {report.rows} rows, {report.tokens} tokens{held_out}{cut}", now)

@@ -61,6 +61,7 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
         total_steps=start.spec.training.total_steps(Cursor.of(start.spec, data.stats.rows).steps_per_epoch),
         largest_chunk=largest_chunk(start.spec, data.train, data.validation),
         longest=max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None),
+        cache_entry=data.entry,
     )
 
 
