@@ -59,6 +59,7 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
     with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
+        remove_drafts(settings.state_dir)
         remove_drafts(settings.spool_dir)
         remove_drafts(settings.cache_dir)
         store.set_worker_status(WorkerStatus())  # what an earlier daemon wrote is not announced as news

@@ -207,6 +207,13 @@ class DaemonView(Frozen):
     warnings: tuple[str, ...] = ()
 
 
+class BackupView(Frozen):
+    """A copy of a daemon's database that was written here; `size` is in bytes."""
+
+    file: str
+    size: int
+
+
 class ErrorBody(Frozen):
     """Every non-2xx answer: the class name in `mlora_sched.errors` and the text."""
 

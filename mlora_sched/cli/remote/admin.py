@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlora_sched.cli.output import print_json
+from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.client import Client
 from mlora_sched.spec.api import DaemonView
@@ -32,6 +33,9 @@ def reclaim(socket: Path, as_json: bool) -> None:
     """Load the base again and let the jobs go on; returns when it is loaded."""
     with Client(socket) as client:
         _show(client.reclaim(), as_json=as_json)
+
+
+admin.add_command(backup)
 
 
 def _show(view: DaemonView, *, as_json: bool) -> None:
