@@ -88,6 +88,7 @@ class DaemonSettings(Frozen):
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
+        disk_reserve: bytes of the state directory's disk that are kept free, see `daemon.disk`; None for its default.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
@@ -109,6 +110,7 @@ class DaemonSettings(Frozen):
     host_memory: int | None = Field(default=None, ge=0)
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    disk_reserve: int | None = Field(default=None, ge=0)
     idle_unload: float | None = Field(default=None, gt=0)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)

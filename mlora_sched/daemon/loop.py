@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from mlora_sched.daemon.admission import Admission
+from mlora_sched.daemon.disk import DiskWatch, Look, space_of
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
@@ -70,6 +71,7 @@ class DaemonLoop:
         poll_seconds: how long a tick waits for the worker's next report, which bounds the delay of a request.
         estimating: how memory is estimated.
         kernel_kills: how many processes the kernel has ended for want of memory.
+        disk_space: how a file system stands.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class DaemonLoop:
         poll_seconds: float = 0.05,
         estimating: Estimating = corrected,
         kernel_kills: Callable[[], int] = out_of_memory_kills,
+        disk_space: Look = space_of,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -105,6 +108,7 @@ class DaemonLoop:
         self._kills = KernelKills(kernel_kills)
         self._inbox = Inbox(store)
         self._outage = Outage()
+        self._disk = DiskWatch(store, settings, disk_space)
 
     # ------------------------------------------------------------ life
 
@@ -153,6 +157,9 @@ class DaemonLoop:
         live = self._store.live()
         if self._requests.obey(live, now) or self._fail_impossible(live, now):
             live = self._store.live()
+        self._disk.tend((job for job in live if job.id not in self._hands.all), now)
+        self._slices.thin = self._disk.low
+        self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
         self._preparing.next(served, now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}

@@ -153,6 +153,7 @@ class MemoryView(Frozen):
         jobs: those that hold something, by owner.
         rows: rows of the last measured pack, 0 for none.
         estimated, measured: what that pack took beside base and jobs.
+        warnings: as in `DaemonView`.
     """
 
     worker: str
@@ -170,6 +171,7 @@ class MemoryView(Frozen):
     measured: int = 0
     peak: int = 0
     corrections: tuple[Correction, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def held(self) -> int:
