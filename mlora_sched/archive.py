@@ -72,6 +72,10 @@ class Archive:
         """Bytes of the whole stream."""
         return sum(len(item.header) + item.size + len(item.padding) for item in self._members) + len(_ENDING)
 
+    def close(self) -> None:
+        """Let go of the files; a stream that was read to its end has done so."""
+        self._files.close()
+
     def __iter__(self) -> Iterator[bytes]:
         with self._files:
             for member in self._members:

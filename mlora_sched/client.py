@@ -26,6 +26,7 @@ from mlora_sched.errors import (
     NotFound,
     Refused,
     SpecError,
+    StorageTrouble,
     Unreachable,
     UserError,
     WaitTimeout,
@@ -39,6 +40,8 @@ from mlora_sched.spec.api import (
     ErrorBody,
     EventsPage,
     EventView,
+    GcRequest,
+    GcView,
     JobDetail,
     JobView,
     MemoryView,
@@ -212,6 +215,10 @@ class Client:
         """Ask for a pause, a resume or a cancel; the answer shows it as pending until the daemon has done it."""
         return self._record(JobView, "POST", _job(ref, f"/{request.value}"))
 
+    def remove(self, ref: str) -> JobView:
+        """Remove a job that has ended, with everything of it; returns it as it was."""
+        return self._record(JobView, "DELETE", _job(ref))
+
     def release(self, seconds: float | None = None, *, poll: float = 0.5) -> DaemonView:
         """Have every job saved and the device let go, for `seconds` or until it is reclaimed; wait until it is so.
 
@@ -269,6 +276,37 @@ class Client:
             raise UserError(f"{target}: cannot be written: {error.strerror}; choose another place") from None
         return BackupView(file=str(target), size=target.stat().st_size)
 
+    def drain(self, *, wait: bool = False, poll: float = 0.5) -> DaemonView:
+        """Have waiting jobs held back; with `wait`, return when no job is attached any more.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody let the jobs start again meanwhile.
+        """
+        view = self._record(DaemonView, "POST", "/daemon/drain")
+        while wait and (view.drain is None or view.drain.attached != 0):
+            if view.drain is None:
+                raise Refused("the drain was taken back before the last job had ended")
+            time.sleep(poll)
+            view = self.daemon()
+        return view
+
+    def undrain(self) -> DaemonView:
+        """Have waiting jobs started again.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._record(DaemonView, "POST", "/daemon/undrain")
+
+    def collect_garbage(self, *, dry_run: bool = False) -> GcView:
+        """Have what is of no more use removed, or learn what that is; takes as long as the daemon's disk needs.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        body = GcRequest(dry_run=dry_run)
+        return self._record(GcView, "POST", "/daemon/gc", json=body.model_dump(), timeout=None)
+
     def pull(self, ref: str, folder: Path, checkpoint: str | None = None) -> list[Path]:
         """Fetch a job's adapter into `folder`, which must not exist or be empty; returns the files written.
 
@@ -316,8 +354,11 @@ class Client:
         return answer
 
     def _error(self, answer: httpx.Response) -> MloraError:
-        if answer.status_code == NotFound.http_status and not answer.content:  # HEAD has no body
-            return NotFound("not found")
+        if not answer.content:  # HEAD has no body
+            if answer.status_code == NotFound.http_status:
+                return NotFound("not found")
+            if answer.status_code == StorageTrouble.http_status:
+                return StorageTrouble("the daemon's disk or database refuses for now; `mlora-sched ls` says why")
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:

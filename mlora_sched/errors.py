@@ -12,6 +12,7 @@
     ├── StorageTrouble               the daemon's disk or database fails now  exit 6   HTTP 503
     │   └── NoSpace                  the daemon's disk is (nearly) full       exit 6   HTTP 507
     ├── WaitTimeout                  a wait ran out of time                   exit 124 HTTP 408
+    ├── DeviceFault                  the device or its driver fails, for all  exit 1   (stored, never raised over HTTP)
     ├── ProtocolError                another process says what is no message  exit 1   (stored, never raised over HTTP)
     └── JobFault                     one job fails alone; carries ErrorCode   exit 1   (stored, never raised over HTTP)
 
@@ -122,6 +123,10 @@ class WaitTimeout(MloraError):
     http_status = 408
 
 
+class DeviceFault(MloraError):
+    """The device or its driver has failed: no job is to blame, and nothing can run before it works again."""
+
+
 class ProtocolError(MloraError):
     """What came through a channel is no message of ours: a bug, or a stray print into the pipe."""
 
@@ -176,6 +181,7 @@ _BY_NAME: dict[str, type[MloraError]] = {
         StorageTrouble,
         NoSpace,
         WaitTimeout,
+        DeviceFault,
     )
 }
 

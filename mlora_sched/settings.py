@@ -89,7 +89,13 @@ class DaemonSettings(Frozen):
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
         disk_reserve: bytes of the state directory's disk that are kept free, see `daemon.disk`; None for its default.
+        worker_silence: seconds without a sign of life after which a worker or preparer is ended.
+        worker_hang: seconds after which a worker is ended that shows signs of life and does not get on.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
+        drain_seconds: how long jobs may take to save their state, without progress, when the daemon stops or lets its
+            device go.
+        keep_artifacts: seconds after its end when a job's adapter, checkpoints and uploads go; None for never.
+        keep_uploads: seconds without use after which uploads and cached tokens go that no live job needs.
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
@@ -111,7 +117,12 @@ class DaemonSettings(Frozen):
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     disk_reserve: int | None = Field(default=None, ge=0)
+    worker_silence: float = Field(default=60.0, ge=5)
+    worker_hang: float = Field(default=900.0, ge=5)
     idle_unload: float | None = Field(default=None, gt=0)
+    drain_seconds: float = Field(default=30.0, gt=0)
+    keep_artifacts: float | None = Field(default=None, gt=0)
+    keep_uploads: float = Field(default=7 * 86_400.0, ge=60)
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"
@@ -152,6 +163,11 @@ class DaemonSettings(Frozen):
         """What the worker processes print."""
         return self.state_dir / "logs"
 
+    @property
+    def jobs_dir(self) -> Path:
+        """The directories of all jobs."""
+        return self.state_dir / "jobs"
+
     def job_dir(self, job_id: str) -> Path:
         """One job's adapter, checkpoints and logs."""
-        return self.state_dir / "jobs" / job_id
+        return self.jobs_dir / job_id

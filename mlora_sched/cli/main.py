@@ -48,6 +48,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("pause", "Pause a job; it keeps its progress."),
         _remote("resume", "Let a paused job go on."),
         _remote("pull", "Fetch a job's adapter."),
+        _remote("rm", "Remove jobs that have ended."),
         _remote("watch", "Watch the device's memory."),
     ),
     "Specs and data": (
@@ -57,7 +58,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     ),
     "Server": (
         _local("serve", "Start the training daemon."),
-        _remote("admin", "Let the daemon's device go and take it back."),
+        _remote("admin", "Steer the daemon: its device, its queue, its disk."),
         _local("run", "Train jobs together without a daemon."),
         _local("base", "Make a small base model to try things on."),
         _local("demo", "See the whole system at work."),

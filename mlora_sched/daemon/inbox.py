@@ -14,15 +14,16 @@ from typing import get_args
 
 from mlora_sched.daemon.supervisor import Heard, Supervisor
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.wire import JobReport, Note, Report
+from mlora_sched.spec.wire import Beat, JobReport, Note, Report
 from mlora_sched.store.jobs import JobStore
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The process has died; `killed` as in `Heard`."""
+    """The process has died; `killed` and `last_words` as in `Heard`."""
 
     killed: bool
+    last_words: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class Inbox:
         self._unwritten += [report for report in heard.reports if isinstance(report, get_args(JobReport))]
         if any(isinstance(report, MemoryReport) for report in heard.reports):  # the newest says all there is to say
             self._news = deque((who, what) for who, what in self._news if not isinstance(what, MemoryReport))
-        self._news += [(source, report) for report in heard.reports]
+        self._news += [(source, report) for report in heard.reports if not isinstance(report, Beat)]
         if heard.died:
-            self._news.append((source, Death(heard.killed)))
+            self._news.append((source, Death(heard.killed, heard.last_words)))
 
     def put(self, source: Supervisor, what: Note | Ended) -> None:
         """Keep something that the loop has to say itself."""

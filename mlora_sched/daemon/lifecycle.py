@@ -12,16 +12,18 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 from starlette.concurrency import run_in_threadpool
 
 from mlora_sched.daemon.loop import DaemonLoop
+from mlora_sched.daemon.retention import sweep_drafts
 from mlora_sched.daemon.supervisor import StartWorker
-from mlora_sched.errors import Refused, StorageTrouble, UserError
-from mlora_sched.files import remove_drafts
+from mlora_sched.daemon.systemd import Notifier
+from mlora_sched.errors import EXIT_INTERRUPTED, Refused, StorageTrouble, UserError
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
 from mlora_sched.settings import DaemonSettings
@@ -49,6 +51,8 @@ Announce = Callable[[WorkerStatus], None]
 def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWorker, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT, then let every job save its state and return. Call it in the main thread.
 
+    A second signal ends this process and the workers at once; jobs go on from their last checkpoints.
+
     Args:
         worker, preparer: start the training and the preparing process.
         announce: called with the worker's status at first and whenever its state changes.
@@ -58,39 +62,48 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         UserError: the state directory or the socket cannot be used.
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
+    notifier = Notifier.of(os.environ, os.getpid())
     with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
-        remove_drafts(settings.state_dir)
-        remove_drafts(settings.spool_dir)
-        remove_drafts(settings.cache_dir)
+        sweep_drafts(settings)
         store.set_worker_status(WorkerStatus())  # what an earlier daemon wrote is not announced as news
-        loop = DaemonLoop(store, settings, worker, preparer)
-        server = http_server(create_app(store, settings), on_tick=_StatusWatch(store, announce).look)
+        loop = DaemonLoop(store, settings, worker, preparer, alive=notifier.alive)
+        server = http_server(create_app(store, settings), on_tick=_StatusWatch(store, announce, notifier).look)
         stop = threading.Event()
-        with _quiet_signals(), ThreadPoolExecutor(1, "loop") as thread:
+        with _stopping_signals(), ThreadPoolExecutor(1, "loop") as thread:
             work = thread.submit(loop.run, stop)
             work.add_done_callback(lambda _: setattr(server, "should_exit", True))  # nothing to serve without it
             try:
                 server.run(sockets=[listener])
             finally:
+                notifier.stopping()
                 stop.set()
             work.result()
 
 
 class _StatusWatch:
-    """Announces the worker's state when it has changed, and storage that refuses or works again."""
+    """Announces the worker's state when it has changed, and storage that refuses or works again.
 
-    def __init__(self, store: JobStore, announce: Announce) -> None:
+    The first look says that the server answers.
+    """
+
+    def __init__(self, store: JobStore, announce: Announce, notifier: Notifier) -> None:
         self._store = store
         self._announce = announce
-        self._last = WorkerStatus(state="")
+        self._notifier = notifier
+        self._last: WorkerStatus | None = None
 
     async def look(self) -> None:
+        last = self._last
         try:
             status = await run_in_threadpool(self._store.worker_status)
         except StorageTrouble as trouble:
-            status = self._last.model_copy(update={"storage": trouble.message})
-        if (status.state, status.warnings) != (self._last.state, self._last.warnings):
-            self._last = status
+            status = (last or WorkerStatus()).model_copy(update={"storage": trouble.message})
+        self._last = status
+        if last is None:
+            self._notifier.ready()
+        if last is None or status.in_words != last.in_words:
+            self._notifier.status(f"worker {status.in_words}")
+        if last is None or (status.state, status.warnings) != (last.state, last.warnings):
             self._announce(status)
 
 
@@ -157,12 +170,34 @@ def _store(database: Path) -> Iterator[JobStore]:
 
 
 @contextmanager
-def _quiet_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT do nothing by themselves: uvicorn ends its server at one and then raises it once more."""
+def _stopping_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT: uvicorn ends its server at the first, and raises each that it got once more afterwards.
+
+    So the first is nothing to do here, and the second means that somebody does not want to wait.
+    """
     stopping = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: None) for number in stopping]
+    came: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            _end_at_once()
+
+    before = [signal.signal(number, stop) for number in stopping]
     try:
         yield
     finally:
         for number, handler in zip(stopping, before, strict=True):
             signal.signal(number, handler)
+
+
+def _end_at_once() -> NoReturn:
+    """End the workers and this process as a crash would, which the next daemon knows how to go on from.
+
+    Nothing else of the process may run in between: it would take the workers' deaths for the fault of some job.
+    """
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(EXIT_INTERRUPTED)

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from mlora_sched.daemon.admission import Admission
+from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
+from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
@@ -19,11 +21,13 @@ from mlora_sched.daemon.outage import Outage
 from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
+from mlora_sched.daemon.retention import Retention
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
-from mlora_sched.daemon.suspects import Suspects
-from mlora_sched.errors import MloraError, StorageTrouble, from_name
+from mlora_sched.daemon.suspects import Company
+from mlora_sched.daemon.vigil import Limits
+from mlora_sched.errors import DeviceFault, MloraError, StorageTrouble, from_name
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
@@ -31,6 +35,7 @@ from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
 from mlora_sched.spec.wire import (
+    AtWork,
     CheckpointSaved,
     Detached,
     Fatal,
@@ -48,16 +53,11 @@ from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
 from mlora_sched.store.rows import failed
 
-DRAIN_SECONDS = 30.0
-"""How long the jobs may take to save their state, without progress, when the daemon stops or lets its device go …"""
-
 LONGEST_DRAIN_SECONDS = 600.0
-"""… and in all: what is parked may be many GiB, on a slow disk."""
+"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
-
-_ON_TRIAL = f"{WaitReason.WORKER.value}: it died, and the job that ends it is being looked for"
 
 
 class DaemonLoop:
@@ -72,6 +72,7 @@ class DaemonLoop:
         estimating: how memory is estimated.
         kernel_kills: how many processes the kernel has ended for want of memory.
         disk_space: how a file system stands.
+        alive: called whenever the loop has gone on.
     """
 
     def __init__(
@@ -86,13 +87,15 @@ class DaemonLoop:
         estimating: Estimating = corrected,
         kernel_kills: Callable[[], int] = out_of_memory_kills,
         disk_space: Look = space_of,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._policy = find_policy(settings.policy)
         self._admission = Admission(store, settings, estimating)
-        self._worker = Supervisor(worker, self._init)
-        self._preparer = Supervisor(preparer, self._init)
+        limits = Limits(settings.worker_silence, settings.worker_hang)
+        self._worker = Supervisor("worker", worker, self._init, limits)
+        self._preparer = Supervisor("preparer", preparer, self._init, Limits(settings.worker_silence))
         self._preparing = Preparing(store, self._preparer, self._job_start)
         self._clock = clock
         self._poll_seconds = poll_seconds
@@ -101,14 +104,17 @@ class DaemonLoop:
         self._was_ready = False
         self._hands = Hands(self._worker.send)
         self._slices = Slices(self._worker.send, settings.slice_seconds)
-        self._suspects = Suspects(store)
-        self._requests = Requests(store, self._hands, self._suspects)
+        self._inbox = Inbox(store)
+        self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
+        self._requests = Requests(store, self._hands)
+        self._gate = Gate(store)
+        self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
-        self._inbox = Inbox(store)
         self._outage = Outage()
         self._disk = DiskWatch(store, settings, disk_space)
+        self._retention = Retention(store, settings)
 
     # ------------------------------------------------------------ life
 
@@ -128,6 +134,7 @@ class DaemonLoop:
             while not stop.is_set():
                 began = time.monotonic()
                 self.tick()
+                self._alive()
                 # a busy worker reports all the time: gather, so that transactions are few and its cores its own
                 pause = RETRY_SECONDS if self._outage.lasts else self._poll_seconds
                 stop.wait(max(0.0, pause - (time.monotonic() - began)))
@@ -154,6 +161,7 @@ class DaemonLoop:
     def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
+        self._gate.look()
         live = self._store.live()
         if self._requests.obey(live, now) or self._fail_impossible(live, now):
             live = self._store.live()
@@ -169,12 +177,14 @@ class DaemonLoop:
         else:
             self._be_there(now)
         reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons)
+        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
+        self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
+        self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
         self._let_all_go()
         while self._hands.all and not self._patience.over:
             try:
@@ -182,7 +192,10 @@ class DaemonLoop:
             except StorageTrouble as trouble:
                 self._outage.met(trouble, self._clock())
                 time.sleep(self._poll_seconds)
+            self._alive()
             self._let_all_go()  # one that was being parked is asked for again
+        if self._hands.all:
+            self._worker.kill()  # who has not answered in all this time will not end by itself
 
     def _let_all_go(self) -> None:
         if self._worker.running:  # else its death has not been taken in yet
@@ -198,7 +211,7 @@ class DaemonLoop:
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
         if self._patience is None:
-            self._patience = Patience(DRAIN_SECONDS, LONGEST_DRAIN_SECONDS)
+            self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
             if self._hands.all and not self._patience.over:
@@ -250,7 +263,7 @@ class DaemonLoop:
             if source is self._preparer:
                 self._preparing.died(now)
             else:
-                self._worker_died(now, killed=news.killed)
+                self._worker_died(news, now)
         elif isinstance(news, Ended):
             self._store.requeue_running(now, news.note)
             self._forget_worker()
@@ -283,6 +296,7 @@ class DaemonLoop:
         match report:
             case Ready():
                 self._ready = self._was_ready = True
+                self._blame.new_worker()
                 self._admission.ready(report)
                 self._board.ready(report)
             case MemoryReport():
@@ -291,58 +305,55 @@ class DaemonLoop:
                 self._board.memory(report)
             case StepDone():
                 self._worker.progressed()
-                if self._suspects.clears(report.job_id, report.step):
-                    self._store.set_crashes(report.job_id, 0)
-                    self._suspects.dismiss(report.job_id)
+                self._blame.hear(report)
+            case AtWork():
+                self._blame.hear(report)
             case JobFinished() | JobFailed() | Detached():
-                if self._hands.hear(report):
-                    self._suspects.dismiss(report.job_id)
+                self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
 
-    def _worker_died(self, now: float, *, killed: bool) -> None:
-        """Queue its jobs again, and look for the one that ended it: alone in the worker it is known to be guilty.
+    def _worker_died(self, death: Death, now: float) -> None:
+        """Queue its jobs again, and look for the one that ended it.
 
-        Nobody is when the kernel ended it for want of memory; the next worker gets less of it.
+        It is none when the kernel did for want of memory (the next worker gets less of it), or when the device failed.
         """
         self._store.requeue_running(now, "the worker died; to go on from the last checkpoint")
-        held = self._hands.attached
-        by_kernel = killed and self._kills.grew()
-        victims = [] if by_kernel else [job for job in self._store.live() if job.id in held]
-        ended = len(victims) == 1 and self._suspects.convict(victims[0], now)
+        by_kernel = death.killed and self._kills.grew()
+        nobody = by_kernel or death.last_words == DeviceFault.__name__
+        if not nobody and self._blame.died(self._hands.all, now):
+            self._worker.progressed()
         self._forget_worker()
         self._board.restarting()
         if by_kernel:
             self._inbox.put(self._worker, Note(message=self._admission.shrink()))
-        elif ended:
-            self._suspects.dismiss(victims[0].id)
-            self._worker.progressed()
-        else:
-            self._suspects.accuse({job.id: job.step for job in victims})
 
     # ------------------------------------------------------------ what the plan says
 
     def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
-        suspect = self._suspects.on_trial
-        if suspect is not None and not self._admission.fits_now(by_id[suspect]):
-            suspect = None  # others need not wait until there is memory for it
-        snapshot = self._snapshot(jobs, now) if suspect is None else self._trial(by_id, suspect, now)
+        company = self._blame.company(jobs, now)
+        shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
+        if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
+            company = None  # others need not wait until there is memory for them
+        if shut_out:
+            company = None  # nor until they may come in
+        snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
         plan = self._policy(snapshot)
-        if suspect is None and (plan.counters or plan.floor != snapshot.floor):
+        if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
         for job_id in plan.detach:
-            self._hands.let_go(job_id, save=True, park=suspect is None)  # what is parked dies with the worker
+            self._hands.let_go(job_id, save=True, park=company is None)  # what is parked dies with the worker
         for job_id in plan.attach:
             recorded = self._store.recorded(job_id)
             start = self._job_start(by_id[job_id], self._store.begin_epoch(job_id))
             self._hands.attach(start.model_copy(update={"recorded": recorded}))
         self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
-        reasons = {} if suspect is None else dict.fromkeys((job.id for job in self._waiting(jobs)), _ON_TRIAL)
+        reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
@@ -353,7 +364,7 @@ class DaemonLoop:
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs)),
+            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if not self._gate.closed),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
@@ -361,12 +372,12 @@ class DaemonLoop:
             limits=self._admission.limits(self._board.tokens_per_second, now),
         )
 
-    def _trial(self, jobs: Mapping[str, LiveJob], suspect: str, now: float) -> Snapshot:
-        """The snapshot without anybody else: they leave the worker, and the suspect comes when it is empty."""
-        others = self._hands.all - {suspect}
+    def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
+        """The snapshot without anybody else: they leave the worker, and the company comes when they are gone."""
+        others = self._hands.all - company.jobs
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        return self._snapshot([] if others else [jobs[suspect]], now)
+        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
     def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         going = self._patience is not None and self._worker.running

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlora_sched.daemon.hands import Hands
-from mlora_sched.daemon.suspects import Suspects
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
@@ -14,8 +13,8 @@ from mlora_sched.store.records import LiveJob
 class Requests:
     """Obeys the requests in the store, each as soon as that can be done."""
 
-    def __init__(self, store: JobStore, hands: Hands, suspects: Suspects) -> None:
-        self._store, self._hands, self._suspects = store, hands, suspects
+    def __init__(self, store: JobStore, hands: Hands) -> None:
+        self._store, self._hands = store, hands
 
     def obey(self, live: Sequence[LiveJob], now: float) -> bool:
         """Carry out every request that can be carried out now; True when a job was changed."""
@@ -38,7 +37,6 @@ class Requests:
             self._hands.let_go(job.id, save=target is JobState.PAUSED)
         else:
             self._store.transition(job.id, job.state, target, now, done=job.request)
-            self._suspects.dismiss(job.id)
 
     def _resume(self, job: LiveJob, now: float) -> None:
         """A job that has not stopped yet goes on; while it leaves, its `Detached` brings it back to the queue."""

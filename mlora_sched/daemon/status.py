@@ -84,6 +84,11 @@ class StatusBoard:
             state = "restarting: the worker process has died, see its log"
             self._write(phase=WorkerPhase.LOADING, state=state, tokens_per_second=0.0, **self._nobody())
 
+    def draining(self, attached: int | None) -> None:
+        """So many jobs are attached while no waiting one is started; None while they are."""
+        if self._status.draining != attached:
+            self._write(draining=attached)
+
     def measured(self, slice_: SliceDone, now: float) -> None:
         """Take in one slice; slices that computed nothing say nothing."""
         if not slice_.rows or slice_.seconds <= 0:

@@ -92,9 +92,21 @@ class Encoder:
         return row
 
     def _encode_batch(self, batch: Sequence[tuple[Record, LaidOut]]) -> Iterator[Encoded]:
-        encodings = self._core.encode_batch([row.text for _, row in batch], add_special_tokens=False)
+        try:
+            encodings = self._core.encode_batch([row.text for _, row in batch], add_special_tokens=False)
+        except Exception:  # tokenizers raises nothing more precise, and does not say of which row
+            self._name_the_row(batch)
+            raise
         for (record, row), encoding in zip(batch, encodings, strict=True):
             yield self._encoded(record, row, encoding.ids, encoding.offsets)
+
+    def _name_the_row(self, batch: Sequence[tuple[Record, LaidOut]]) -> None:
+        """Blame the first row on which the tokenizer raises."""
+        for record, row in batch:
+            try:
+                self._core.encode(row.text, add_special_tokens=False)
+            except Exception as error:
+                raise record.error(f"the base's tokenizer cannot read it: {error}; repair or remove it") from error
 
     def _encoded(self, record: Record, row: LaidOut, ids: list[int], offsets: Offsets) -> Encoded:
         lead, tail = ([], []) if row.complete else self._ends(row.text)

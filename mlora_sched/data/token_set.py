@@ -84,11 +84,12 @@ class DataStats:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A job's data, ready to train on."""
+    """A job's data, ready to train on; `entry` is the name of its file in the cache, if it is in one."""
 
     train: TokenSet
     validation: TokenSet | None
     stats: DataStats
+    entry: str = ""
 
 
 def write(path: Path, train: Sequence[Encoded], validation: Sequence[Encoded], disk: Disk = DISK) -> None:
@@ -146,7 +147,7 @@ def open_prepared(path: Path) -> Prepared | None:
         return None
     sets = [tokens for tokens in (train, validation) if tokens is not None]
     intact = all(_hash(tokens.lengths, tokens._input_ids, tokens._loss_mask) == tokens.content_hash for tokens in sets)
-    return Prepared(train, validation, stats) if intact else None
+    return Prepared(train, validation, stats, path.name) if intact else None
 
 
 def _hash(lengths: IntArray, input_ids: Any, loss_mask: Any) -> str:

@@ -6,9 +6,11 @@ length limit, which tokens carry loss, the split, the tokenizer. Jobs that diffe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
@@ -73,6 +75,8 @@ def prepare(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedToken
     """
     path = cache_dir / f"{_cache_key(spec, files, tokenizer)}.safetensors"
     if (found := open_prepared(path)) is not None:
+        with contextlib.suppress(FileNotFoundError):  # it may be cleaned up right now, and is open
+            os.utime(path)  # when it was last of use
         return found
     encoder = Encoder(spec.data, files, tokenizer)
     train = list(itertools.chain.from_iterable(encoder.encode_file(name) for name in spec.data.train))

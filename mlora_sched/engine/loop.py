@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
-from mlora_sched.engine.resident import FAULTS, Resident, Saved, adapter_fault, once_more, own_code, restart
+from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
 from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
@@ -194,26 +194,25 @@ class Trainer:
 
     # ------------------------------------------------------------------ a slice
 
-    def slice(self, wanted: Slice) -> Iterator[list[Report]]:
+    def slice(self, wanted: Slice, begin: Callable[[Iterable[str]], None] = lambda _: None) -> Iterator[list[Report]]:
         """Train the named jobs until the time is up or nothing can run; yield reports after every pack.
 
-        Jobs may be attached and detached between two packs.
+        Jobs may be attached and detached between two packs. `begin` is told the jobs of each before it runs.
         """
         began = time.monotonic()
         packs = tokens = rows = 0
         self._hear(wanted)
         while time.monotonic() - began < wanted.seconds:
             choice = self.packer.choose(self._present(wanted), self._fits())
+            choice = choice if choice.chunks else self._anyway() or choice
             if not choice.chunks:
-                choice = self._anyway() or choice
-            if not choice.chunks:
-                hopeless = self._drop_what_never_fits()
-                if hopeless:
+                if hopeless := self._drop_what_never_fits():
                     yield hopeless
                 elif self.saver.wait_for_one():
                     yield self.saver.written()
                     continue
                 break
+            begin(choice.members)
             reports, length = self._run(choice)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports + self.saver.written()
@@ -318,7 +317,7 @@ class Trainer:
         """Fail the job whose adapter raised; the others of the pack begin their step anew."""
         culprit = self.residents.pop(error.job_id)
         restart(resident for resident in choice.members.values() if resident is not culprit)
-        return [failed(culprit.start, adapter_fault(culprit.start, error.__cause__))]
+        return [failed(culprit.start, code_fault(culprit.start, error.code, error.__cause__))]
 
     def _recover(self, choice: Choice, plan: PackPlan, found: Measurement, said: str) -> list[Report]:
         """A pack has run out of memory: its jobs begin their step anew, in smaller packs.
@@ -376,9 +375,10 @@ class Trainer:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
         if phase is Phase.TRAIN:
-            yield step_done(resident.start, state.finish_step())
+            yield step_done(resident.start, stepped := state.finish_step(resident.lap()))
+            stepped.check()
         else:
-            figures = state.finish_evaluation()
+            figures = state.finish_evaluation(resident.lap())
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident.start, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):

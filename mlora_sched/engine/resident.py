@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from mlora_sched.engine.step import OwnCode
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.memory.meter import bytes_of
@@ -50,6 +51,7 @@ class Resident:
         starved: how often in a row a pack of one chunk of this job alone has run out of memory.
         ran: a pack with it has gone well since it was attached.
         saved: how it is saved.
+        since: when its last phase was finished, or it came, by a monotonic clock in seconds.
         bytes: what it holds of the device for as long as it is attached.
     """
 
@@ -60,17 +62,24 @@ class Resident:
     starved: int = 0
     ran: bool = False
     saved: Saved = field(init=False)
+    since: float = field(init=False)
     bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         step = self.state.step
-        self.saved = Saved(time.monotonic(), step, step)
+        self.since = time.monotonic()
+        self.saved = Saved(self.since, step, step)
         self.bytes = bytes_of(self.state.tensors())
 
     @property
     def proven(self) -> bool:
         """It has trained on a device before: an estimate alone does not say that it cannot."""
         return self.ran or self.state.step > 0
+
+    def lap(self) -> float:
+        """Seconds on the device since this was last asked, or since it came: of the phase that is finished now."""
+        began, self.since = self.since, time.monotonic()
+        return self.since - began
 
     @property
     def job_dir(self) -> Path:
@@ -106,10 +115,10 @@ def own_code(start: JobStart) -> Iterator[None]:
             raise torch.OutOfMemoryError(str(error)) from error
         if isinstance(error, torch.AcceleratorError):
             raise
-        raise adapter_fault(start, error) from error
+        raise code_fault(start, OwnCode.ADAPTER, error) from error
 
 
-def adapter_fault(start: JobStart, cause: BaseException | None) -> JobFault:
-    """A job's adapter has raised."""
-    message = f"its {start.spec.adapter.method} adapter raised {type(cause).__name__}: {cause}"
-    return JobFault(ErrorCode.ADAPTER_ERROR, message)
+def code_fault(start: JobStart, code: OwnCode, cause: BaseException | None) -> JobFault:
+    """A job's adapter or objective has raised."""
+    name = start.spec.adapter.method if code is OwnCode.ADAPTER else start.spec.objective.type
+    return JobFault(ErrorCode.ADAPTER_ERROR, f"its {name} {code.value} raised {type(cause).__name__}: {cause}")

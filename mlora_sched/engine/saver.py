@@ -77,6 +77,11 @@ class Saver:
         """What pending writes hold of the host's memory."""
         return self._writer.bytes
 
+    @property
+    def writing(self) -> frozenset[str]:
+        """Of whom something is being written."""
+        return self._writer.jobs
+
     # ------------------------------------------------------------------ checkpoints
 
     def due(self, resident: Resident) -> bool:
@@ -171,7 +176,7 @@ class Saver:
         state, start, job_dir = resident.state, resident.start, resident.job_dir
         kept = {name: tensor.detach().cpu() for name, tensor in state.kept().items()}
         files, made_of, keep = adapter_files(state, kept), self._provenance(state), self._asked_for(state)
-        step, patient = state.step, self._saving.beside
+        step, stopped_by, patient = state.step, state.progress.stopped_by, self._saving.beside
 
         def write() -> list[Report]:
             try:
@@ -183,7 +188,10 @@ class Saver:
                     return [failed(start, error)]
                 message = f"the finished adapter could not be written: {error}; it is tried again until it can"
                 return [Note(message=message, job_id=start.job_id)]
-            return [JobFinished(job_id=start.job_id, epoch=start.epoch, step=step, kept=tuple(left))]
+            done = JobFinished(
+                job_id=start.job_id, epoch=start.epoch, step=step, kept=tuple(left), stopped_by=stopped_by
+            )
+            return [done]
 
         self._exports[start.job_id] = _Export(start, write, self._clock() + TRY_AGAIN_SECONDS)
         self._writer.put(start.job_id, write, resident.bytes)
@@ -237,5 +245,13 @@ class Saver:
             hashes["validation"] = state.data.validation.content_hash
         at = state.progress
         return provenance(
-            state.spec, self._origin, hashes, steps=at.step, resumes=at.resumes, other_numerics=at.other_numerics
+            state.spec,
+            self._origin,
+            hashes,
+            steps=at.step,
+            planned=state.total_steps,
+            resumes=at.resumes,
+            version_history=at.version_history,
+            stopped_by=at.stopped_by,
+            other_numerics=at.other_numerics,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +25,7 @@ def draft_of(state: TrainState, origin: Origin, kept: Mapping[str, Tensor]) -> C
     return Checkpoint(
         tensors=kept,
         state={
-            "progress": dataclasses.asdict(state.progress) | {"best_loss": _finite(state.progress.best_loss)},
+            "progress": state.progress.to_json(),
             "spec": state.spec.model_dump(mode="json"),
             "base": origin.base_hash,
             "numerics": origin.numerics.model_dump(mode="json"),
@@ -84,8 +82,10 @@ def resume(state: TrainState, job_dir: Path, origin: Origin, recorded: Recorded 
         notes.append(f"resumed under other numerics ({changed}): from here on within rounding of an undisturbed run")
     for name, flat in state.adapter.params.groups.items():
         flat.value.copy_(checkpoint.tensors[f"value/{name}"])
-    saved = checkpoint.state["progress"]
-    progress = Progress(**saved | {"best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"]})
+    progress = Progress.of_json(checkpoint.state["progress"])
+    if not progress.version_history:  # written by a release that did not note its own version
+        unknown = {"step": 0, "mlora_sched": None, "torch": found["torch"], "transformers": found["transformers"]}
+        progress.version_history.append(unknown)
     progress.resumes += 1
     progress.other_numerics |= other_numerics
     state.optimizer.load_state(checkpoint.tensors, progress.step)
@@ -100,8 +100,3 @@ def _heard(checkpoint: Checkpoint, recorded: Recorded | None) -> bool:
         return True
     at = checkpoint.state["progress"]
     return bool(at["step"] <= recorded.step and at["evaluated"] <= recorded.evaluated)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None

@@ -10,8 +10,10 @@ Legend: T rows of the pack, S rows that carry loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 import torch
@@ -69,12 +71,19 @@ class SegmentResult:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-class PartError(Exception):
-    """One job's own code raised inside a pack. `job_id` says whose; the cause is chained."""
+class OwnCode(StrEnum):
+    """What of a job can raise inside a pack."""
 
-    def __init__(self, job_id: str) -> None:
+    ADAPTER = "adapter"
+    OBJECTIVE = "objective"
+
+
+class PartError(Exception):
+    """One job's own code raised inside a pack. `job_id` says whose, `code` what of it; the cause is chained."""
+
+    def __init__(self, job_id: str, code: OwnCode = OwnCode.ADAPTER) -> None:
         super().__init__(job_id)
-        self.job_id = job_id
+        self.job_id, self.code = job_id, code
 
 
 class Beginner(Protocol):
@@ -90,16 +99,23 @@ def begin_steps(members: Mapping[str, Beginner]) -> None:
         PartError, torch.OutOfMemoryError: as of `run_pack`.
     """
     for job_id, member in members.items():
-        try:
+        with _code_of(job_id):
             member.begin_step()
-        except torch.OutOfMemoryError:
+
+
+@contextlib.contextmanager
+def _code_of(job_id: str, code: OwnCode = OwnCode.ADAPTER) -> Iterator[None]:
+    """Here one job's own code runs: what it raises is that job's fault, unless memory or the device is at fault."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        if isinstance(error, torch.AcceleratorError):
             raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            if isinstance(error, torch.AcceleratorError):
-                raise
-            raise PartError(job_id) from error
+        raise PartError(job_id, code) from error
 
 
 def run_pack(
@@ -112,14 +128,14 @@ def run_pack(
         buckets: probed row counts, for the head's pieces.
 
     Raises:
-        PartError: an adapter raised; the other jobs' gradients of this pack are incomplete and must be dropped.
+        PartError: a job's own code raised; the other jobs' gradients of this pack are incomplete and must be dropped.
         torch.OutOfMemoryError: likewise.
     """
     parts = [_part(segment, members[segment.chunk.job_id], training) for segment in pack.segments]
     _place(base, pack, parts, members, training, buckets)
     try:
         return _run(base, pack, parts, members, training, buckets)
-    except torch.OutOfMemoryError:
+    except (PartError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if is_out_of_memory(error):
@@ -178,12 +194,7 @@ def _run(
     lengths = [span.length for segment in pack.segments for span in segment.spans]
     rows_S = torch.cat([torch.from_numpy(segment.loss_rows) for segment in pack.segments]).to(device)
     targets_S = torch.from_numpy(pack.targets_T).to(device)[rows_S]
-    weights_S = torch.cat(
-        [
-            torch.full((len(segment.loss_rows),), row_weight(members[segment.chunk.job_id].batch_targets))
-            for segment in pack.segments
-        ]
-    ).to(device)
+    weights_S = torch.cat([_row_weights(segment, members) for segment in pack.segments]).to(device)
     with torch.set_grad_enabled(training):
         hidden_TD = base.hidden(
             torch.from_numpy(pack.input_ids_T).to(device)[None],
@@ -196,6 +207,13 @@ def _run(
     return _results(pack, parts, members, losses)
 
 
+def _row_weights(segment: Segment, members: Mapping[str, PackMember]) -> Tensor:
+    """Of the segment's rows that carry loss, as its job's objective wants them."""
+    job_id = segment.chunk.job_id
+    with _code_of(job_id, OwnCode.OBJECTIVE):
+        return torch.full((len(segment.loss_rows),), row_weight(members[job_id].batch_targets))
+
+
 def _results(
     pack: PackedBatch, parts: Sequence[SegmentPart], members: Mapping[str, PackMember], losses: TokenLosses
 ) -> list[SegmentResult]:
@@ -203,15 +221,21 @@ def _results(
     sums: list[Tensor] = [piece.sum() for piece in losses.loss_S.split(sizes)]
     hits: list[Tensor] = [piece.sum() for piece in losses.correct_S.split(sizes)]
     loss_sums, corrects = numbers(torch.stack(sums)), numbers(torch.stack(hits))
+    figures = [_figures(members[part.job_id].adapter, part) for part in parts]
     return [
         SegmentResult(
-            job_id=part.job_id,
+            job_id=segment.chunk.job_id,
             chunk=segment.chunk.index,
             tokens=segment.chunk.tokens,
             loss_sum=loss_sum,
             targets=len(segment.loss_rows),
             correct=correct,
-            figures=members[part.job_id].adapter.chunk_figures(part),
+            figures=own,
         )
-        for segment, part, loss_sum, correct in zip(pack.segments, parts, loss_sums, corrects, strict=True)
+        for segment, own, loss_sum, correct in zip(pack.segments, figures, loss_sums, corrects, strict=True)
     ]
+
+
+def _figures(adapter: Adapter, part: SegmentPart) -> dict[str, float]:
+    with _code_of(part.job_id):
+        return adapter.chunk_figures(part)

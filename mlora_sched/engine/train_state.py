@@ -7,22 +7,26 @@ phase is finished by `finish_step` or `finish_evaluation`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter
+from mlora_sched.artifacts.provenance import versions_now
 from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
 from mlora_sched.data.tokens import Cursor, Prepared, TokenSet
+from mlora_sched.engine.guards import Watched, limit_reached
 from mlora_sched.engine.step import SegmentResult
 from mlora_sched.errors import JobFault
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
 from mlora_sched.spec.job import JobSpec
-from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.training import interval_steps
 
 
@@ -36,7 +40,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What an optimiser step is reported with."""
+    """What an optimiser step is reported with; `diverged` says why the job must not go on after it."""
 
     step: int
     loss: float
@@ -45,6 +49,16 @@ class StepFigures:
     tokens: int
     target_tokens: int
     extra: dict[str, float]
+    diverged: str | None = None
+
+    def check(self) -> None:
+        """Go on only if the job may.
+
+        Raises:
+            JobFault: the job's guards find that it diverges.
+        """
+        if self.diverged is not None:
+            raise JobFault(ErrorCode.DIVERGED, self.diverged)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Progress:
         tokens: trained tokens so far. best_loss, best_step: of the best evaluation.
         resumes: how often the job went on from a checkpoint.
         other_numerics: at least once it went on under another numerics key, so its bits are no longer those of one run.
+        seconds: on the device, in finished steps and evaluations. stopped_by: what ended it before its last step.
+        watched: what its guards remember. version_history: under which versions it trained; see `goes_on_under`.
     """
 
     step: int = 0
@@ -76,6 +92,31 @@ class Progress:
     best_step: int = -1
     resumes: int = 0
     other_numerics: bool = False
+    seconds: float = 0.0
+    stopped_by: StoppedBy | None = None
+    watched: Watched = field(default_factory=Watched)
+    version_history: list[dict[str, Any]] = field(default_factory=list)
+
+    def goes_on_under(self, versions: Mapping[str, str]) -> None:
+        """Note what the next step is made with, where that has changed: entries of `step` and a version by package."""
+        last = self.version_history[-1] if self.version_history else {}
+        if {name: last.get(name) for name in versions} != versions:
+            self.version_history.append({"step": self.step, **versions})
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint holds it; JSON has no infinity."""
+        return dataclasses.asdict(self) | {"best_loss": self.best_loss if math.isfinite(self.best_loss) else None}
+
+    @classmethod
+    def of_json(cls, saved: Mapping[str, Any]) -> Progress:
+        """Read what `to_json` gave, of this release or of one whose progress had fewer fields."""
+        stopped_by = saved.get("stopped_by")
+        read = {
+            "best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"],
+            "stopped_by": None if stopped_by is None else StoppedBy(stopped_by),
+            "watched": Watched(**saved.get("watched", {})),
+        }
+        return cls(**{**saved, **read})
 
 
 @dataclass
@@ -96,6 +137,7 @@ class TrainState:
         self.job_id, self.spec, self.data, self.adapter = job_id, spec, data, adapter
         self.seed = training.seed
         self.progress = Progress()
+        self.progress.goes_on_under(versions_now())
         self.cursor = Cursor.of(spec, len(data.train))
         self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
         every = training.eval_every if training.eval_every is not None else "epoch"
@@ -141,10 +183,11 @@ class TrainState:
     def phase(self) -> Phase:
         """What comes next."""
         at = self.progress
-        due = self.eval_steps is not None and (at.step % self.eval_steps == 0 or at.step == self.total_steps)
+        over = at.step == self.total_steps or at.stopped_by is not None
+        due = self.eval_steps is not None and (at.step % self.eval_steps == 0 or over)
         if due and at.evaluated < at.step:
             return Phase.EVALUATE
-        return Phase.TRAIN if at.step < self.total_steps else Phase.DONE
+        return Phase.DONE if over else Phase.TRAIN
 
     @property
     def save_due(self) -> bool:
@@ -202,8 +245,11 @@ class TrainState:
         self._open.results.append(result)
         return len(self._open.results) == len(self._open.chunks)
 
-    def finish_step(self) -> StepFigures:
-        """Step the optimiser on the complete batch and go to the next phase.
+    def finish_step(self, seconds: float = 0.0) -> StepFigures:
+        """Step the optimiser on the complete batch and go to the next phase, the last one when a limit is reached.
+
+        Args:
+            seconds: on the device since the last phase was finished.
 
         Raises:
             JobFault: the gradient is not finite.
@@ -221,18 +267,21 @@ class TrainState:
                 ErrorCode.NON_FINITE_LOSS,
                 f"step {self.step + 1} made weights that are not finite; lower training.learning_rate",
             )
-        done = self._open
-        self.progress.step += 1
-        self.progress.tokens += done.tokens
+        done, at, loss = self._open, self.progress, _mean_loss(self._open)
+        at.step, at.tokens, at.seconds = at.step + 1, at.tokens + done.tokens, at.seconds + seconds
+        diverged = at.watched.look(self.spec.guards, at.step, loss, grad_norm)
+        if at.step < self.total_steps:
+            at.stopped_by = limit_reached(self.spec.limits, at.tokens, at.seconds)
         figures = StepFigures(
-            self.step, _mean_loss(done), lr, grad_norm, done.tokens, done.targets, _weighted_figures(done)
+            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), diverged
         )
         self._begin()
         return figures
 
-    def finish_evaluation(self) -> EvalFigures:
-        """Close the evaluation and go to the next phase."""
+    def finish_evaluation(self, seconds: float = 0.0) -> EvalFigures:
+        """Close the evaluation and go to the next phase. `seconds` is as for `finish_step`."""
         done = self._open
+        self.progress.seconds += seconds
         loss = _mean_loss(done)
         accuracy = sum(result.correct for result in done.results) / done.targets
         best = loss < self.progress.best_loss
@@ -245,6 +294,7 @@ class TrainState:
     def restore(self, progress: Progress) -> None:
         """Go on from a checkpoint whose tensors have been loaded."""
         self.progress = progress
+        self.progress.goes_on_under(versions_now())
         self.restart_phase()
 
     # ------------------------------------------------------------------

@@ -42,6 +42,11 @@ class Writer:
         """What the pending writes hold of the host's memory."""
         return sum(one.bytes for one in self._pending if not one.future.done())
 
+    @property
+    def jobs(self) -> frozenset[str]:
+        """Of whom something is not written yet."""
+        return frozenset(one.job_id for one in self._pending if not one.future.done())
+
     def put(self, job_id: str, write: Write, held: int = 0, *, wait: bool = False) -> None:
         """Have something of a job written.
 
@@ -60,7 +65,7 @@ class Writer:
 
     def busy(self, job_id: str) -> bool:
         """Something of the job is not written yet."""
-        return any(one.job_id == job_id and not one.future.done() for one in self._pending)
+        return job_id in self.jobs
 
     def wait(self, job_id: str | None = None) -> None:
         """Until nothing of a job (None: of anybody) is pending."""

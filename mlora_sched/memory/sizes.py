@@ -1,16 +1,13 @@
-"""Sizes and durations as people write and read them. Nothing here knows what is measured."""
+"""Sizes as people write and read them. Nothing here knows what is measured."""
 
 from __future__ import annotations
 
 import re
 
-from mlora_sched.errors import UserError, shown
-from mlora_sched.spec.common import MAX_DURATION_SECONDS
+from mlora_sched.errors import UserError
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)\s*$")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
 
 
 def parse_size(text: str) -> int:
@@ -31,19 +28,3 @@ def format_size(size: float) -> str:
     while power < len(_UNITS) - 1 and round(abs(size) / 1024**power, 1) >= 1024:
         power += 1
     return f"{size:.0f} B" if power == 0 else f"{size / 1024**power:.1f} {_UNITS[power]}"
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as `90s`, `15m`, `2h` or `1d`.
-
-    Raises:
-        UserError: it is none, or is nothing.
-    """
-    match = _DURATION.match(text)
-    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2]]
-    if not 0 < seconds <= MAX_DURATION_SECONDS:
-        raise UserError(
-            f"{shown(text)} is no duration; write a number with one of s, m, h, d, such as 15m, of at most "
-            f"{MAX_DURATION_SECONDS / _SECONDS['d']:.0f}d"
-        )
-    return seconds

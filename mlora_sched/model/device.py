@@ -99,6 +99,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+_DEVICE_FAULTS = (
+    "uncorrectable",  # ECC, NVLink
+    "no cuda-capable device",
+    "busy or unavailable",
+    "invalid device ordinal",  # it has fallen off the bus
+    "device lost",
+    "fallen off the bus",
+    "driver version is insufficient",
+    "driver shutting down",
+    "stub library",
+    "unsupported display driver",
+    "initialization error",
+    "system not yet initialized",
+    "mps server",
+    "hardware error",
+    "unknown error",  # what a driver says that has crashed
+)
+"""What an accelerator's errors say, in lower case, when the device or its driver has failed and not a kernel."""
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the device itself has failed, whatever ran on it.
+
+    Else an accelerator's error (an illegal access, an assertion) may be the doing of what ran.
+    """
+    if not isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+        return False
+    said = str(error).partition("\n")[0].lower()  # advice follows
+    return any(fault in said for fault in _DEVICE_FAULTS)
+
+
 def free_caches(device: torch.device) -> None:
     """Let go of what nobody uses: graphs that hang on themselves, and what a GPU's allocator keeps for later."""
     gc.collect()

@@ -5,6 +5,7 @@ Only paths made of a job's id and a step are opened; nothing of a request become
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mlora_sched.archive import Archive
 from mlora_sched.errors import NotFound, Refused
 from mlora_sched.files import checkpoint_dir
 from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.duration import format_duration
 from mlora_sched.spec.state import JobState
 from mlora_sched.store.jobs import JobStore
 
@@ -26,14 +29,21 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
 
     Raises:
         Refused: the job has not finished and no checkpoint was asked for.
-        NotFound: there is no such checkpoint.
+        NotFound: there is no such checkpoint, or it was removed.
     """
-    source = _source(store, settings.job_dir(job_id), job_id, checkpoint)
+    source = _source(store, settings, job_id, checkpoint)
     lines = "".join(line.to_json() + "\n" for _, line in store.metrics(job_id))
     try:
-        return Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.patterns)
+        archive = Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.patterns)
     except FileNotFoundError:  # a newer checkpoint has just replaced it, or an administrator removed it
+        _refuse_removed(store.get(job_id), settings)
         raise NotFound(f"job {job_id}: the adapter asked for is not there any more; `show` lists what is") from None
+    try:
+        _refuse_removed(store.get(job_id), settings)  # rows go before files: what was opened before is whole
+    except NotFound:
+        archive.close()
+        raise
+    return archive
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,17 @@ class _Source:
     patterns: tuple[str, ...]
 
 
-def _source(store: JobStore, job_dir: Path, job_id: str, checkpoint: str | None) -> _Source:
-    job = store.get(job_id)
+def _refuse_removed(job: JobView, settings: DaemonSettings) -> None:
+    if job.artifacts_removed is not None:
+        kept = settings.keep_artifacts
+        rule = "--keep-artifacts" if kept is None else f"--keep-artifacts {format_duration(kept)}"
+        on = time.strftime("%Y-%m-%d", time.localtime(job.artifacts_removed))
+        raise NotFound(f"job {job.id}: its artifacts were removed on {on} ({rule}); its metrics are in `logs`")
+
+
+def _source(store: JobStore, settings: DaemonSettings, job_id: str, checkpoint: str | None) -> _Source:
+    job, job_dir = store.get(job_id), settings.job_dir(job_id)
+    _refuse_removed(job, settings)
     finished = job.state is JobState.SUCCEEDED
     if finished and checkpoint in (None, "last"):
         return _Source(job_dir / "adapter", ("*",))

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from mlora_sched import __version__
 from mlora_sched.daemon.disk import Look, space_of
+from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.server.auth import PeerProtocol
@@ -66,7 +67,8 @@ def create_app(
         disk_space: how a file system stands.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    app.state.context = Context(store, settings, max_file_bytes, estimating, disk_space)
+    retention = Retention(store, settings)
+    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
     for router in (jobs.router, files.router, daemon.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")

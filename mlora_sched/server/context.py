@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from mlora_sched.daemon.disk import Look, check_room, space_of
+from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
@@ -24,6 +26,7 @@ class Context:
     settings: DaemonSettings
     max_file_bytes: int
     estimating: Estimating
+    retention: Retention
     disk_space: Look = space_of
 
     def check_room(self, size: int = 0) -> None:
@@ -42,6 +45,11 @@ class Context:
             Ambiguous: several fit.
         """
         return self.store.resolve(ref, caller.scope)
+
+    def has_file(self, sha256: str, caller: Caller) -> bool:
+        """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
+        known = self.store.has_file(sha256, caller.user, used=time.time())
+        return known and (self.settings.spool_dir / sha256).is_file()
 
 
 def _context_of(request: Request) -> Context:

@@ -14,13 +14,13 @@ def memory_view(store: JobStore, caller: Caller) -> MemoryView:
     status = store.worker_status()
     report = status.memory
     if report is None:
-        return MemoryView(worker=status.state, device=status.device, warnings=status.warnings)
+        return MemoryView(worker=status.in_words, device=status.device, warnings=status.warnings)
     live = {job.id: job for job in store.live()}
     jobs = [_shown(live[held.job_id], held, caller) for held in report.jobs if held.job_id in live]
     held = report.base + sum(job.device for job in report.jobs)
     estimated, measured = (max(0, peak - held) if report.rows else 0 for peak in (report.estimated, report.measured))
     return MemoryView(
-        worker=status.state,
+        worker=status.in_words,
         device=status.device,
         total=report.total,
         limit=report.limit,

@@ -13,7 +13,7 @@ from mlora_sched.files import DISK, DRAFT, Disk, discard, make_folder
 
 
 class Incoming:
-    """A file on its way into the spool; leaving the context without `keep` removes what has come so far.
+    """A file on its way into the spool; leaving the context without `place` removes what has come so far.
 
     Args:
         spool: the directory of the spool.
@@ -61,15 +61,19 @@ class Incoming:
         self._file.write(block)
         self._file.flush()
 
-    def keep(self) -> int:
-        """Put the complete file in its place, durably; returns its size in bytes."""
+    def finish(self) -> int:
+        """The file is complete: check it and write it to the disk; returns its size in bytes."""
         if self._hash.hexdigest() != self._target.name:
             raise UserError("the file is not the one that was announced: it changed while it was sent; send it again")
         with _refusing():
             self._disk.sync(self._part)
+        return self._size
+
+    def place(self) -> None:
+        """Put the finished file in its place, durably."""
+        with _refusing():
             self._disk.rename(self._part, self._target)
             self._disk.sync(self._target.parent)
-        return self._size
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
-from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
@@ -61,8 +62,11 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
         raise SpecError(f"{spec.name}: {refusal}")
 
 
-def check_files(submission: Submission, caller: Caller, store: JobStore) -> None:
+def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
+
+    Args:
+        has_file: whether the caller has uploaded the file of this sha256.
 
     Raises:
         SpecError: it is not so.
@@ -73,5 +77,5 @@ def check_files(submission: Submission, caller: Caller, store: JobStore) -> None
         odd = ", ".join(sorted(named ^ sent))
         raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {odd}")
     for name, sha256 in submission.files.items():
-        if not store.has_file(sha256, caller.user):
+        if not has_file(sha256):
             raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")

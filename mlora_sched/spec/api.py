@@ -9,7 +9,7 @@ from pydantic import Field
 from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
-from mlora_sched.spec.state import ErrorCode, JobState, Request, WorkerPhase
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
 from mlora_sched.spec.wire import EvalDone, StepDone
 
 
@@ -21,7 +21,7 @@ class Submission(Frozen):
 
 
 class JobView(Frozen):
-    """A job as people see it. Times are seconds since the Unix epoch."""
+    """A job as people see it. Times are seconds since the Unix epoch; `artifacts_removed` when they are gone."""
 
     id: str
     name: str
@@ -39,10 +39,11 @@ class JobView(Frozen):
     tokens: int
     error_code: ErrorCode | None
     error: str | None
-    stopped_by: str | None
+    stopped_by: StoppedBy | None
     created: float
     started: float | None
     ended: float | None
+    artifacts_removed: float | None = None
 
     @property
     def shown_state(self) -> str:
@@ -133,6 +134,49 @@ class ReleaseView(Frozen):
     asked: float
 
 
+class DrainView(Frozen):
+    """Waiting jobs are held back: who asked for it and when (Unix seconds); `attached` jobs go on to their end.
+
+    `attached` is None until the daemon's loop has taken note.
+    """
+
+    caller: str
+    asked: float
+    attached: int | None
+
+
+class GcRequest(Frozen):
+    """Remove what is of no more use, or with `dry_run` only tell what that is."""
+
+    dry_run: bool = False
+
+
+class GarbageView(Frozen):
+    """Something of no more use: a job's artifacts, a directory, an upload, an entry of the cache.
+
+    `bytes` of disk become free; `error` says why it could not be removed.
+    """
+
+    kind: str
+    name: str
+    owner: str
+    why: str
+    bytes: int
+    error: str = ""
+
+
+class GcView(Frozen):
+    """What was removed, or would be with `dry_run`."""
+
+    dry_run: bool
+    garbage: tuple[GarbageView, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What all that could be removed takes of the disk."""
+        return sum(one.bytes for one in self.garbage if not one.error)
+
+
 class MemoryJob(Frozen):
     """What one job holds of the device, or parked of the host's memory; `id` and `name` only of jobs one may see."""
 
@@ -207,6 +251,7 @@ class DaemonView(Frozen):
     phase: WorkerPhase = WorkerPhase.LOADING
     release: ReleaseView | None = None
     warnings: tuple[str, ...] = ()
+    drain: DrainView | None = None
 
 
 class BackupView(Frozen):

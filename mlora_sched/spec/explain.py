@@ -64,6 +64,8 @@ _FOREIGN: dict[str, str] = {
     "save_steps": "training.save_every",
     "saves_per_epoch": "training.save_every",
     "save_strategy": "training.save_every",
+    "loss_watchdog_threshold": "guards.loss_spike (a factor on the usual loss, not a loss)",
+    "loss_watchdog_patience": "guards.patience",
     "output_dir": "nothing here: `run --out DIR` and `pull ID DIR` say where results go",
     "bf16": "nothing here: the precision belongs to the base (`serve --dtype`)",
     "fp16": "nothing here: the precision belongs to the base (`serve --dtype`)",

@@ -12,6 +12,7 @@ from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
+from mlora_sched.spec.limits import GuardsSpec, LimitsSpec
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.training import TrainingSpec
 
@@ -35,6 +36,8 @@ class JobSpec(Frozen):
     data: DataSpec
     objective: ObjectiveSpec = SftObjective()
     training: TrainingSpec = TrainingSpec()
+    limits: LimitsSpec = LimitsSpec()
+    guards: GuardsSpec = GuardsSpec()
     priority: Priority = Priority.NORMAL
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 

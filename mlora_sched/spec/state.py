@@ -64,6 +64,14 @@ class ErrorCode(StrEnum):
     ADAPTER_ERROR = "adapter_error"
     WORKER_CRASH = "worker_crash"
     STORAGE = "storage"
+    DIVERGED = "diverged"
+
+
+class StoppedBy(StrEnum):
+    """Why a job SUCCEEDED before its last planned step; the limits are named as in the spec's `limits`."""
+
+    MAX_TOKENS = "max_tokens"
+    MAX_TIME = "max_time"
 
 
 class WorkerPhase(StrEnum):
@@ -89,3 +97,4 @@ class WaitReason(StrEnum):
     MEMORY = "memory"
     BASE = "base"
     WORKER = "worker"
+    DRAINING = "draining"

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
-from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.state import ErrorCode, StoppedBy
 
 
 class Exactness(StrEnum):
@@ -232,7 +232,10 @@ class Ready(Frozen):
 
 
 class Prepared(Frozen):
-    """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's."""
+    """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's.
+
+    `cache_entry` is the name of the file in the cache that holds the tokens.
+    """
 
     kind: Literal["prepared"] = "prepared"
     job_id: str
@@ -244,6 +247,7 @@ class Prepared(Frozen):
     total_steps: int
     largest_chunk: int = 0
     longest: int = 0
+    cache_entry: str = ""
 
 
 class Attached(Frozen):
@@ -305,13 +309,17 @@ class CheckpointSaved(Frozen):
 
 
 class JobFinished(Frozen):
-    """The adapter is exported to `adapter/` below the job's directory; `kept` are its checkpoints' steps."""
+    """The adapter is exported to `adapter/` below the job's directory; `kept` are its checkpoints' steps.
+
+    `stopped_by` when it was not the last planned step that ended it.
+    """
 
     kind: Literal["finished"] = "finished"
     job_id: str
     epoch: int
     step: int
     kept: tuple[int, ...] = ()
+    stopped_by: StoppedBy | None = None
 
 
 class JobFailed(Frozen):
@@ -345,6 +353,26 @@ class SliceDone(Frozen):
     seconds: float
 
 
+class AtWork(Frozen):
+    """Whose code runs from now on: the jobs of a pack, one that is attached or let go, those that are being written.
+
+    Said when that changes, so that a worker's death says who can have caused it. Nobody's: it waits for commands.
+    """
+
+    kind: Literal["at_work"] = "at_work"
+    job_ids: tuple[str, ...]
+
+
+class Beat(Frozen):
+    """A sign of life, about once a second, from a thread of its own, also while the base is loaded.
+
+    `turns` counts how often the main thread has looked for commands: between packs, and once a second when idle.
+    """
+
+    kind: Literal["beat"] = "beat"
+    turns: int
+
+
 class Note(Frozen):
     """Something an administrator should read (a pack restarted, a checkpoint skipped)."""
 
@@ -354,7 +382,7 @@ class Note(Frozen):
 
 
 class Fatal(Frozen):
-    """The worker cannot go on at all; `error` is a class name of `mlora_sched.errors`."""
+    """The worker cannot go on at all; `error` is a class name, of `mlora_sched.errors` unless it is a bug of ours."""
 
     kind: Literal["fatal"] = "fatal"
     error: str
@@ -374,6 +402,8 @@ Report = Annotated[
     | Detached
     | SliceDone
     | MemoryReport
+    | AtWork
+    | Beat
     | Note
     | Fatal,
     Field(discriminator="kind"),

@@ -14,7 +14,7 @@ from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Fairness, LiveJob, Release, WorkerStatus
+from mlora_sched.store.records import Drain, Fairness, LiveJob, Release, WorkerStatus
 
 
 class DaemonSide:
@@ -108,9 +108,11 @@ class DaemonSide:
                 connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
-        """Add an event; None for the daemon itself."""
+        """Add an event; None for the daemon itself. One of a job that is not there is dropped."""
         with writing(self._engine) as connection:
-            moves.add_event(connection, job_id, message, now)
+            there = select(schema.jobs.c.id).where(schema.jobs.c.id == job_id)
+            if job_id is None or connection.scalar(there) is not None:
+                moves.add_event(connection, job_id, message, now)
 
     def fairness(self) -> Fairness:
         """The virtual token counters as last written, with the tokens trained since."""
@@ -162,6 +164,12 @@ class DaemonSide:
         with reading(self._engine) as connection:
             row = connection.execute(select(schema.release)).one_or_none()
         return Release() if row is None else Release(bool(row.wanted), row.until, row.caller, row.asked)
+
+    def drain(self) -> Drain:
+        """Whether administrators want no waiting job to be started."""
+        with reading(self._engine) as connection:
+            row = connection.execute(select(schema.drain)).one_or_none()
+        return Drain() if row is None else Drain(bool(row.wanted), row.caller, row.asked)
 
 
 def _spec_and_files(connection: Connection, row: Any) -> tuple[JobSpec, Mapping[str, str]]:

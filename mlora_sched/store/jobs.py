@@ -1,16 +1,17 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
-The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone.
+The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
+of `Upkeep` remove what is of no more use.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
@@ -21,7 +22,8 @@ from mlora_sched.store import rows, schema
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
-from mlora_sched.store.records import Release
+from mlora_sched.store.records import Drain, Release
+from mlora_sched.store.upkeep import Upkeep, job_row
 
 MIN_PREFIX = 4
 """Fewest digits of a shortened id, after its "j-": a slip of the finger must not cancel another job."""
@@ -34,7 +36,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide):
+class JobStore(DaemonSide, Upkeep):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
@@ -52,7 +54,7 @@ class JobStore(DaemonSide):
             for name, sha256 in files.items():
                 connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
             add_event(connection, job_id, "submitted", now)
-            return rows.job_view(_job_row(connection, job_id))
+            return rows.job_view(job_row(connection, job_id))
 
     def get(self, job_id: str) -> JobView:
         """The job with this full id.
@@ -61,7 +63,7 @@ class JobStore(DaemonSide):
             NotFound: there is none.
         """
         with reading(self._engine) as connection:
-            return rows.job_view(_job_row(connection, job_id))
+            return rows.job_view(job_row(connection, job_id))
 
     def resolve(self, text: str, owner: str | None) -> str:
         """The full id that `text` means among the jobs of `owner` (None: of everybody).
@@ -109,7 +111,7 @@ class JobStore(DaemonSide):
         """
         assert request is not Request.NONE
         with writing(self._engine) as connection:
-            view = rows.job_view(_job_row(connection, job_id))
+            view = rows.job_view(job_row(connection, job_id))
             if view.request is request:
                 return view
             reason = _refusal(view, request)
@@ -118,7 +120,7 @@ class JobStore(DaemonSide):
             where = schema.jobs.c.id == job_id
             connection.execute(update(schema.jobs).where(where).values(request=request.value))
             add_event(connection, job_id, f"{request.value} requested", now)
-            return rows.job_view(_job_row(connection, job_id))
+            return rows.job_view(job_row(connection, job_id))
 
     def detail(self, job_id: str) -> JobDetail:
         """Everything `show` prints; the newest events, oldest of them first.
@@ -127,7 +129,7 @@ class JobStore(DaemonSide):
             NotFound: there is no such job.
         """
         with reading(self._engine) as connection:
-            row = _job_row(connection, job_id)
+            row = job_row(connection, job_id)
         return JobDetail(
             job=rows.job_view(row),
             spec=self.spec(job_id),
@@ -144,7 +146,7 @@ class JobStore(DaemonSide):
             NotFound: there is no such job.
         """
         with reading(self._engine) as connection:
-            return JobSpec.model_validate_json(_job_row(connection, job_id).spec)
+            return JobSpec.model_validate_json(job_row(connection, job_id).spec)
 
     def files(self, job_id: str) -> dict[str, str]:
         """sha256 of the job's files, by the name its spec uses."""
@@ -208,18 +210,43 @@ class JobStore(DaemonSide):
             what = f"release requested{until}" if release.wanted else "reclaim requested"
             add_event(connection, None, f"{what} by {release.caller}", release.asked)
 
-    def add_file(self, sha256: str, size: int, owner: str, now: float) -> None:
-        """Note that `owner` has uploaded a file of `size` bytes; repeating it changes nothing."""
-        values = {"sha256": sha256, "size": size, "owner": owner, "created": now}
+    def set_drain(self, drain: Drain) -> None:
+        """Ask for waiting jobs to be held back, or to be started again; the daemon does it."""
+        values = {"wanted": int(drain.wanted), "caller": drain.caller, "asked": drain.asked}
         with writing(self._engine) as connection:
-            connection.execute(sqlite.insert(schema.spool).values(values).on_conflict_do_nothing())
+            upsert = sqlite.insert(schema.drain).values(id=1, **values)
+            connection.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=values))
+            what = "drain" if drain.wanted else "undrain"
+            add_event(connection, None, f"{what} requested by {drain.caller}", drain.asked)
 
-    def has_file(self, sha256: str, owner: str) -> bool:
-        """Whether `owner` has uploaded this file. What others have uploaded is not told."""
+    def add_file(self, sha256: str, size: int, owner: str, now: float, place: Callable[[], object] = bool) -> None:
+        """Note that `owner` has uploaded a file of `size` bytes; repeating it counts as using it.
+
+        Args:
+            place: puts the file where it belongs; called inside the transaction, so that nobody who removes files
+                that no row names can take it away in between.
+        """
+        values = {"sha256": sha256, "size": size, "owner": owner, "created": now, "used": now}
+        with writing(self._engine) as connection:
+            place()
+            upsert = sqlite.insert(schema.spool).values(values)
+            connection.execute(
+                upsert.on_conflict_do_update(index_elements=["sha256", "owner"], set_={"size": size, "used": now})
+            )
+
+    def has_file(self, sha256: str, owner: str, used: float | None = None) -> bool:
+        """Whether `owner` has uploaded this file. What others have uploaded is not told.
+
+        Args:
+            used: note that it is of use at this time, so that it stays for a while.
+        """
         table = schema.spool
-        query = select(table.c.size).where(table.c.sha256 == sha256, table.c.owner == owner)
-        with reading(self._engine) as connection:
-            return connection.execute(query).one_or_none() is not None
+        of_owner = (table.c.sha256 == sha256, table.c.owner == owner)
+        if used is None:
+            with reading(self._engine) as connection:
+                return connection.execute(select(table.c.size).where(*of_owner)).one_or_none() is not None
+        with writing(self._engine) as connection:
+            return connection.execute(update(table).where(*of_owner).values(used=used)).rowcount == 1
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:
@@ -241,13 +268,6 @@ def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> d
         "exactness": "",
         "created": now,
     }
-
-
-def _job_row(connection: Connection, job_id: str) -> Row[Any]:
-    row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"no job {job_id}; `ls` lists yours")
-    return row
 
 
 def _refusal(view: JobView, wanted: Request) -> str | None:

@@ -68,6 +68,27 @@ class Release:
         return self.wanted and (self.until is None or now < self.until)
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What administrators have asked of waiting jobs: none is started while it is `wanted`.
+
+    `caller` asked for it, at the time `asked`, seconds since the Unix epoch.
+    """
+
+    wanted: bool = False
+    caller: str = ""
+    asked: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that `owner` has uploaded and that is to go; `size` bytes become free, 0 when it is another's, too."""
+
+    sha256: str
+    owner: str
+    size: int
+
+
 class WorkerStatus(Frozen):
     """How the worker process fares. Written by the daemon's loop only, read by the server.
 
@@ -83,6 +104,7 @@ class WorkerStatus(Frozen):
         memory: how the device stands, as last reported; None before that and while no worker runs.
         disk: how full the disk is, where that is news.
         storage: why nothing can be written to the database now, empty while it works. Not kept in it.
+        draining: how many jobs are attached while no waiting one is started; None while they are.
     """
 
     phase: WorkerPhase = WorkerPhase.LOADING
@@ -97,9 +119,15 @@ class WorkerStatus(Frozen):
     memory: MemoryReport | None = None
     storage: str = ""
     disk: str = ""
+    draining: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What people who look at their jobs should know."""
         storage = f"{self.storage}; jobs go on when that is over" if self.storage else ""
         return tuple(warning for warning in (storage, self.disk) if warning)
+
+    @property
+    def in_words(self) -> str:
+        """The state, and whether waiting jobs are held back."""
+        return self.state if self.draining is None else f"{self.state}, draining: {self.draining} jobs attached"

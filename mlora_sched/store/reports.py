@@ -52,8 +52,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case CheckpointSaved():
             _checkpoint(connection, row, report, now)
         case JobFinished():
-            _keep_checkpoints(connection, row.id, report.kept)
-            _move(connection, row, JobState.SUCCEEDED, now, step=report.step)
+            _finished(connection, row, report, now)
         case JobFailed():
             _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
         case Detached():
@@ -78,7 +77,7 @@ def _set(connection: Connection, job_id: str, **columns: Any) -> None:
 def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: float) -> None:
     """The data is ready. A job that was paused meanwhile stays paused, and need not be prepared again."""
     sizes = {"largest_chunk": report.largest_chunk or None, "longest": report.longest or None}
-    _set(connection, row.id, total_steps=report.total_steps, **sizes)
+    _set(connection, row.id, total_steps=report.total_steps, cache_entry=report.cache_entry or None, **sizes)
     held_out = f", {report.validation_rows} held out" if report.validation_rows else ""
     cut = f", {report.truncated} cut to max_length" if report.truncated else ""
     moves.add_event(connection, row.id, f"data: {report.rows} rows, {report.tokens} tokens{held_out}{cut}", now)
@@ -94,6 +93,13 @@ def _attached(connection: Connection, row: Row[Any], report: Attached, now: floa
         "exactness": _exactness(connection, row, report),
     }
     _move(connection, row, JobState.RUNNING, now, **values)
+
+
+def _finished(connection: Connection, row: Row[Any], report: JobFinished, now: float) -> None:
+    _keep_checkpoints(connection, row.id, report.kept)
+    stopped = None if report.stopped_by is None else report.stopped_by.value
+    note = "" if stopped is None else f"stopped by {stopped} after {report.step} of {row.total_steps} steps"
+    _move(connection, row, JobState.SUCCEEDED, now, note=note, step=report.step, stopped_by=stopped)
 
 
 def _detached(connection: Connection, row: Row[Any], report: Detached, now: float) -> None:

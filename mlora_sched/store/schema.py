@@ -1,7 +1,7 @@
 """The tables. What a migration makes of an empty file must equal this; a test compares the two.
 
-Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request` and `release` and inserts
-rows, the daemon's loop writes everything else.
+Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request`, `spool`, `release` and
+`drain`, inserts rows and removes those of ended jobs; the daemon's loop writes everything else.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ jobs = Table(
     Column("ended", Float),
     Column("largest_chunk", Integer),
     Column("longest", Integer),
+    Column("artifacts_removed", Float),
+    Column("cache_entry", Text),
     UniqueConstraint("id"),
     _one_of("state", JobState),
     _one_of("request", Request),
@@ -142,6 +144,7 @@ spool = Table(
     Column("owner", Text, primary_key=True),
     Column("size", Integer, nullable=False),
     Column("created", Float, nullable=False),
+    Column("used", Float),
 )
 
 counters = Table(
@@ -186,6 +189,17 @@ release = Table(
     Column("id", Integer, primary_key=True),
     Column("wanted", Integer, nullable=False),
     Column("until", Float),
+    Column("caller", Text, nullable=False),
+    Column("asked", Float, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+    CheckConstraint("wanted IN (0, 1)", name="wanted"),
+)
+
+drain = Table(
+    "drain",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("wanted", Integer, nullable=False),
     Column("caller", Text, nullable=False),
     Column("asked", Float, nullable=False),
     CheckConstraint("id = 1", name="one_row"),

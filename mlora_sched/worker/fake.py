@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -24,6 +24,8 @@ from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import (
     Attach,
     Attached,
+    AtWork,
+    Beat,
     CheckpointSaved,
     Command,
     Detach,
@@ -55,8 +57,11 @@ class FakeScript(Frozen):
     Attributes:
         steps: how long it is.
         fail_at: the step that fails with `code`; 0 for the preparation.
-        crash_at: the step at which the worker dies.
+        crash_at: the step at which the worker dies; 0 for the preparation.
         crash_times: how often it dies there, None for every time.
+        crash_beside: it dies there, and at every later step, when the job of this name is in the pack, and else not.
+        crash_attached: it dies when the job is attached.
+        hang_at: the step that never ends, as often as it would die.
         step_tokens: tokens of a step.
         step_seconds: how long a step takes.
         prepare_hangs: its preparation never ends.
@@ -69,12 +74,21 @@ class FakeScript(Frozen):
     code: ErrorCode = ErrorCode.NON_FINITE_LOSS
     crash_at: int | None = None
     crash_times: int | None = None
+    crash_beside: str | None = None
+    crash_attached: bool = False
+    hang_at: int | None = None
     step_tokens: int = 100
     step_seconds: float = 0.0
     prepare_hangs: bool = False
     chunk_tokens: int = 100
     longest: int = 50
     bytes: int = 1000
+
+    def crashes(self, step: int, names: Collection[str]) -> bool:
+        """Whether the worker is to die at a step, in a pack with the jobs of these names."""
+        if self.crash_beside is None:
+            return step == self.crash_at
+        return self.crash_at is not None and step >= self.crash_at and self.crash_beside in names
 
 
 @dataclass
@@ -118,6 +132,10 @@ class FakeWorker:
         self._outbox: list[Report] = []
         self._residents: dict[str, _Resident] = {}
         self._hangs = False
+        self._at_work: tuple[str, ...] = ()
+        self._turns = 0
+        self.silent = False
+        """It says nothing any more, and is alive, like a process that was stopped."""
 
     @property
     def alive(self) -> bool:
@@ -140,16 +158,23 @@ class FakeWorker:
             self._inbox.append(command)
 
     def poll(self, timeout: float) -> list[Report]:
-        """Carry out what is queued, up to the end of the first slice, and report."""
+        """Carry out what is queued, up to the end of the first slice, and report; a sign of life in any case."""
+        if self.silent:
+            self._sleep(timeout)
+            return []
+        self._turns += not self._hangs
         while self._alive and self._inbox and not self._hangs:
             command = self._inbox.popleft()
             self._handle(command)
             if isinstance(command, Slice):
                 break
-        if self._alive:
+        if self._alive and not self._hangs:
             self._outbox += self._news()
+            if not any(isinstance(command, Slice) for command in self._inbox):
+                self._begin()
         if self._alive and not self._outbox:
             self._sleep(timeout)
+            self._outbox.append(Beat(turns=self._turns))
         reports, self._outbox = self._outbox, []
         return reports
 
@@ -211,8 +236,17 @@ class FakeWorker:
         )
         self._outbox.append(prepared)
 
+    def _begin(self, *job_ids: str) -> None:
+        """Whose code runs from now on."""
+        if job_ids != self._at_work:
+            self._at_work = job_ids
+            self._outbox.append(AtWork(job_ids=job_ids))
+
     def _attach(self, start: JobStart) -> None:
         script = _script(start.spec)
+        self._begin(start.job_id)
+        if script.crash_attached and self._crashes(start, script):
+            return
         parked = self._parked.pop(start.job_id, None)
         if parked is not None:
             step = parked.step
@@ -240,12 +274,12 @@ class FakeWorker:
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
-        for share in command.shares:
-            job = self._residents.get(share.job_id)
-            if job is None:
-                continue
-            self._step(job)
-            if not self._alive:
+        jobs = [self._residents[share.job_id] for share in command.shares if share.job_id in self._residents]
+        self._begin(*(job.start.job_id for job in jobs))
+        names = {job.start.spec.name for job in jobs}
+        for job in jobs:
+            self._step(job, names)
+            if not self._alive or self._hangs:
                 return
             packs += 1
             tokens += job.script.step_tokens
@@ -267,11 +301,15 @@ class FakeWorker:
     def _fake_ready(self) -> Ready:
         return READY.model_copy(update={"shape": self._shape, "memory": self.memory})
 
-    def _step(self, job: _Resident) -> None:
+    def _step(self, job: _Resident, names: Collection[str]) -> None:
+        """One step of a job in a pack with the jobs of these names."""
         start, script, step = job.start, job.script, job.step + 1
         if script.step_seconds:
             self._sleep(script.step_seconds)
-        if script.crash_at == step and self._crashes(start, script):
+        if script.crashes(step, names) and self._crashes(start, script):
+            return
+        if script.hang_at == step and self._counts(start, script):
+            self._hangs = True
             return
         if script.fail_at == step:
             del self._residents[start.job_id]
@@ -288,14 +326,20 @@ class FakeWorker:
             self._outbox.append(JobFinished(job_id=start.job_id, epoch=start.epoch, step=step, kept=kept))
 
     def _crashes(self, start: JobStart, script: FakeScript) -> bool:
-        """Die, unless the job's directory says that it has happened often enough."""
+        """Die, unless that has happened often enough."""
+        if not self._counts(start, script):
+            return False
+        self.crash()
+        return True
+
+    def _counts(self, start: JobStart, script: FakeScript) -> bool:
+        """Whether the job's directory says that it has not happened often enough; it is counted there."""
         marks = Path(start.job_dir) / "fake-crashes"
         before = int(marks.read_text()) if marks.exists() else 0
         if script.crash_times is not None and before >= script.crash_times:
             return False
         marks.parent.mkdir(parents=True, exist_ok=True)
         marks.write_text(str(before + 1))
-        self.crash()
         return True
 
     def _evaluate_and_save(self, job: _Resident) -> None:

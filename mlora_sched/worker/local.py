@@ -6,6 +6,7 @@ the daemon's end of the pipe is closed, so that a killed daemon leaves no proces
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ SHUTDOWN_SECONDS = 20.0
 """How long a worker may take to finish its pack and exit."""
 TERMINATE_SECONDS = 5.0
 """How long it may take to exit after SIGTERM, before it is killed."""
+KILL_SECONDS = 10.0
+"""How long it is waited for after that."""
 _EXIT_POLL_SECONDS = 0.02
 
 
@@ -107,9 +110,10 @@ class LocalWorker:
         self._channel.close()
 
     def kill(self) -> None:
-        """SIGKILL; a second call does nothing."""
+        """SIGKILL; a second call does nothing. One that hangs in the kernel itself runs no code of ours any more."""
         self._end_now()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_SECONDS)
         self._channel.close()
 
     def _end_now(self) -> None:

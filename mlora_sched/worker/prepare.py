@@ -17,8 +17,8 @@ from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Command, Fatal, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
-from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, run_program
+from mlora_sched.spec.wire import Command, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
+from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, last_words, run_program
 from mlora_sched.worker.protocol import Channel
 
 MEMORY_SHARE = 0.5
@@ -61,6 +61,7 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
         total_steps=start.spec.training.total_steps(Cursor.of(start.spec, data.stats.rows).steps_per_epoch),
         largest_chunk=largest_chunk(start.spec, data.train, data.validation),
         longest=max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None),
+        cache_entry=data.entry,
     )
 
 
@@ -72,7 +73,7 @@ def serve(channel: Channel[Command, Report]) -> int:
     try:
         tokenizer = load_tokenizer(init.config.base)
     except MloraError as error:
-        channel.write(Fatal(error=type(error).__name__, message=error.message))
+        channel.write(last_words(error))
         return error.exit_code
     while not channel.closed:
         for command in channel.read(IDLE_SECONDS):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from typing import Generic, Protocol, TypeVar
 
@@ -60,7 +61,8 @@ class Channel(Generic[In, Out]):
     """One end of the pipe: reads records of one kind, writes records of the other.
 
     The daemon's end never waits to write (`send`, flushed by every `read`), so that a worker that is busy or hangs
-    cannot hang the daemon. The worker's end writes with `write`, which waits, since the daemon always reads.
+    cannot hang the daemon. The worker's end writes with `write`, which waits, since the daemon always reads. One thread
+    reads and writes; others may `offer`.
     """
 
     def __init__(self, sock: socket.socket, incoming: TypeAdapter[In]) -> None:
@@ -70,19 +72,39 @@ class Channel(Generic[In, Out]):
         self._unread = bytearray()
         self._parsed: list[In] = []
         self._unsent = bytearray()
+        self._sending = threading.Lock()
+        self._deaf = False
         self._closed = False
+        self._turns = 0
 
     @property
     def closed(self) -> bool:
         """True once the other end is gone; messages that came before can still be read."""
         return self._closed
 
+    @property
+    def turns(self) -> int:
+        """How often messages were asked for."""
+        return self._turns
+
     def send(self, message: Out) -> None:
         """Queue a message and write what the pipe takes now."""
-        line = message.model_dump_json().encode() + b"\n"
-        assert len(line) <= MAX_LINE, f"a {type(message).__name__} of {len(line)} bytes"
-        self._unsent += line
+        line = _line(message)
+        with self._sending:
+            self._unsent += line
         self._flush()
+
+    def offer(self, message: Out) -> bool:
+        """Send a message from another thread, without waiting; it is dropped while earlier ones wait.
+
+        Returns False when the other end is gone.
+        """
+        line = _line(message)
+        with self._sending:
+            if not self._unsent:
+                self._unsent += line
+        self._flush()
+        return not (self._deaf or self._closed)
 
     def write(self, message: Out) -> None:
         """Write a message and wait until the pipe has taken it; nothing happens when the other end is gone."""
@@ -114,6 +136,7 @@ class Channel(Generic[In, Out]):
 
     def _wait_for_messages(self, timeout: float) -> list[In]:
         """Every message that is there, those left by `read_one` first."""
+        self._turns += 1
         deadline = time.monotonic() + timeout
         messages = self._parsed + self._messages()
         while not messages and not self._closed:
@@ -128,8 +151,9 @@ class Channel(Generic[In, Out]):
 
     def close(self) -> None:
         """Close this end."""
-        self._closed = True
-        self._socket.close()
+        with self._sending:
+            self._closed = True
+            self._socket.close()
 
     def _wait(self, timeout: float | None) -> None:
         """Until there is something to read or, when something is unsent, the pipe takes more."""
@@ -138,15 +162,17 @@ class Channel(Generic[In, Out]):
         poller.poll(None if timeout is None else timeout * 1000)
 
     def _flush(self) -> None:
-        while self._unsent and not self._closed:
-            try:
-                sent = self._socket.send(self._unsent)
-            except BlockingIOError:
-                return
-            except OSError:  # the other end is gone: what it said before is still to be read, so no `closed` yet
-                self._unsent.clear()
-                return
-            del self._unsent[:sent]
+        with self._sending:
+            while self._unsent and not self._closed:
+                try:
+                    sent = self._socket.send(self._unsent)
+                except BlockingIOError:
+                    return
+                except OSError:  # the other end is gone: what it said before is still to be read, so no `closed` yet
+                    self._unsent.clear()
+                    self._deaf = True
+                    return
+                del self._unsent[:sent]
 
     def _receive(self) -> None:
         """Take what the pipe holds, at most about `MAX_LINE` bytes at a time."""
@@ -176,6 +202,12 @@ class Channel(Generic[In, Out]):
             shown = line[:200].decode(errors="replace")
             first = error.errors(include_url=False)[0]["msg"]
             raise ProtocolError(f"no message of the worker protocol: {shown!r}: {first}") from None
+
+
+def _line(message: Frozen) -> bytes:
+    line = message.model_dump_json().encode() + b"\n"
+    assert len(line) <= MAX_LINE, f"a {type(message).__name__} of {len(line)} bytes"
+    return line
 
 
 def daemon_end(sock: socket.socket) -> Channel[Report, Command]:

@@ -284,7 +284,7 @@ def origin() -> Origin:
 
 def record(name: str = "job") -> dict[str, Any]:
     spec = parse_job({"name": name, "data": {"train": "a.jsonl"}, "training": {"seed": 7}})
-    return provenance(spec, origin(), {"train": "cd" * 32}, steps=3, resumes=1)
+    return provenance(spec, origin(), {"train": "cd" * 32}, steps=3, planned=3, resumes=1, version_history=[])
 
 
 def test_provenance_names_everything_that_made_the_adapter() -> None:

@@ -299,8 +299,8 @@ def test_the_job_that_kills_the_worker_is_found_and_the_others_go_on(rig: Rig) -
     assert (view.state, view.error_code) == (JobState.FAILED, ErrorCode.WORKER_CRASH)
     assert "after step 3" in (view.error or "")
     assert [rig.losses(job) for job in good] == [EXPECTED[:10]] * 3
-    assert len(rig.workers) == 4, "once in company, twice alone, and the one that did the rest"
-    for worker in rig.workers[1:3]:
+    assert len(rig.workers) == 5, "once in company, once in a half, twice alone, and the one that did the rest"
+    for worker in rig.workers[2:4]:
         assert worker.attached[-1] == killer
 
 
@@ -313,18 +313,18 @@ def test_a_job_that_kills_the_worker_once_is_cleared(rig: Rig) -> None:
     assert len(rig.workers) == 2
 
 
-def test_while_a_killer_is_looked_for_the_suspects_train_alone(rig: Rig) -> None:
-    for number in range(3):
+def test_while_a_killer_is_looked_for_the_suspects_train_in_halves(rig: Rig) -> None:
+    for number in range(4):
         rig.submit(f"job{number}", steps=30)
     rig.until(lambda: all(job.step >= 3 for job in rig.store.live()))
     rig.workers[0].crash()
     rig.until(lambda: len(rig.workers) == 2)
     late = rig.submit("late", steps=5)
-    while rig.loop._suspects.on_trial:
-        assert len(rig.workers[1].residents) <= 1
+    while rig.loop._blame.on_trial:
+        assert len(rig.workers[1].residents) <= 2
         assert late not in rig.workers[1].attached
         rig.tick()
-        if rig.loop._suspects.on_trial and rig.state(late) is JobState.QUEUED:
+        if rig.loop._blame.on_trial and rig.state(late) is JobState.QUEUED:
             assert rig.store.get(late).reason.startswith("worker: it died")
     rig.finish()
     assert set(rig.states().values()) == {JobState.SUCCEEDED}

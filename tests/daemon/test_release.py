@@ -166,11 +166,11 @@ def test_a_worker_that_dies_meanwhile_is_gone_all_the_same(rig: Rig) -> None:
     assert rig.losses(job) == EXPECTED[:40]
 
 
-def test_a_worker_that_does_not_answer_is_ended_in_the_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_answer_is_ended_in_the_end(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = start(options={"drain_seconds": 1e-6})
     job = rig.submit("job", steps=40, save_every=2)
     rig.until(lambda: rig.store.get(job).step >= 5)
     monkeypatch.setattr(rig.workers[0], "poll", lambda _timeout: [])
-    monkeypatch.setattr(daemon_loop, "DRAIN_SECONDS", 0.0)
     release(rig)
     until_away(rig)
     assert rig.state(job) is JobState.QUEUED

@@ -51,7 +51,9 @@ def origin() -> Origin:
 
 
 def record(case: MethodCase) -> dict[str, Any]:
-    return provenance(spec_of(case), origin(), {"train": "1", "validation": "2"}, steps=1, resumes=0)
+    return provenance(
+        spec_of(case), origin(), {"train": "1", "validation": "2"}, steps=1, planned=2, resumes=0, version_history=[]
+    )
 
 
 @pytest.fixture(scope="module", params=METHOD_CASES, ids=str)

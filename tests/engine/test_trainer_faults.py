@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapters.methods import METHOD_CASES, MethodCase
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from engine.bench import Bench
 from mlora_sched.adapters.lora import LoraAdapter, LoraOp
 from mlora_sched.data.pack import PackedBatch
-from mlora_sched.engine import loop
+from mlora_sched.engine import loop, step
 from mlora_sched.engine.attaching import TRIES_TO_ATTACH
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.packer import RECOVERY
+from mlora_sched.engine.step import SegmentResult
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Attached, EvalDone, Share, Slice, SliceDone, StepDone
 
@@ -58,29 +62,70 @@ def test_a_rate_that_explodes(tmp_path: Path, neighbour: bytes, held_out: tuple[
         assert f"held-out loss is nan after step {steps}" in bench.failure().message
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["value", "grad"])
-def test_a_nan_in_the_adapter(tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_what_is_not_finite_in_the_adapter(
+    tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch, where: str, bad: float
+) -> None:
     bench = Bench(tmp_path, pack_tokens=128)
     bench.attach(bench.start(max_steps=4, batch_size=7))
     bench.attach(with_neighbour(bench))
     adapter = bench.trainer.residents["job"].state.adapter
     (group,) = adapter.params.groups.values()
     if where == "value":
-        group.value[0] = torch.nan
+        group.value[0] = bad
     else:
         op = next(iter(adapter.site_ops.values()))
         real = op.backward
 
         def backward(*args: Any) -> Any:
             carry = real(*args)
-            group.grad[0] = torch.nan
+            group.grad[0] = bad
             return carry
 
         monkeypatch.setattr(op, "backward", backward)
     bench.finish()
-    says = "loss is nan at step 1" if where == "value" else "gradient norm is nan at step 1"
+    says = "loss is nan at step 1" if where == "value" else f"gradient norm is {abs(bad)} at step 1"
     assert_only(bench, ErrorCode.NON_FINITE_LOSS, says, neighbour)
     assert bench.of(StepDone) == []
+
+
+@pytest.mark.parametrize("sum_of_losses", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite(
+    tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch, sum_of_losses: float
+) -> None:
+    """It comes with the second chunk of the third step."""
+    bench = Bench(tmp_path, pack_tokens=128)
+    bench.attach(bench.start(max_steps=4, batch_size=7))
+    bench.attach(with_neighbour(bench))
+    state = bench.trainer.residents["job"].state
+    real = state.take
+
+    def take(result: SegmentResult) -> bool:
+        bad = state.step == 2 and result.chunk == 1
+        return real(replace(result, loss_sum=sum_of_losses) if bad else result)
+
+    monkeypatch.setattr(state, "take", take)
+    bench.finish()
+    assert_only(bench, ErrorCode.NON_FINITE_LOSS, f"loss is {sum_of_losses} at step 3", neighbour)
+    assert [report.step for report in bench.of(StepDone)] == [1, 2]
+
+
+def test_weights_that_a_step_makes_infinite(tmp_path: Path, neighbour: bytes) -> None:
+    """Decay at a rate that overshoots: losses and gradients were finite until then."""
+    bench = Bench(tmp_path)
+    bench.run(bench.start(learning_rate=1e30, weight_decay=1e30, max_steps=4), with_neighbour(bench))
+    assert_only(bench, ErrorCode.NON_FINITE_LOSS, "step 1 made weights that are not finite", neighbour)
+
+
+@pytest.mark.parametrize("rate", [1.0, 100.0, 1e6])
+def test_a_rate_that_spoils_its_job_spoils_nobody_elses(tmp_path: Path, neighbour: bytes, rate: float) -> None:
+    """Figures stay finite, or the job fails: either is its own affair."""
+    bench = Bench(tmp_path)
+    bench.run(bench.start(learning_rate=rate, max_grad_norm=0, max_steps=6), with_neighbour(bench))
+    assert bench.succeeded() or bench.failure().code is ErrorCode.NON_FINITE_LOSS
+    assert bench.succeeded("neighbour")
+    assert bench.adapter("neighbour") == neighbour
 
 
 @pytest.mark.parametrize("method", METHOD_CASES, ids=str)
@@ -128,6 +173,8 @@ SAYS = "its lora adapter raised ZeroDivisionError: a bug of this method"
         (LoraOp, "backward", 2),
         (LoraOp, "add_dx", 1),
         (LoraAdapter, "begin_step", 3),
+        (LoraAdapter, "chunk_figures", 0),
+        (LoraAdapter, "chunk_figures", 3),
         (LoraAdapter, "files", 0),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
@@ -149,6 +196,34 @@ def test_an_adapter_that_raises(
         bench.attach(bench.start(max_steps=4))
     bench.finish()
     assert_only(bench, ErrorCode.ADAPTER_ERROR, SAYS, neighbour)
+
+
+def test_an_objective_that_raises(tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the batch with this many targets, which is the job's second and none of its neighbour's."""
+    plain, bench = Bench(tmp_path / "plain"), Bench(tmp_path / "raises")
+    rows = (61, 82, 55, 73)
+    plain.run(plain.start(rows=rows, max_steps=4))
+    (targets,) = {report.target_tokens for report in plain.of(StepDone)[1:2]}
+    real = step.row_weight
+    monkeypatch.setattr(step, "row_weight", lambda count: _raise() if count == targets else real(count))
+    bench.run(bench.start(rows=rows, max_steps=4), with_neighbour(bench))
+    says = "its sft objective raised ZeroDivisionError: a bug of this method"
+    assert_only(bench, ErrorCode.ADAPTER_ERROR, says, neighbour)
+    assert [report.step for report in bench.of(StepDone)] == [1]
+
+
+def test_a_row_that_the_tokenizer_cannot_read(
+    tmp_path: Path, neighbour: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to the trainer where nobody has prepared the data before, as under `run`."""
+    core = Tokenizer(models.WordLevel({"<eos>": 0, "ab": 1}, unk_token="[UNK]"))  # and there is no [UNK]
+    bench = Bench(tmp_path)
+    bench.attach(with_neighbour(bench))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.trainer, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"))
+        bench.attach(bench.start())
+    bench.finish()
+    assert_only(bench, ErrorCode.BAD_DATA, "train.jsonl, line 1: the base's tokenizer cannot read it", neighbour)
 
 
 def test_an_adapter_that_raises_when_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

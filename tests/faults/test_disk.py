@@ -38,7 +38,8 @@ def upload(spool: Path, disk: Disk = DISK) -> None:
     with Incoming(spool, NAME, 1 << 20, disk) as incoming:
         for start in range(0, len(CONTENT), 100_000):
             incoming.write(CONTENT[start : start + 100_000])
-        incoming.keep()
+        incoming.finish()
+        incoming.place()
 
 
 def checkpoint(job_dir: Path, step: int, values: int = 100_000) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlora_sched.errors import UserError
-from mlora_sched.memory.sizes import format_size, parse_duration, parse_size
+from mlora_sched.memory.sizes import format_size, parse_size
+from mlora_sched.spec.duration import parse_duration
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,20 @@ def test_a_base_that_is_no_model(base: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out").exists() or listing(tmp_path / "out") == []
 
 
+def test_a_limit_is_told_wherever_a_run_tells_of_its_jobs(base: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "lora")
+    spec.write_text(spec.read_text() + "limits: {max_tokens: 1, max_time: 1h}\n")
+    done = call(*run_args(base, tmp_path / "out", [spec]), "--json")
+    assert done.returncode == 0, done.stderr
+    (job,) = json.loads(done.stdout)
+    assert (job["state"], job["steps"], job["stopped_by"]) == ("SUCCEEDED", 1, "max_tokens")
+    assert f"lora: SUCCEEDED, stopped by max_tokens → {tmp_path / 'out' / 'lora'}" in done.stderr
+    made = json.loads((tmp_path / "out" / "lora" / "provenance.json").read_text())
+    assert (made["steps"], made["planned_steps"], made["stopped_by"]) == (1, 6, "max_tokens")
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "lora" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["step"]) for line in metrics] == [("eval", 0), ("step", 1), ("eval", 1)]
+
+
 def test_ctrl_c(base: Path, tmp_path: Path) -> None:
     """A job that has ended is there whole, the one that trains leaves nothing."""
     short, endless = write_spec(tmp_path, "lora", max_steps=1), write_spec(tmp_path, "dora", max_steps=1_000_000)

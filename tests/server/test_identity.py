@@ -72,6 +72,7 @@ def test_other_users_jobs_do_not_exist(served: Served, spec: SpecMaker, act_as, 
             client.detail,
             client.metrics,
             client.events,
+            client.remove,
             lambda ref: client.pull(ref, tmp_path / "out"),
             *(
                 lambda ref, verb=verb: client._answer("POST", f"/jobs/{ref}/{verb}")

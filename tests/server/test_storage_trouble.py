@@ -14,6 +14,7 @@ from serving import Served, SpecMaker
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
 from mlora_sched.errors import NoSpace, StorageTrouble
+from mlora_sched.spec.state import Request
 from mlora_sched.store.records import WorkerStatus
 
 
@@ -35,17 +36,20 @@ def test_a_submission_to_a_locked_database_is_refused_and_can_be_repeated(
     served: Served, client: Client, spec: SpecMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = spec()
+    first = client.submit(spec("first"))
     with locked(served):
-        with pytest.raises(StorageTrouble, match="is locked by another process; end that process, or try again"):
+        with pytest.raises(StorageTrouble, match="disk or database refuses for now; `mlora-sched ls` says why"):
             client.submit(path)
-        assert client.jobs() == [], "reading goes on"
+        with pytest.raises(StorageTrouble, match="is locked by another process; end that process, or try again"):
+            client.request(first.id, Request.PAUSE)
+        assert client.jobs() == [first], "reading goes on"
         assert run(["submit", str(path)]) == 6
-        assert "is locked by another process" in capsys.readouterr().err
+        assert "refuses for now" in capsys.readouterr().err
         assert run(["ls"]) == 0
         assert "is locked by another process" in capsys.readouterr().err
         assert "is locked" in client.daemon().warnings[0]
     job = client.submit(path)
-    assert [view.id for view in client.jobs()] == [job.id]
+    assert [view.id for view in client.jobs()] == [job.id, first.id]
     assert client.daemon().warnings == ()
 
 

@@ -124,7 +124,7 @@ def test_two_jobs_of_one_name_are_ambiguous(served: Served, spec: SpecMaker, cap
     assert all(job_id in error["message"] for job_id in ids)
 
 
-@pytest.mark.parametrize("verb", ["show", "logs", "wait", "cancel", "pause", "resume", "pull"])
+@pytest.mark.parametrize("verb", ["show", "logs", "wait", "cancel", "pause", "resume", "pull", "rm"])
 def test_unknown_jobs_are_not_found(served: Served, capsys: Capture, tmp_path: Path, verb: str) -> None:
     extra = [str(tmp_path / "out")] if verb == "pull" else []
     for ref in ("nobody", "j-ffffffff", "..", "a/b", "../daemon", "", "x?y", "%2e%2e"):

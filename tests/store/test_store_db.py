@@ -171,3 +171,4 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
         (job,) = connection.execute(select(schema.jobs))
     engine.dispose()
     assert (job.id, job.state, job.largest_chunk, job.longest) == ("j-1", "QUEUED", None, None)
+    assert (job.artifacts_removed, job.cache_entry) == (None, None)

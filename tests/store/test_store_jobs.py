@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from mlora_sched.errors import Ambiguous, NotFound, Refused
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, parse_job
-from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request
+from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request, StoppedBy
 from mlora_sched.spec.wire import (
     Attached,
     CheckpointSaved,
@@ -295,6 +295,16 @@ def test_reports_of_a_whole_life(store: JobStore) -> None:
     view = store.get(ID)
     assert (view.state, view.step, view.ended, view.reason) == (JobState.SUCCEEDED, 4, 13.0, "")
     assert store.fairness().counters == {"ann": 400.0}
+
+
+def test_a_job_that_a_limit_has_stopped_says_so(store: JobStore) -> None:
+    bring_to(store, JobState.RUNNING)
+    store.record([stepped(1), JobFinished(job_id=ID, epoch=0, step=1, stopped_by=StoppedBy.MAX_TOKENS)], 12.0)
+    view = store.get(ID)
+    assert (view.state, view.step, view.total_steps) == (JobState.SUCCEEDED, 1, 4)
+    assert view.stopped_by is StoppedBy.MAX_TOKENS
+    last = store.events(ID)[-1][1].message
+    assert last == "RUNNING → SUCCEEDED: stopped by max_tokens after 1 of 4 steps"
 
 
 def test_a_failure_keeps_its_code_and_text(store: JobStore) -> None:

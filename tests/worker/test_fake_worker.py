@@ -7,7 +7,19 @@ from pathlib import Path
 from mlora_sched.files import list_checkpoints
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.wire import Attach, Attached, Command, Detach, Detached, JobStart, Report, Share, Slice
+from mlora_sched.spec.wire import (
+    Attach,
+    Attached,
+    AtWork,
+    Beat,
+    Command,
+    Detach,
+    Detached,
+    JobStart,
+    Report,
+    Share,
+    Slice,
+)
 from mlora_sched.worker.fake import FakeWorker
 
 
@@ -21,12 +33,12 @@ MEMORY = MemoryReport(total=9, limit=8, others=1, base=2, margin=1, budget=5, ho
 
 
 def tell(worker: FakeWorker, *commands: Command) -> list[Report]:
-    """Its answers to these, but for how its memory stands."""
+    """Its answers to these, but for how its memory stands and signs of life."""
     answers: list[Report] = []
     for command in commands:
         worker.send(command)
         answers += worker.poll(0.0)
-    return [answer for answer in answers if not isinstance(answer, MemoryReport)]
+    return [answer for answer in answers if not isinstance(answer, MemoryReport | AtWork | Beat)]
 
 
 def one_slice() -> Slice:

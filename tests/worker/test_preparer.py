@@ -12,13 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Init, JobFailed, JobStart, Prepare, Prepared, Report, WorkerConfig
+from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, Prepare, Prepared, Report, WorkerConfig
 from mlora_sched.worker.local import LocalWorker, Role
+from mlora_sched.worker.prepare import prepare_job
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ text }}"
 GREEDY = (
@@ -71,9 +72,14 @@ def preparer(base: Path, tmp_path: Path) -> Iterator[LocalWorker]:
 
 def answers(worker: LocalWorker, seconds: float = 120.0) -> list[Report]:
     deadline = time.monotonic() + seconds
-    while not (found := worker.poll(0.5)) and time.monotonic() < deadline:
+    while not (found := told(worker, 0.5)) and time.monotonic() < deadline:
         assert worker.alive
     return found
+
+
+def told(worker: LocalWorker, seconds: float) -> list[Report]:
+    """What it says but for its signs of life."""
+    return [report for report in worker.poll(seconds) if not isinstance(report, Beat)]
 
 
 def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
@@ -87,11 +93,24 @@ def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
     process = psutil.Process(preparer._process.pid)
     spent = process.cpu_times().user
     while process.cpu_times().user < spent + 1.0:  # it renders, and will for hours
-        assert preparer.poll(0.1) == []
+        assert told(preparer, 0.1) == []
     preparer.kill()
     assert not psutil.pid_exists(process.pid)
     assert not preparer.alive
     preparer.close()
+
+
+def test_a_row_on_which_the_tokenizer_raises_is_named(tmp_path: Path) -> None:
+    """The tokenizer of a base without an unknown token; rows before it are read."""
+    core = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    start = start_of(tmp_path, "strange", None)
+    rows = [{"text": "a a"}, {"text": "a b a"}, {"text": "a"}]
+    Path(start.files["a.jsonl"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    failed = prepare_job(start, PreTrainedTokenizerFast(tokenizer_object=core, eos_token="a"))
+    assert isinstance(failed, JobFailed)
+    assert failed.code is ErrorCode.BAD_DATA
+    assert failed.message.startswith("a.jsonl, line 2: the base's tokenizer cannot read it: WordLevel error: Missing")
 
 
 def test_a_template_that_eats_memory_fails_its_job(base: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.wire import (
     Attach,
     Attached,
+    AtWork,
     CheckpointSaved,
     Command,
     Detach,
@@ -28,6 +29,7 @@ from mlora_sched.spec.wire import (
     Shutdown,
     Slice,
     SliceDone,
+    StepDone,
 )
 from mlora_sched.worker.main import TrainingWorker
 from mlora_sched.worker.protocol import Channel, daemon_end, worker_end
@@ -109,6 +111,31 @@ def test_what_is_parked_is_saved_when_the_worker_is_told_to_stop(served: Served,
         Detached(job_id="job", epoch=1, step=1),
     ]
     assert list_checkpoints(tmp_path / "job") == [1]
+
+
+def test_whose_code_runs_is_said_before_it_does(served: Served) -> None:
+    """While it is attached, in packs, while it leaves; nobody's when there is nothing to do."""
+    for name in ("a", "b"):
+        served.tell(Attach(start=served.bench.start(name, max_steps=30)), Attached)
+    served.slice("a", "b")
+    served.slice("b")
+    served.tell(Detach(job_id="a", save=False), Detached)
+    served.end()
+    told: list[str] = []
+    for report in served.heard:
+        if isinstance(report, AtWork):
+            told.append("+".join(report.job_ids) or "-")
+        elif isinstance(report, StepDone | Attached | Detached):
+            told.append(f"{report.kind} {report.job_id}")
+    for number, done in enumerate(told):
+        kind, _, job = done.partition(" ")
+        if kind in ("step", "attached", "detached"):
+            said = next(earlier for earlier in reversed(told[:number]) if " " not in earlier)
+            assert job in said.split("+"), told
+    assert told[0] == "a"
+    assert "b" in told
+    assert "a+b" in told
+    assert told[-1] == "-"
 
 
 def test_memory_is_reported_when_jobs_come_and_go(served: Served) -> None:

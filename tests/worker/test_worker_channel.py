@@ -20,6 +20,7 @@ from mlora_sched.spec.wire import (
     COMMANDS,
     REPORTS,
     Attach,
+    Beat,
     Command,
     Detach,
     JobStart,
@@ -194,6 +195,54 @@ def test_every_record_of_the_wire_is_a_line() -> None:
     )
     assert REPORTS.validate_json(step.model_dump_json()) == step
     assert COMMANDS.validate_json(Shutdown().model_dump_json()) == Shutdown()
+
+
+# ---------------------------------------------------------------- another thread
+
+
+def test_an_offer_never_waits_and_is_dropped_while_others_do() -> None:
+    daemon, worker, _ = a_pair()
+    sent = Note(message="y" * 1_000_000)  # more than the pipe takes
+    worker.send(sent)
+    assert all(worker.offer(Beat(turns=turn)) for turn in range(1000))
+    heard: list[Report] = []
+    while not heard:
+        heard += daemon.read(0.1)
+        worker.offer(Beat(turns=7))  # sends on what waits
+    assert heard[0] == sent
+    worker.offer(Beat(turns=8))
+    assert daemon.read(1.0)[-1] == Beat(turns=8)
+    daemon.close()
+    assert not any([worker.offer(Beat(turns=9)) for _ in range(3)][1:])
+    worker.close()
+    assert not worker.offer(Beat(turns=9))
+
+
+def test_lines_of_two_threads_never_mix() -> None:
+    daemon, worker, _ = a_pair()
+    notes = [Note(message=str(number) + "y" * 50_000) for number in range(100)]
+    done = threading.Event()
+
+    def offer() -> None:
+        while not done.is_set():
+            worker.offer(Beat(turns=worker.turns))
+
+    def write() -> None:
+        for note in notes:
+            worker.write(note)
+
+    threads = [threading.Thread(target=offer), threading.Thread(target=write)]
+    for thread in threads:
+        thread.start()
+    heard: list[Report] = []
+    while sum(isinstance(report, Note) for report in heard) < len(notes):
+        heard += daemon.read(1.0)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert [report for report in heard if isinstance(report, Note)] == notes
+    daemon.close()
+    worker.close()
 
 
 # ---------------------------------------------------------------- a real process

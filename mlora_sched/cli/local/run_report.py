@@ -21,9 +21,11 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
 from mlora_sched.spec.api import MetricsLine
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import JobState
+from mlora_sched.spec.state import JobState, StoppedBy
 from mlora_sched.spec.wire import (
     Attached,
+    AtWork,
+    Beat,
     CheckpointSaved,
     Detached,
     EvalDone,
@@ -47,6 +49,7 @@ class _Job:
     start: JobStart
     line: JobLine
     error: str | None = None
+    stopped_by: StoppedBy | None = None
     metrics: list[str] = field(default_factory=list)
     timing: list[str] = field(default_factory=list)
 
@@ -113,6 +116,7 @@ class RunReport:
             case EvalDone():
                 self._eval(report)
             case JobFinished():
+                self._jobs[report.job_id].stopped_by = report.stopped_by
                 self._end(self._jobs[report.job_id], JobState.SUCCEEDED)
             case JobFailed():
                 job = self._jobs[report.job_id]
@@ -123,7 +127,7 @@ class RunReport:
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
                 self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
-            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | Fatal():
+            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | AtWork() | Beat() | Fatal():
                 pass
             case _:
                 assert_never(report)
@@ -161,9 +165,10 @@ class RunReport:
         (made / "timing.jsonl").write_text("".join(line + "\n" for line in job.timing), encoding="utf-8")
         made.rename(target)
         job.line.state = state
-        self._say(
-            f"{job.line.name}: {state.value} → {target}" if job.error is None else f"{job.line.name}: {job.error}"
-        )
+        if job.stopped_by is not None:
+            job.line.why = f"stopped by {job.stopped_by.value}"
+        ended = f"{state.value}, {job.line.why}" if job.line.why else state.value
+        self._say(f"{job.line.name}: {ended} → {target}" if job.error is None else f"{job.line.name}: {job.error}")
 
     def _summary(self, job: _Job) -> dict[str, object]:
         line = job.line
@@ -171,6 +176,7 @@ class RunReport:
             "name": line.name,
             "state": line.state.value,
             "error": job.error,
+            "stopped_by": job.stopped_by,
             "steps": line.step,
             "loss": line.loss,
             "eval_loss": line.eval_loss,

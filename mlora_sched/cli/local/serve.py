@@ -57,7 +57,32 @@ from mlora_sched.worker.local import LocalWorker, Role
     help="Save every job so often, so that a crash costs no more.",
 )
 @click.option("--checkpoint-steps", type=click.IntRange(min=1), help="And when it has made so many steps since.")
+@click.option(
+    "--worker-silence",
+    type=DURATION,
+    default=60.0,
+    show_default="1m",
+    help="End a worker without signs of life for so long.",
+)
+@click.option(
+    "--worker-hang", type=DURATION, default=900.0, show_default="15m", help="End one that has not got on for so long."
+)
 @click.option("--idle-unload", type=DURATION, help="Free the device after so long without jobs, such as 15m.")
+@click.option(
+    "--drain-time",
+    type=DURATION,
+    default=30.0,
+    show_default="30s",
+    help="How long jobs may take to save themselves, without progress, at the end.",
+)
+@click.option("--keep-artifacts", type=DURATION, help="Remove adapters and checkpoints so long after a job's end.")
+@click.option(
+    "--keep-uploads",
+    type=DURATION,
+    default=7 * 86_400.0,
+    show_default="7d",
+    help="Remove uploads and cached tokens that no live job needs after so long without use.",
+)
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
@@ -79,13 +104,19 @@ def serve(
     disk_reserve: int | None,
     checkpoint_every: float,
     checkpoint_steps: int | None,
+    worker_silence: float,
+    worker_hang: float,
     idle_unload: float | None,
+    drain_time: float,
+    keep_artifacts: float | None,
+    keep_uploads: float,
     max_jobs: int,
     policy: str,
 ) -> None:
     """Start the training daemon: one frozen base model, jobs of everybody.
 
-    Ends at SIGTERM or Ctrl-C, when every job has saved its state; the next daemon on the same state goes on.
+    Ends at SIGTERM or Ctrl-C, when every job has saved its state; the next daemon on the same state goes on. A second
+    one ends it at once.
     """
     if len(bases) > 1:
         raise UserError(f"--base: {len(bases)} are given; a daemon serves one base: start one daemon for each")
@@ -106,7 +137,12 @@ def serve(
         "disk_reserve": disk_reserve,
         "checkpoint_seconds": checkpoint_every,
         "checkpoint_steps": checkpoint_steps,
+        "worker_silence": worker_silence,
+        "worker_hang": worker_hang,
         "idle_unload": idle_unload,
+        "drain_seconds": drain_time,
+        "keep_artifacts": keep_artifacts,
+        "keep_uploads": keep_uploads,
         "max_resident_jobs": max_jobs,
         "policy": policy,
     }

@@ -1,16 +1,21 @@
-"""`admin`: let the daemon's device go so that somebody else can use it, and take it back. For administrators."""
+"""`admin`: let the daemon's device go and take it back, hold waiting jobs back, clean up. For administrators."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+from rich.text import Text
 
-from mlora_sched.cli.output import print_json
+from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.client import Client
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.memory.sizes import format_size
+from mlora_sched.spec.api import DaemonView, GarbageView, GcView
+
+SHORT_NAME = 18
+"""Characters of a name that people are shown: a job's id whole, of a file's hash the beginning."""
 
 
 @click.group()
@@ -33,6 +38,50 @@ def reclaim(socket: Path, as_json: bool) -> None:
     """Load the base again and let the jobs go on; returns when it is loaded."""
     with Client(socket) as client:
         _show(client.reclaim(), as_json=as_json)
+
+
+@admin.command()
+@click.option("--wait", is_flag=True, help="Return when no job is attached any more.")
+@daemon_options
+def drain(wait: bool, socket: Path, as_json: bool) -> None:
+    """Start no waiting job any more, until `admin undrain`; those that train go on to their end."""
+    with Client(socket) as client:
+        _show(client.drain(wait=wait), as_json=as_json)
+
+
+@admin.command()
+@daemon_options
+def undrain(socket: Path, as_json: bool) -> None:
+    """Let waiting jobs start again."""
+    with Client(socket) as client:
+        _show(client.undrain(), as_json=as_json)
+
+
+@admin.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would go.")
+@daemon_options
+def gc(dry_run: bool, socket: Path, as_json: bool) -> int:
+    """Remove now what is kept no longer: old artifacts, uploads and cached tokens, leftovers of removed jobs."""
+    with Client(socket) as client:
+        view = client.collect_garbage(dry_run=dry_run)
+    if as_json:
+        print_json(view)
+        return _failed(view)
+    if view.garbage:
+        titles = ["WHAT", "NAME", "OWNER", "SIZE", "WHY"]
+        print_table(titles, [_garbage_cells(one) for one in view.garbage], numbers=["SIZE"])
+    click.echo(f"{format_size(view.bytes)} {'would be' if dry_run else 'are'} free again")
+    return _failed(view)
+
+
+def _garbage_cells(one: GarbageView) -> list[Text]:
+    why = f"cannot be removed: {one.error}" if one.error else one.why
+    return [Text(text) for text in (one.kind, one.name[:SHORT_NAME], one.owner, format_size(one.bytes), why)]
+
+
+def _failed(view: GcView) -> int:
+    """Exit code: 1 when something could not be removed."""
+    return int(any(one.error for one in view.garbage))
 
 
 admin.add_command(backup)

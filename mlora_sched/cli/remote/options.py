@@ -11,8 +11,9 @@ import click
 from mlora_sched.cli.output import print_job_line, print_json
 from mlora_sched.client import SOCKET_VARIABLE, Client, default_socket
 from mlora_sched.errors import UserError
-from mlora_sched.memory.sizes import parse_duration, parse_size
+from mlora_sched.memory.sizes import parse_size
 from mlora_sched.spec.api import JobView
+from mlora_sched.spec.duration import parse_duration
 from mlora_sched.spec.state import JobState, Request
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

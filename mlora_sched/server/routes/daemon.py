@@ -1,4 +1,6 @@
-"""The daemon itself over HTTP: who answers, how busy it is, how its memory stands; letting its device go."""
+"""The daemon itself over HTTP: who answers, how busy it is, how its memory stands; letting its device go, holding
+its jobs back, cleaning its disk up.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,18 @@ from mlora_sched.errors import Refused, StorageTrouble, disk_trouble
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
-from mlora_sched.spec.api import DaemonView, MemoryView, ReleaseRequest, ReleaseView
+from mlora_sched.spec.api import (
+    DaemonView,
+    DrainView,
+    GarbageView,
+    GcRequest,
+    GcView,
+    MemoryView,
+    ReleaseRequest,
+    ReleaseView,
+)
 from mlora_sched.store.backup import open_copy
-from mlora_sched.store.records import Release
+from mlora_sched.store.records import Drain, Release
 
 router = APIRouter(prefix="/daemon", tags=["daemon"])
 
@@ -27,14 +38,14 @@ router = APIRouter(prefix="/daemon", tags=["daemon"])
 def get_daemon(context: ContextOf) -> DaemonView:
     """Version, bases, device, worker and load; nothing of any one job."""
     status = context.store.worker_status()
-    release = context.store.release()
+    release, drain = context.store.release(), context.store.drain()
     return DaemonView(
         version=__version__,
         pid=os.getpid(),
         bases=tuple(base.name for base in context.settings.bases),
         device=status.device or context.settings.device,
         exactness=status.exactness,
-        worker=status.state,
+        worker=status.in_words,
         phase=status.phase,
         warnings=status.warnings,
         jobs=context.store.counts(),
@@ -43,6 +54,7 @@ def get_daemon(context: ContextOf) -> DaemonView:
         release=ReleaseView(until=release.until, caller=release.caller, asked=release.asked)
         if release.holds(time.time())
         else None,
+        drain=DrainView(caller=drain.caller, asked=drain.asked, attached=status.draining) if drain.wanted else None,
     )
 
 
@@ -91,8 +103,56 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield block
 
 
+@router.post("/drain")
+def drain(context: ContextOf, caller: CallerOf) -> DaemonView:
+    """Ask for waiting jobs to be held back; the last attached one has ended when `drain.attached` is 0."""
+    return _ask_drain(Drain(True, caller.user, time.time()), context, caller)
+
+
+@router.post("/undrain")
+def undrain(context: ContextOf, caller: CallerOf) -> DaemonView:
+    """Ask for waiting jobs to be started again."""
+    return _ask_drain(Drain(False, caller.user, time.time()), context, caller)
+
+
+@router.post("/gc")
+def collect_garbage(body: GcRequest, context: ContextOf, caller: CallerOf) -> GcView:
+    """Remove what is of no more use now, or tell what that is."""
+    _only_admins(caller, "clean its disk up")
+    now = time.time()
+    found = []
+    for garbage in context.retention.find(now):
+        error = ""
+        if not body.dry_run:
+            try:
+                context.retention.remove(garbage, now)
+            except OSError as reason:
+                error = str(reason)
+        found.append(
+            GarbageView(
+                kind=garbage.kind.value,
+                name=garbage.name,
+                owner=garbage.owner,
+                why=garbage.why,
+                bytes=garbage.size,
+                error=error,
+            )
+        )
+    return GcView(dry_run=body.dry_run, garbage=tuple(found))
+
+
 def _ask(wish: Release, context: Context, caller: Caller) -> DaemonView:
-    if not caller.is_admin:
-        raise Refused(f"{caller.user}: only root and the daemon's own user may let its device go or take it back")
+    _only_admins(caller, "let its device go or take it back")
     context.store.set_release(wish)
     return get_daemon(context)
+
+
+def _ask_drain(wish: Drain, context: Context, caller: Caller) -> DaemonView:
+    _only_admins(caller, "hold its jobs back or let them start")
+    context.store.set_drain(wish)
+    return get_daemon(context)
+
+
+def _only_admins(caller: Caller, what: str) -> None:
+    if not caller.is_admin:
+        raise Refused(f"{caller.user}: only root and the daemon's own user may {what}")

@@ -22,8 +22,11 @@ _BLOCK = 1 << 20
 
 @router.head("/{sha256}")
 def has_file(sha256: _Sha256, context: ContextOf, caller: CallerOf) -> Response:
-    """200 when this caller has uploaded this file before; what others uploaded is not told."""
-    if not context.store.has_file(sha256, caller.user):
+    """200 when this caller has uploaded this file before; what others uploaded is not told.
+
+    Who asks is about to use it: it stays for as long as a new upload.
+    """
+    if not context.has_file(sha256, caller):
         raise NotFound(f"no file {sha256} of yours")
     return Response()
 
@@ -37,8 +40,8 @@ async def put_file(sha256: _Sha256, request: Request, context: ContextOf, caller
     with incoming:
         async for block in _blocks(request):
             await run_in_threadpool(incoming.write, block)
-        size = await run_in_threadpool(incoming.keep)
-    await run_in_threadpool(context.store.add_file, sha256, size, caller.user, time.time())
+        size = await run_in_threadpool(incoming.finish)
+        await run_in_threadpool(context.store.add_file, sha256, size, caller.user, time.time(), incoming.place)
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from typing import Annotated
@@ -30,7 +31,7 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     context.check_room()
     base = served_base(body.spec, context.settings)
     check_memory(body.spec, context.store, context.settings, context.estimating)
-    check_files(body, caller, context.store)
+    check_files(body, lambda sha256: context.has_file(sha256, caller))
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
 
@@ -99,6 +100,16 @@ def resume(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
 def cancel(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """Ask for a job to be cancelled; pending until the daemon has done it."""
     return context.store.request(context.job_id(ref, caller), Request.CANCEL, time.time())
+
+
+@router.delete("/{ref}")
+def remove(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
+    """Remove a job that has ended, with its artifacts and figures; answers with the job as it was."""
+    job_id = context.job_id(ref, caller)
+    job, forgotten = context.store.remove_job(job_id, caller.user, time.time())
+    with contextlib.suppress(OSError):  # the job is gone: who cleans up goes on with its files, and tells why it cannot
+        context.retention.remove_files(job_id, forgotten)
+    return job
 
 
 @router.get(
