@@ -21,9 +21,20 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from mlora_sched.archive import prepare_target, unpack
-from mlora_sched.errors import MloraError, NotFound, Refused, SpecError, Unreachable, WaitTimeout, from_name
+from mlora_sched.errors import (
+    MloraError,
+    NotFound,
+    Refused,
+    SpecError,
+    Unreachable,
+    UserError,
+    WaitTimeout,
+    from_name,
+)
+from mlora_sched.files import DISK, DRAFT
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import (
+    BackupView,
     DaemonView,
     ErrorBody,
     EventsPage,
@@ -240,6 +251,26 @@ class Client:
         if view.phase is WorkerPhase.FAILED:
             raise MloraError(f"the worker cannot serve: {view.worker}")
         return view
+
+    def backup(self, target: Path) -> BackupView:
+        """Write a consistent copy of the daemon's database to `target`, which only this user may read.
+
+        Raises:
+            Refused: `target` is there already, or the caller is no administrator.
+            UserError: it cannot be written.
+        """
+        if target.exists():
+            raise Refused(f"{target}: is there already; choose another file")
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=DRAFT) as draft:  # made with mode 0600
+                self._download("/daemon/backup", {}, draft)
+                draft.flush()
+                DISK.sync(Path(draft.name))
+                os.link(draft.name, target)  # unlike a rename it replaces nothing
+            DISK.sync(target.parent)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}; choose another place") from None
+        return BackupView(file=str(target), size=target.stat().st_size)
 
     def drain(self, *, wait: bool = False, poll: float = 0.5) -> DaemonView:
         """Have waiting jobs held back; with `wait`, return when no job is attached any more.

@@ -88,6 +88,7 @@ class DaemonSettings(Frozen):
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
+        disk_reserve: bytes of the state directory's disk that are kept free, see `daemon.disk`; None for its default.
         worker_silence: seconds without a sign of life after which a worker or preparer is ended.
         worker_hang: seconds after which a worker is ended that shows signs of life and does not get on.
         idle_unload: seconds without a job that wants to train after which the worker is ended; None for never.
@@ -115,6 +116,7 @@ class DaemonSettings(Frozen):
     host_memory: int | None = Field(default=None, ge=0)
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    disk_reserve: int | None = Field(default=None, ge=0)
     worker_silence: float = Field(default=60.0, ge=5)
     worker_hang: float = Field(default=900.0, ge=5)
     idle_unload: float | None = Field(default=None, gt=0)

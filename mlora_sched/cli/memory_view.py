@@ -34,7 +34,8 @@ class _Part:
 
 def memory_panel(view: MemoryView) -> RenderableType:
     """Everything about the memory, one part below the other."""
-    title = Text.assemble((view.device or "device", "bold"), f"  worker {view.worker}")
+    words = Text.assemble((view.device or "device", "bold"), f"  worker {view.worker}")
+    title = Group(words, *(Text(warning, style="yellow") for warning in view.warnings))
     if not view.total:
         return Group(title, Text("no report of its memory yet", style="dim"))
     parts: list[RenderableType] = [title, Text(), _bar(view), Text(), _device(view)]

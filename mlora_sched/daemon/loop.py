@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
+from mlora_sched.daemon.disk import DiskWatch, Look, space_of
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
@@ -70,6 +71,7 @@ class DaemonLoop:
         poll_seconds: how long a tick waits for the worker's next report, which bounds the delay of a request.
         estimating: how memory is estimated.
         kernel_kills: how many processes the kernel has ended for want of memory.
+        disk_space: how a file system stands.
         alive: called whenever the loop has gone on.
     """
 
@@ -84,6 +86,7 @@ class DaemonLoop:
         poll_seconds: float = 0.05,
         estimating: Estimating = corrected,
         kernel_kills: Callable[[], int] = out_of_memory_kills,
+        disk_space: Look = space_of,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -110,6 +113,7 @@ class DaemonLoop:
         self._patience: Patience | None = None
         self._kills = KernelKills(kernel_kills)
         self._outage = Outage()
+        self._disk = DiskWatch(store, settings, disk_space)
         self._retention = Retention(store, settings)
 
     # ------------------------------------------------------------ life
@@ -161,6 +165,9 @@ class DaemonLoop:
         live = self._store.live()
         if self._requests.obey(live, now) or self._fail_impossible(live, now):
             live = self._store.live()
+        self._disk.tend((job for job in live if job.id not in self._hands.all), now)
+        self._slices.thin = self._disk.low
+        self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
         self._preparing.next(served, now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}

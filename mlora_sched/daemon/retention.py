@@ -170,6 +170,7 @@ class Retention:
 
 def sweep_drafts(settings: DaemonSettings) -> None:
     """Remove what writers had begun when they were killed: before any of them is started again."""
+    remove_drafts(settings.state_dir)
     remove_drafts(settings.spool_dir)
     remove_drafts(settings.cache_dir)
     for draft in settings.jobs_dir.glob("j-*/.*.tmp-*"):

@@ -65,6 +65,11 @@ class StatusBoard:
         """The device stands otherwise."""
         self._write(memory=report)
 
+    def disk(self, warning: str) -> None:
+        """How full the disk is, empty while that is no news."""
+        if warning != self._status.disk:
+            self._write(disk=warning)
+
     def away(self, phase: WorkerPhase, state: str) -> None:
         """The worker has been ended on purpose."""
         self._write(phase=phase, state=state, tokens_per_second=0.0, **self._nobody())

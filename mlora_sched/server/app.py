@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mlora_sched import __version__
+from mlora_sched.daemon.disk import Look, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.memory.fit import Estimating, corrected
@@ -41,6 +42,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such job, base, file or checkpoint.",
         409: "Ambiguous, or not allowed in this state.",
         413: "The body is too large.",
+        503: "The disk or the database refuses for now.",
+        507: "The disk is nearly full.",
         422: "The spec or a parameter is malformed.",
     }.items()
 }
@@ -52,6 +55,7 @@ def create_app(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     estimating: Estimating = corrected,
+    disk_space: Look = space_of,
 ) -> FastAPI:
     """The application of one daemon.
 
@@ -60,9 +64,11 @@ def create_app(
         settings: the daemon's bases and directories.
         max_file_bytes: largest file a user may upload.
         estimating: how memory is estimated.
+        disk_space: how a file system stands.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    app.state.context = Context(store, settings, max_file_bytes, estimating, Retention(store, settings))
+    retention = Retention(store, settings)
+    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
     for router in (jobs.router, files.router, daemon.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from mlora_sched.daemon.disk import Look, check_room, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
@@ -26,6 +27,15 @@ class Context:
     max_file_bytes: int
     estimating: Estimating
     retention: Retention
+    disk_space: Look = space_of
+
+    def check_room(self, size: int = 0) -> None:
+        """There is room on the disk for what somebody wants to hand in.
+
+        Raises:
+            NoSpace: there is not.
+        """
+        check_room(self.settings, self.store.worker_status().disk, size, self.disk_space)
 
     def job_id(self, ref: str, caller: Caller) -> str:
         """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.

@@ -14,7 +14,7 @@ def memory_view(store: JobStore, caller: Caller) -> MemoryView:
     status = store.worker_status()
     report = status.memory
     if report is None:
-        return MemoryView(worker=status.in_words, device=status.device)
+        return MemoryView(worker=status.in_words, device=status.device, warnings=status.warnings)
     live = {job.id: job for job in store.live()}
     jobs = [_shown(live[held.job_id], held, caller) for held in report.jobs if held.job_id in live]
     held = report.base + sum(job.device for job in report.jobs)
@@ -35,6 +35,7 @@ def memory_view(store: JobStore, caller: Caller) -> MemoryView:
         measured=measured,
         peak=report.peak,
         corrections=report.corrections,
+        warnings=status.warnings,
     )
 
 

@@ -197,6 +197,7 @@ class MemoryView(Frozen):
         jobs: those that hold something, by owner.
         rows: rows of the last measured pack, 0 for none.
         estimated, measured: what that pack took beside base and jobs.
+        warnings: as in `DaemonView`.
     """
 
     worker: str
@@ -214,6 +215,7 @@ class MemoryView(Frozen):
     measured: int = 0
     peak: int = 0
     corrections: tuple[Correction, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def held(self) -> int:
@@ -250,6 +252,13 @@ class DaemonView(Frozen):
     release: ReleaseView | None = None
     warnings: tuple[str, ...] = ()
     drain: DrainView | None = None
+
+
+class BackupView(Frozen):
+    """A copy of a daemon's database that was written here; `size` is in bytes."""
+
+    file: str
+    size: int
 
 
 class ErrorBody(Frozen):

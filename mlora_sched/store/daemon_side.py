@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
@@ -80,6 +80,13 @@ class DaemonSide:
         with writing(self._engine) as connection:
             for report in batch:
                 reports.apply(connection, report, now)
+
+    def forget_checkpoints(self, job_id: str, steps: Collection[int], note: str, now: float) -> None:
+        """Checkpoints of these steps go; `note` says why."""
+        table = schema.checkpoints
+        with writing(self._engine) as connection:
+            connection.execute(delete(table).where(table.c.job_id == job_id, table.c.step.in_(steps)))
+            moves.add_event(connection, job_id, note, now)
 
     def requeue_running(self, now: float, note: str) -> None:
         """Send every RUNNING job back to QUEUED: its worker is gone."""

@@ -19,11 +19,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 
-from mlora_sched.errors import StorageTrouble, UserError
-from mlora_sched.store.refusals import Health, refusals
+from mlora_sched.errors import MloraError, StorageTrouble, UserError
+from mlora_sched.store.backup import keep_before
+from mlora_sched.store.refusals import Health, refusal_of, refusals
 
 BUSY_SECONDS = 15.0
 _WRITES, _HEALTH = "mlora_sched_writes", "mlora_sched_health"
+_RESTORE = "restore a backup (docs/cli.md, admin backup), or choose another --state"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -34,7 +36,8 @@ def open_database(path: Path, busy_seconds: float = BUSY_SECONDS) -> Engine:
         busy_seconds: how long a transaction waits for another process that holds the database.
 
     Raises:
-        UserError: the file is no database of ours, or was written by a newer version.
+        UserError: the file is no database of ours, is damaged, or was written by a newer version.
+        StorageTrouble: the disk refuses, or another process holds the database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {_HEALTH: Health()}
@@ -42,16 +45,41 @@ def open_database(path: Path, busy_seconds: float = BUSY_SECONDS) -> Engine:
     event.listen(engine, "connect", _prepare_connection)
     event.listen(engine, "begin", _begin)
     try:
+        _check(engine, path)
         _migrate(engine, path)
     except DatabaseError as error:
         engine.dispose()
-        raise UserError(
-            f"{path}: cannot be used as the daemon's database: {error.orig}; choose another --state"
-        ) from None
-    except UserError:
+        raise _unusable(error, path) from None
+    except BaseException:
         engine.dispose()
         raise
     return engine
+
+
+def _unusable(error: DatabaseError, path: Path) -> MloraError:
+    refusal = refusal_of(error, str(path))
+    if isinstance(refusal, StorageTrouble):
+        return refusal
+    return UserError(f"{path}: cannot be used as the daemon's database: {error.orig}; {_RESTORE}")
+
+
+def _check(engine: Engine, path: Path) -> None:
+    """A database that is damaged is better refused than trained on.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with engine.connect() as connection:
+        found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(1)")]
+        if found != ["ok"]:
+            raise UserError(f"{path}: is damaged: {found[0]}; {_RESTORE}")
+        _check_references(connection, path)
+
+
+def _check_references(connection: Connection, path: Path) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        raise UserError(f"{path}: is damaged: {len(broken)} rows refer to rows that are missing; {_RESTORE}")
 
 
 @contextmanager
@@ -112,33 +140,44 @@ def _config() -> Config:
 
 
 def _migrate(engine: Engine, path: Path) -> None:
-    """Run the missing migrations in one transaction.
+    """Run the missing migrations in one transaction. A copy of what was there before is kept.
 
     Foreign keys are off meanwhile, and can be switched only outside a transaction: rebuilding a table, which is how
     SQLite alters one, would otherwise empty the tables that refer to it. They are checked before the commit.
     """
     config = _config()
+    _keep_copy(engine, config, path)
     with engine.execution_options(**{_WRITES: True}).connect() as connection:
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         driver.execute("PRAGMA foreign_keys = OFF")
-        try:
-            with connection.begin():
-                _refuse_newer(connection, config, path)
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-                if broken:
-                    raise UserError(f"{path}: {len(broken)} rows refer to rows that are missing; restore a backup")
-        finally:
-            driver.execute("PRAGMA foreign_keys = ON")
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            _check_references(connection, path)
+        driver.execute("PRAGMA foreign_keys = ON")  # after a failure the connection is not used again
 
 
-def _refuse_newer(connection: Connection, config: Config, path: Path) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    for revision in MigrationContext.configure(connection).get_current_heads():
-        if revision not in known:
-            raise UserError(
-                f"{path}: has schema {revision}, which this version does not know; "
-                f"upgrade mlora_sched or choose another --state"
-            )
+def _keep_copy(engine: Engine, config: Config, path: Path) -> None:
+    """Before anything changes: a database of a newer version is refused, one of an older version is copied.
+
+    Raises:
+        UserError: it is of a newer version.
+        StorageTrouble: there is no room for a copy.
+    """
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current is None or current == scripts.get_current_head():
+        return
+    if current not in {script.revision for script in scripts.walk_revisions()}:
+        raise UserError(
+            f"{path}: has schema {current}, which this version does not know; "
+            f"upgrade mlora_sched or choose another --state"
+        )
+    try:
+        keep_before(path, str(scripts.get_current_head()))
+    except (OSError, sqlite3.Error) as error:
+        raise StorageTrouble(
+            f"{path}: cannot be copied before it is brought up to date: {error}; make room beside it"
+        ) from None

@@ -102,6 +102,7 @@ class WorkerStatus(Frozen):
         fill: real tokens as a share (0..1) of all rows computed, over the last slices.
         shape, buckets: of the base, to estimate with, and the pack lengths in use; None and empty before it is ready.
         memory: how the device stands, as last reported; None before that and while no worker runs.
+        disk: how full the disk is, where that is news.
         storage: why nothing can be written to the database now, empty while it works. Not kept in it.
         draining: how many jobs are attached while no waiting one is started; None while they are.
     """
@@ -117,12 +118,14 @@ class WorkerStatus(Frozen):
     buckets: tuple[int, ...] = ()
     memory: MemoryReport | None = None
     storage: str = ""
+    disk: str = ""
     draining: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What people who look at their jobs should know."""
-        return (f"{self.storage}; jobs go on when that is over",) if self.storage else ()
+        storage = f"{self.storage}; jobs go on when that is over" if self.storage else ""
+        return tuple(warning for warning in (storage, self.disk) if warning)
 
     @property
     def in_words(self) -> str:

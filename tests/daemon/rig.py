@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import event
 
+from mlora_sched.daemon.disk import Look, Space, space_of
 from mlora_sched.daemon.loop import DaemonLoop
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.settings import BaseRef, DaemonSettings
@@ -71,6 +72,7 @@ class Rig:
     make_preparer: Callable[[], RecordingWorker] = RecordingWorker
     estimating: Estimating = stand_in
     kernel_kills: Callable[[], int] = lambda: 0
+    disk_space: Look = space_of
     busy_seconds: float = BUSY_SECONDS
     options: dict[str, object] = field(default_factory=dict)
     workers: list[RecordingWorker] = field(default_factory=list)
@@ -101,12 +103,16 @@ class Rig:
             poll_seconds=0.0,
             estimating=self.estimating,
             kernel_kills=self.kernel_kills,
+            disk_space=self._space,
         )
         self.loop.start()
 
     def _start_worker(self) -> RecordingWorker:
         self.workers.append(self.make_worker())
         return self.workers[-1]
+
+    def _space(self, folder: Path) -> Space:
+        return self.disk_space(folder)
 
     def _start_preparer(self) -> RecordingWorker:
         self.preparers.append(self.make_preparer())

@@ -231,7 +231,8 @@ def test_an_upload_is_whole_or_not_there(root: Path) -> None:
     with Incoming(root / "spool", name, 1 << 20, disk) as incoming:
         for start in range(0, len(content), 2500):
             incoming.write(content[start : start + 2500])
-        incoming.keep()
+        incoming.finish()
+        incoming.place()
     seen, last = outcomes(disk, lambda tree: tree.get("spool", {}).get(name))  # type: ignore[union-attr]
     assert all(state in (None, content) for state in seen)
     assert last == [content]

@@ -48,6 +48,7 @@ from mlora_sched.worker.local import LocalWorker, Role
     help="Share of it that is kept free.",
 )
 @click.option("--host-memory", type=SIZE, help="Of the host, for jobs that wait (GPU: half of it).")
+@click.option("--disk-reserve", type=SIZE, help="Of the disk, kept free (2GiB, or 5 % of a small one).")
 @click.option(
     "--checkpoint-every",
     type=DURATION,
@@ -100,6 +101,7 @@ def serve(
     memory_budget: int | None,
     memory_margin: float,
     host_memory: int | None,
+    disk_reserve: int | None,
     checkpoint_every: float,
     checkpoint_steps: int | None,
     worker_silence: float,
@@ -132,6 +134,7 @@ def serve(
         "memory_budget": memory_budget,
         "memory_margin": memory_margin,
         "host_memory": host_memory,
+        "disk_reserve": disk_reserve,
         "checkpoint_seconds": checkpoint_every,
         "checkpoint_steps": checkpoint_steps,
         "worker_silence": worker_silence,

@@ -8,6 +8,7 @@ import click
 from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.client import Client
 from mlora_sched.memory.sizes import format_size
@@ -81,6 +82,9 @@ def _garbage_cells(one: GarbageView) -> list[Text]:
 def _failed(view: GcView) -> int:
     """Exit code: 1 when something could not be removed."""
     return int(any(one.error for one in view.garbage))
+
+
+admin.add_command(backup)
 
 
 def _show(view: DaemonView, *, as_json: bool) -> None:

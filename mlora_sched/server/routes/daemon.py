@@ -5,12 +5,16 @@ its jobs back, cleaning its disk up.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
+from collections.abc import Iterator
+from typing import IO
 
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 
 from mlora_sched import __version__
-from mlora_sched.errors import Refused
+from mlora_sched.errors import Refused, StorageTrouble, disk_trouble
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
@@ -24,6 +28,7 @@ from mlora_sched.spec.api import (
     ReleaseRequest,
     ReleaseView,
 )
+from mlora_sched.store.backup import open_copy
 from mlora_sched.store.records import Drain, Release
 
 router = APIRouter(prefix="/daemon", tags=["daemon"])
@@ -71,6 +76,31 @@ def release(body: ReleaseRequest, context: ContextOf, caller: CallerOf) -> Daemo
 def reclaim(context: ContextOf, caller: CallerOf) -> DaemonView:
     """Ask for the device to be taken back; it has happened when `phase` is ready."""
     return _ask(Release(False, None, caller.user, time.time()), context, caller)
+
+
+@router.get(
+    "/backup",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/vnd.sqlite3": {}}, "description": "The database as one file."}},
+)
+def get_backup(context: ContextOf, caller: CallerOf) -> StreamingResponse:
+    """One consistent state of the database, taken now."""
+    if not caller.is_admin:
+        raise Refused(f"{caller.user}: only root and the daemon's own user may copy its database: it holds all jobs")
+    try:
+        copy = open_copy(context.settings.database)
+    except OSError as error:
+        raise disk_trouble(error) from None
+    except sqlite3.Error as error:
+        raise StorageTrouble(f"the database cannot be copied now: {error}; try again, or make room beside it") from None
+    size = os.fstat(copy.fileno()).st_size
+    return StreamingResponse(_blocks(copy), media_type="application/vnd.sqlite3", headers={"content-length": str(size)})
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 @router.post("/drain")

@@ -34,6 +34,8 @@ def has_file(sha256: _Sha256, context: ContextOf, caller: CallerOf) -> Response:
 @router.put("/{sha256}", status_code=status.HTTP_204_NO_CONTENT, response_class=Response)
 async def put_file(sha256: _Sha256, request: Request, context: ContextOf, caller: CallerOf) -> None:
     """Store the body, whose sha256 must be the one in the path."""
+    announced = request.headers.get("content-length", "")
+    await run_in_threadpool(context.check_room, int(announced) if announced.isdecimal() else 0)
     incoming = await run_in_threadpool(Incoming, context.settings.spool_dir, sha256, context.max_file_bytes)
     with incoming:
         async for block in _blocks(request):

@@ -28,6 +28,7 @@ _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the pag
 def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     """Accept a job; it trains when its data is prepared and the scheduler finds room."""
     check_size(body.spec)
+    context.check_room()
     base = served_base(body.spec, context.settings)
     check_memory(body.spec, context.store, context.settings, context.estimating)
     check_files(body, lambda sha256: context.has_file(sha256, caller))
