@@ -78,11 +78,14 @@ class Retention:
         self._sweep = None
 
     def _steps(self, now: float) -> Iterator[None]:
-        for garbage in self.find(now, sizes=False):
-            try:
-                yield from self._remove(garbage, now)
-            except OSError as error:
-                self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
+        try:
+            for garbage in self.find(now, sizes=False):
+                try:
+                    yield from self._remove(garbage, now)
+                except OSError as error:
+                    self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
+        except OSError as error:
+            self._store.note(None, f"cleaning up has stopped, and begins anew later: {error}", now)
 
     # ------------------------------------------------------------ finding
 
