@@ -107,9 +107,8 @@ def remove(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """Remove a job that has ended, with its artifacts and figures; answers with the job as it was."""
     job_id = context.job_id(ref, caller)
     job, forgotten = context.store.remove_job(job_id, caller.user, time.time())
-    with contextlib.suppress(
-        OSError, StorageTrouble
-    ):  # the job is gone: who cleans up goes on with its files, and tells why it cannot
+    # the job is gone: who cleans up goes on with its files, and tells why it cannot
+    with contextlib.suppress(OSError, StorageTrouble):
         context.retention.remove_files(job_id, forgotten)
     return job
 
