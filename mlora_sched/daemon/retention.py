@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mlora_sched.files import DRAFT, remove_drafts
+from mlora_sched.files import DISK, DRAFT, discard, remove_drafts
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.duration import format_duration
 from mlora_sched.store.jobs import JobStore
@@ -79,11 +78,14 @@ class Retention:
         self._sweep = None
 
     def _steps(self, now: float) -> Iterator[None]:
-        for garbage in self.find(now, sizes=False):
-            try:
-                yield from self._remove(garbage, now)
-            except OSError as error:
-                self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
+        try:
+            for garbage in self.find(now, sizes=False):
+                try:
+                    yield from self._remove(garbage, now)
+                except OSError as error:
+                    self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
+        except OSError as error:
+            self._store.note(None, f"cleaning up has stopped, and begins anew later: {error}", now)
 
     # ------------------------------------------------------------ finding
 
@@ -173,10 +175,12 @@ def sweep_drafts(settings: DaemonSettings) -> None:
     remove_drafts(settings.state_dir)
     remove_drafts(settings.spool_dir)
     remove_drafts(settings.cache_dir)
-    for draft in settings.jobs_dir.glob("j-*/.*.tmp-*"):
-        shutil.rmtree(draft, ignore_errors=True)  # the worker of a killed daemon may be ending there right now
-    for draft in settings.jobs_dir.glob("j-*/checkpoints/.*.tmp-*"):
-        shutil.rmtree(draft, ignore_errors=True)
+    for folder in (*settings.jobs_dir.glob("j-*"), *settings.jobs_dir.glob("j-*/checkpoints")):
+        drafts = list(folder.glob(".*.tmp-*"))
+        if drafts:
+            DISK.sync(folder)  # one of them may be what another directory was until it was replaced
+        for draft in drafts:
+            discard(draft)  # the worker of a killed daemon may be ending there right now: then the next start does it
 
 
 def _old(folder: Path, cut: float, needed: Collection[str]) -> list[Path]:

@@ -351,6 +351,22 @@ def test_what_cannot_be_removed_is_told_and_the_rest_goes(place: Place, monkeypa
     assert place.there("spool") == set()
 
 
+def test_a_directory_that_cannot_be_read_ends_the_sweep_and_not_the_daemon(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> object:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    place.retention.bite(place.now)
+    assert "cleaning up has stopped" in place.store.events(None)[-1][1].message
+    monkeypatch.undo()
+    place.upload("ann", CONTENTS[0])
+    place.now += 1000
+    place.retention.bite(place.now)
+    assert place.there("spool") == set()
+
+
 def test_links_are_removed_and_not_followed(place: Place, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

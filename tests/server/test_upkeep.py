@@ -241,14 +241,16 @@ def test_a_drain_that_is_taken_back_meanwhile_says_so(served: Served, client: Cl
     drained(served, 2)
 
     def take_back() -> None:
+        while not served.store.drain().wanted:
+            time.sleep(0.01)
         with Client(served.socket) as other:
             other.undrain()
 
-    timer = threading.Timer(0.1, take_back)
-    timer.start()
+    thread = threading.Thread(target=take_back)
+    thread.start()
     with pytest.raises(Refused, match="taken back before the last job had ended"):
         client.drain(wait=True, poll=0.01)
-    timer.join()
+    thread.join()
 
 
 def test_only_administrators_drain_and_clean_up(served: Served, act_as: Callable[[Caller], None]) -> None:

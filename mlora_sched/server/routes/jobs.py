@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, status
 from fastapi.responses import StreamingResponse
 
+from mlora_sched.errors import StorageTrouble
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
@@ -107,7 +108,8 @@ def remove(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """Remove a job that has ended, with its artifacts and figures; answers with the job as it was."""
     job_id = context.job_id(ref, caller)
     job, forgotten = context.store.remove_job(job_id, caller.user, time.time())
-    with contextlib.suppress(OSError):  # the job is gone: who cleans up goes on with its files, and tells why it cannot
+    # the job is gone: who cleans up goes on with its files, and tells why it cannot
+    with contextlib.suppress(OSError, StorageTrouble):
         context.retention.remove_files(job_id, forgotten)
     return job
 
