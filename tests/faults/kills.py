@@ -342,7 +342,8 @@ class Siege:
     def _check_what_is_left(self) -> None:
         """Of all that was killed amid writing no rubbish is left, and what is there is whole."""
         state = self.daemon.state
-        assert not [*state.rglob(".draft-*"), *state.rglob(".*.tmp-*")]
+        left = [*state.rglob(".draft-*"), *state.rglob(".*.tmp-*")]
+        assert not left, f"left behind: {left}"
         for file in (state / "spool").iterdir():
             with file.open("rb") as content:
                 assert hashlib.file_digest(content, "sha256").hexdigest() == file.name
