@@ -19,7 +19,6 @@ from pathlib import Path
 
 import psutil
 
-from mlora_sched.cli.local.serve import serve
 from mlora_sched.errors import Unreachable
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import JobState, Request
@@ -28,8 +27,8 @@ from .besieged import PATIENCE, PREPARER, TRAINER, Besieged, soon, until
 from .watch import Watch, check_history
 from .work import KINDS, Work
 
-SILENCE_SECONDS = 4
-"""After which a stopped worker is given up by its daemon, where it can be told."""
+SERVE = ("--checkpoint-every", "1s", "--worker-silence", "5s")
+"""Often saved, and a worker that is stopped is soon given up."""
 
 MOMENT_SECONDS = 6.0
 """How long a moment is waited for; when it does not come, the processes are killed all the same."""
@@ -97,13 +96,6 @@ class Tally:
         return "\n".join(lines)
 
 
-def options() -> list[str]:
-    """Options of the daemon, of those that this version has: often saved, a silent worker soon given up."""
-    known = {option for parameter in serve.params for option in parameter.opts}
-    wanted = {"--checkpoint-every": "1s", "--worker-silence": f"{SILENCE_SECONDS}s"}
-    return [text for option, value in wanted.items() if option in known for text in (option, value)]
-
-
 class Siege:
     """One daemon, one seed.
 
@@ -113,8 +105,7 @@ class Siege:
 
     def __init__(self, work: Work, folder: Path, seed: int) -> None:
         self._work, self._folder, self._draw = work, folder, random.Random(seed)
-        self._options = options()
-        self.daemon = Besieged(work.base, folder, *self._options)
+        self.daemon = Besieged(work.base, folder, *SERVE)
         self.tally = Tally(seeds=1)
         self._acked: dict[str, str] = {}
         self._asked: set[str] = set()
@@ -135,12 +126,6 @@ class Siege:
             Kind.STOPPED: self._stop_worker,
             Kind.TERMINATED: self._terminate,
         }
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """Those that this version of the daemon is to survive."""
-        silence = "--worker-silence" in self._options
-        return [kind for kind in Kind if kind is not Kind.STOPPED or silence]
 
     # ------------------------------------------------------------ the course of it
 
