@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlora_sched.files import DISK, Disk, discard, make_folder
@@ -52,6 +52,15 @@ def remove_directory(target: Path, disk: Disk = DISK) -> None:
     disk.remove(gone)
 
 
+def remove_leftovers(folder: Path, disk: Disk = DISK) -> None:
+    """Remove what writers that were killed have left in `folder`. Only while nobody writes there.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    _remove(list(folder.glob(_beside(folder / "*") + "*")), folder, disk)
+
+
 def _beside(target: Path) -> str:
     """How the names begin of what is neither old nor new; no reader looks at them."""
     return f".{target.name}.tmp-"
@@ -64,8 +73,11 @@ def _sync_all(folder: Path, disk: Disk) -> None:
 
 
 def _remove_leftovers(target: Path, disk: Disk) -> None:
-    leftovers = list(target.parent.glob(f"{_beside(target)}*"))
+    _remove(list(target.parent.glob(f"{_beside(target)}*")), target.parent, disk)
+
+
+def _remove(leftovers: Sequence[Path], folder: Path, disk: Disk) -> None:
     if leftovers:
-        disk.sync(target.parent)  # one of them may be what `target` was until a sync failed
+        disk.sync(folder)  # one of them may be what has been replaced, until a sync failed
     for leftover in leftovers:
         disk.remove(leftover)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from mlora_sched.adapters.base import AdapterFiles
+from mlora_sched.artifacts.atomic import remove_leftovers
 from mlora_sched.artifacts.checkpoint import Checkpoint, read_newest
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.engine.train_state import Progress, TrainState
@@ -44,6 +46,8 @@ def adapter_files(state: TrainState, kept: Mapping[str, Tensor]) -> AdapterFiles
 def resume(state: TrainState, job_dir: Path, origin: Origin, recorded: Recorded | None = None) -> list[str]:
     """Go on from the newest intact checkpoint, if there is one; return what its owner should know.
 
+    What a worker that was killed has left half written is removed: the job's directory has one writer.
+
     Args:
         recorded: how far the job's figures are in the daemon's hands. A checkpoint beyond was written by a worker that
             was not heard any more: going on from it would leave a hole in the figures.
@@ -51,6 +55,9 @@ def resume(state: TrainState, job_dir: Path, origin: Origin, recorded: Recorded 
     Raises:
         SpecError: the checkpoint is of another spec or base.
     """
+    for folder in (job_dir, job_dir / "checkpoints"):
+        with contextlib.suppress(OSError):  # they only take room, and the next writer may be luckier
+            remove_leftovers(folder)
     checkpoint, notes = read_newest(job_dir, lambda saved: _heard(saved, recorded))
     if checkpoint is None:
         return notes

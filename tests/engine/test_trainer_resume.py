@@ -324,3 +324,16 @@ def test_an_evaluation_that_was_interrupted_is_made_again(tmp_path: Path) -> Non
     bench.detach("job", keep=True)
     bench.run(job)
     assert_as_undisturbed(bench, plain)
+
+
+def test_what_a_killed_worker_left_half_written_is_removed(tmp_path: Path) -> None:
+    """Even where nobody writes that checkpoint again, as when checkpoints come by the clock."""
+    saved_twice(tmp_path)
+    left = [tmp_path / "job/checkpoints/.step-000003.tmp-killed", tmp_path / "job/.adapter.tmp-killed"]
+    for draft in left:
+        draft.mkdir()
+        (draft / "adapter_model.safetensors").write_bytes(b"half")
+    bench = Bench(tmp_path)
+    bench.attach(bench.start(max_steps=6, save_every=2))
+    assert not any(draft.exists() for draft in left)
+    assert bench.attached_at() == [4], "what is whole stays"

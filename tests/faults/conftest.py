@@ -1,19 +1,24 @@
-"""Real file systems that are small or read-only, where this process may mount one."""
+"""Real file systems that are small or read-only; one tiny base, and what every kind of job gets from it undisturbed."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from e2e.program import make_base
+
+from .work import Work
 
 Mount = Callable[[str], Path]
 
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a tmpfs with the given options."""
+    """Mounts a tmpfs with the given options, where this process may."""
     places: list[Path] = []
 
     def mount(options: str) -> Path:
@@ -30,3 +35,17 @@ def mounted(tmp_path: Path) -> Iterator[Mount]:
     yield mount
     for place in places:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = tmp_path_factory.mktemp("work")
+    return Work(make_base(folder / "tiny"), folder)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's."""
+    made = Path(tempfile.mkdtemp(prefix="mlora-"))
+    yield made
+    shutil.rmtree(made)
