@@ -26,7 +26,6 @@ from mlora_sched.errors import (
     NotFound,
     Refused,
     SpecError,
-    StorageTrouble,
     Unreachable,
     UserError,
     WaitTimeout,
@@ -139,11 +138,8 @@ class Client:
         return digest
 
     def _holds(self, digest: str) -> bool:
-        try:
-            self._answer("HEAD", f"/files/{digest}")
-        except NotFound:
-            return False
-        return True
+        """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
+        return self._send("HEAD", f"/files/{digest}").is_success
 
     # ------------------------------------------------------------------ looking
 
@@ -345,20 +341,19 @@ class Client:
             ) from None
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, _PREFIX + path, **request)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+        answer = self._send(method, path, **request)
         if answer.is_error:
             raise self._error(answer)
         return answer
 
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """What the daemon answers, be it an error."""
+        try:
+            return self._http.request(method, _PREFIX + path, **request)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
     def _error(self, answer: httpx.Response) -> MloraError:
-        if not answer.content:  # HEAD has no body
-            if answer.status_code == NotFound.http_status:
-                return NotFound("not found")
-            if answer.status_code == StorageTrouble.http_status:
-                return StorageTrouble("the daemon's disk or database refuses for now; `mlora-sched ls` says why")
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:

@@ -15,7 +15,10 @@ from mlora_sched.store.records import LiveJob
 from mlora_sched.store.rows import failed
 
 MAX_SOLO_CRASHES = 2
-"""How many deaths with one job alone in the worker make that job FAILED."""
+"""How many deaths with one job alone in the worker make that job FAILED …"""
+
+MAX_SOLO_KILLS = 4
+"""… and how many when the last came by a SIGKILL: somebody may have sent it, or a kernel in want of memory."""
 
 _TRAINS = (JobState.QUEUED, JobState.RUNNING)
 _SHOWN = 6
@@ -51,17 +54,17 @@ class Blame:
             self._store.set_crashes(report.job_id, 0)
             self._suspects.clear(report.job_id)
 
-    def died(self, held: frozenset[str], now: float) -> bool:
+    def died(self, held: frozenset[str], now: float, *, killed: bool) -> bool:
         """The worker has died; its jobs are queued again. Who was at work in it is suspected; alone, it is guilty.
 
         Args:
-            held: the jobs that it had.
+            held: the jobs that it had. killed: by a SIGKILL that was not the daemon's.
 
         Returns whether that has brought a search for the culprit further.
         """
         victims = [job for job in self._store.live() if job.id in self._at_work & held]
         if victims and len(held) == 1:
-            self._alone(victims[0], now)
+            self._alone(victims[0], MAX_SOLO_KILLS if killed else MAX_SOLO_CRASHES, now)
             further = True
         else:
             further = bool(victims) and self._suspects.accuse({job.id: job.step for job in victims})
@@ -81,10 +84,10 @@ class Blame:
                 self._tell(Note(message=message, job_id=job_id))
         return self._suspects.company(live, now)
 
-    def _alone(self, job: LiveJob, now: float) -> None:
-        """A worker that had this job alone died with it at work."""
+    def _alone(self, job: LiveJob, most: int, now: float) -> None:
+        """A worker that had this job alone died with it at work; at the `most`-th such death in a row it has failed."""
         crashes = job.crashes + 1
-        if crashes < MAX_SOLO_CRASHES:
+        if crashes < most:
             self._store.set_crashes(job.id, crashes)
             self._suspects.accuse({job.id: job.step})
             return

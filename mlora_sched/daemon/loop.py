@@ -324,7 +324,7 @@ class DaemonLoop:
         self._store.requeue_running(now, "the worker died; to go on from the last checkpoint")
         by_kernel = death.killed and self._kills.grew()
         nobody = by_kernel or death.last_words == DeviceFault.__name__
-        if not nobody and self._blame.died(self._hands.all, now):
+        if not nobody and self._blame.died(self._hands.all, now, killed=death.killed):
             self._worker.progressed()
         self._forget_worker()
         self._board.restarting()

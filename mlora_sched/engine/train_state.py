@@ -81,7 +81,7 @@ class Progress:
         tokens: trained tokens so far. best_loss, best_step: of the best evaluation.
         resumes: how often the job went on from a checkpoint.
         other_numerics: at least once it went on under another numerics key, so its bits are no longer those of one run.
-        seconds: on the device, in finished steps and evaluations. stopped_by: what ended it before its last step.
+        seconds: on the device, where `limits.max_time` is set. stopped_by: what ended it before its last step.
         watched: what its guards remember. version_history: under which versions it trained; see `goes_on_under`.
     """
 
@@ -268,7 +268,8 @@ class TrainState:
                 f"step {self.step + 1} made weights that are not finite; lower training.learning_rate",
             )
         done, at, loss = self._open, self.progress, _mean_loss(self._open)
-        at.step, at.tokens, at.seconds = at.step + 1, at.tokens + done.tokens, at.seconds + seconds
+        at.step, at.tokens = at.step + 1, at.tokens + done.tokens
+        self._spend(seconds)
         diverged = at.watched.look(self.spec.guards, at.step, loss, grad_norm)
         if at.step < self.total_steps:
             at.stopped_by = limit_reached(self.spec.limits, at.tokens, at.seconds)
@@ -281,7 +282,7 @@ class TrainState:
     def finish_evaluation(self, seconds: float = 0.0) -> EvalFigures:
         """Close the evaluation and go to the next phase. `seconds` is as for `finish_step`."""
         done = self._open
-        self.progress.seconds += seconds
+        self._spend(seconds)
         loss = _mean_loss(done)
         accuracy = sum(result.correct for result in done.results) / done.targets
         best = loss < self.progress.best_loss
@@ -298,6 +299,11 @@ class TrainState:
         self.restart_phase()
 
     # ------------------------------------------------------------------
+
+    def _spend(self, seconds: float) -> None:
+        """Count time where it is limited: without a limit, equal jobs have equal checkpoints."""
+        if self.spec.limits.max_time is not None:
+            self.progress.seconds += seconds
 
     def _set(self) -> TokenSet:
         if self.phase is Phase.EVALUATE:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlora_sched.daemon.blame import MAX_SOLO_CRASHES, MAX_SOLO_KILLS
 from mlora_sched.daemon.suspects import MAX_ACQUITTALS, TURN_SECONDS, Acquittal, Company, Suspects
 from mlora_sched.spec.state import ErrorCode, JobState, Request
-from mlora_sched.spec.wire import Attach, AtWork, Detach, StepDone
+from mlora_sched.spec.wire import Attach, Attached, AtWork, Detach, StepDone
 from mlora_sched.worker.fake import fake_loss
 
 from .rig import Rig
@@ -96,6 +97,23 @@ def test_who_was_not_at_work_is_not_suspected(rig: Rig) -> None:
     assert f"the worker died while {jobs[1]} was at work" in rig.happened(None)
     rig.finish()
     assert [rig.losses(job) for job in jobs] == [expected(40)] * 3
+
+
+@pytest.mark.parametrize(("killed", "deaths_left"), [(False, MAX_SOLO_CRASHES), (True, MAX_SOLO_KILLS)])
+def test_somebody_who_kills_workers_convicts_nobody_so_soon(rig: Rig, killed: bool, deaths_left: int) -> None:
+    """A job that is alone whenever the worker dies, and makes no step in between."""
+    job = rig.submit("job", steps=40, save_every=1)
+    rig.until(lambda: rig.store.get(job).step >= 3)
+    for number in range(1, deaths_left + 1):
+        worker = rig.workers[-1]
+        worker._outbox = [
+            *(report for report in worker._outbox if isinstance(report, Attached)),
+            AtWork(job_ids=(job,)),
+        ]
+        worker.crash(killed=killed)
+        rig.until(lambda: not rig.loop._hands.all)
+        assert rig.state(job) is (JobState.FAILED if number == deaths_left else JobState.QUEUED)
+        rig.until(lambda: bool(rig.loop._hands.all) or rig.state(job).is_final)
 
 
 def test_nobody_is_suspected_of_the_death_of_an_idle_worker(rig: Rig) -> None:

@@ -39,6 +39,8 @@ PROGRAM = """
                 if isinstance(command, Shutdown):
                     sys.exit(0)
                 if isinstance(command, Detach):
+                    if command.job_id == "babbles":
+                        channel._socket.send(b"oops" + bytes([10]))
                     channel.write(Note(message="hangs"))
                     time.sleep(3600)
 """
@@ -108,6 +110,18 @@ def test_a_process_that_was_stopped_is_killed_and_another_started(tmp_path: Path
     assert not watched.workers[0].killed, "by us"
     (note,) = watched.notes
     assert note.startswith("the worker gave no sign of life for")
+    count = len(turns(watched.heard))
+    watched.until(lambda: len(turns(watched.heard)) > count)
+    watched.supervisor.kill()
+
+
+def test_a_process_that_talks_nonsense_is_replaced(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, Limits(silence=60.0))
+    watched.until(lambda: len(turns(watched.heard)) > 3)
+    watched.supervisor.send(Detach(job_id="babbles", save=True))
+    watched.until(lambda: len(watched.workers) == 2)
+    assert any("the worker was ended: no message of the worker protocol" in note for note in watched.notes)
+    assert watched.workers[0].exit_code == -signal.SIGKILL
     count = len(turns(watched.heard))
     watched.until(lambda: len(turns(watched.heard)) > count)
     watched.supervisor.kill()
