@@ -36,6 +36,8 @@ class Blame:
         self._store, self._tell = store, tell
         self._suspects = Suspects()
         self._at_work: frozenset[str] = frozenset()
+        self._alone_at = {job.id: job.step for job in store.live() if job.crashes}
+        """Jobs that have died alone, maybe under an earlier daemon, by the last step that they had finished then."""
 
     @property
     def on_trial(self) -> frozenset[str]:
@@ -50,8 +52,11 @@ class Blame:
         """Take in who is at work now, or that a job has finished a step."""
         if isinstance(report, AtWork):
             self._at_work = frozenset(report.job_ids)
-        elif self._suspects.clears(report.job_id, report.step):
+            return
+        if report.step > self._alone_at.get(report.job_id, report.step):
             self._store.set_crashes(report.job_id, 0)
+            del self._alone_at[report.job_id]
+        if self._suspects.clears(report.job_id, report.step):
             self._suspects.clear(report.job_id)
 
     def died(self, held: frozenset[str], now: float, *, killed: bool) -> bool:
@@ -89,6 +94,7 @@ class Blame:
         crashes = job.crashes + 1
         if crashes < most:
             self._store.set_crashes(job.id, crashes)
+            self._alone_at[job.id] = job.step
             self._suspects.accuse({job.id: job.step})
             return
         reason = failed(
@@ -96,6 +102,7 @@ class Blame:
             f"the worker died {crashes} times with this job alone in it, after step {job.step}; the other jobs go on",
         )
         self._store.transition(job.id, JobState.QUEUED, JobState.FAILED, now, crashes=crashes, **reason)
+        self._alone_at.pop(job.id, None)
         self._suspects.convict(job.id)
 
 

@@ -278,3 +278,14 @@ def test_a_step_of_an_earlier_worker_clears_nobody(rig: Rig) -> None:
     assert rig.loop._blame.on_trial == {job}
     rig.loop._blame.hear(old.model_copy(update={"step": at + 1}))
     assert not rig.loop._blame.on_trial
+
+
+def test_a_lone_death_is_forgiven_after_a_restart_too(rig: Rig) -> None:
+    """Who is tried is forgotten with the daemon, deaths are not: the step that clears a job must count all the same."""
+    job = rig.submit("unlucky", steps=12, save_every=2, crash_at=5, crash_times=1)
+    rig.until(lambda: rig.store.live()[0].crashes == 1)
+    rig.boot()
+    rig.until(lambda: rig.store.get(job).step >= 5)
+    assert rig.store.live()[0].crashes == 0
+    rig.finish()
+    assert rig.losses(job) == expected(12)
