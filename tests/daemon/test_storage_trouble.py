@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
+from faults.test_state_machine import DaemonLife
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
@@ -22,7 +23,6 @@ from mlora_sched.worker.fake import fake_loss
 
 from .rig import Rig
 from .saboteur import Moment, Saboteur
-from .test_daemon_machine import DaemonLife
 
 MOMENTS: tuple[Moment, ...] = ("begin", "commit")
 EXPECTED = [(step, fake_loss(step)) for step in range(1, 101)]

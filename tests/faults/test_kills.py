@@ -20,11 +20,12 @@ SEEDS, KILLS = 5, 20
 
 @pytest.mark.timeout(300)
 def test_six_kills(work: Work, folder: Path) -> None:
-    tally = Siege(work, folder, seed=1).run(SHORT, jobs=8)
+    tally = Siege(work, folder, seed=1).run(SHORT, jobs=6)
     assert tally.kills.total() + tally.missed.total() == len(SHORT)
     assert tally.starts == 4, "the daemon is started again after each death, and for no other reason"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_checkpoint_ahead_of_the_record(work: Work, folder: Path) -> None:
     """The daemon dies before it has written down the steps up to a checkpoint that its worker has saved."""
