@@ -21,8 +21,8 @@ class Plan:
 
     jobs: int = 8
     rank: int = 16
-    tokens: int = 1024
-    longest_row: int = 128
+    tokens: int = 256
+    longest_row: int = 32
     steps: int = 2
     interval: float = 60.0
 
