@@ -53,6 +53,7 @@ class Kind(StrEnum):
     UPLOAD = "daemon amid an upload"
     AHEAD = "daemon, a checkpoint ahead of the record"
     STOPPED = "worker stopped for ever"
+    ORPHAN = "daemon, its worker stopped for ever"
     TERMINATED = "daemon told to end"
 
 
@@ -124,6 +125,7 @@ class Siege:
             Kind.UPLOAD: self._kill_amid_upload,
             Kind.AHEAD: self._kill_ahead,
             Kind.STOPPED: self._stop_worker,
+            Kind.ORPHAN: self._leave_an_orphan,
             Kind.TERMINATED: self._terminate,
         }
 
@@ -299,6 +301,17 @@ class Siege:
         worker.send_signal(signal.SIGSTOP)
         until(lambda: not worker.is_running(), "the silent worker is ended", pause=0.1)
         self._deaths += 1
+        return True
+
+    def _leave_an_orphan(self) -> bool:
+        """A worker that cannot see that its daemon is gone; the next daemon ends it before it starts another."""
+        worker = self.daemon.child(TRAINER)
+        if worker is None:
+            return False
+        worker.send_signal(signal.SIGSTOP)
+        self.daemon.kill()
+        self.daemon.start()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the orphan is still there"
         return True
 
     def _terminate(self) -> bool:
