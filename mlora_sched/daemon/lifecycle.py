@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ import psutil
 from starlette.concurrency import run_in_threadpool
 
 from mlora_sched.daemon.loop import DaemonLoop
+from mlora_sched.daemon.orphans import end_orphans
 from mlora_sched.daemon.retention import sweep_drafts
 from mlora_sched.daemon.supervisor import StartWorker
 from mlora_sched.daemon.systemd import Notifier
@@ -58,13 +60,17 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         announce: called with the worker's status at first and whenever its state changes.
 
     Raises:
-        Refused: another daemon uses the state directory or the socket.
+        Refused: another daemon uses the state directory or the socket, or has left a process that cannot be ended.
         UserError: the state directory or the socket cannot be used.
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
     notifier = Notifier.of(os.environ, os.getpid())
     with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
+        orphans = end_orphans(settings.log_dir)
         sweep_drafts(settings)
+        if orphans:
+            listed = ", ".join(map(str, orphans))
+            store.note(None, f"ended what a daemon that was killed had left running: process {listed}", time.time())
         store.set_worker_status(WorkerStatus())  # what an earlier daemon wrote is not announced as news
         loop = DaemonLoop(store, settings, worker, preparer, alive=notifier.alive)
         server = http_server(create_app(store, settings), on_tick=_StatusWatch(store, announce, notifier).look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sqlite3
 import subprocess
 import time
@@ -65,6 +66,9 @@ class Besieged:
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the daemon ended: {self.log.read_text()[-3000:]}"
+        with socket.socket(socket.AF_UNIX) as door:  # httpx would leave one to the garbage collector
+            if door.connect_ex(str(self.socket)) != 0:
+                return False
         with Client(self.socket) as client, contextlib.suppress(Unreachable):
             return client.daemon().pid == self.process.pid
         return False

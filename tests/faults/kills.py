@@ -21,7 +21,7 @@ import psutil
 
 from mlora_sched.errors import Unreachable
 from mlora_sched.spec.api import JobView
-from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.state import JobState, Request, WorkerPhase
 
 from .besieged import PATIENCE, PREPARER, TRAINER, Besieged, soon, until
 from .watch import Watch, check_history
@@ -53,6 +53,7 @@ class Kind(StrEnum):
     UPLOAD = "daemon amid an upload"
     AHEAD = "daemon, a checkpoint ahead of the record"
     STOPPED = "worker stopped for ever"
+    ORPHAN = "daemon, its worker stopped for ever"
     TERMINATED = "daemon told to end"
 
 
@@ -124,6 +125,7 @@ class Siege:
             Kind.UPLOAD: self._kill_amid_upload,
             Kind.AHEAD: self._kill_ahead,
             Kind.STOPPED: self._stop_worker,
+            Kind.ORPHAN: self._leave_an_orphan,
             Kind.TERMINATED: self._terminate,
         }
 
@@ -292,13 +294,32 @@ class Siege:
         return self.daemon.number(f"SELECT count(*) FROM jobs WHERE name LIKE 'dora-%' AND {condition}")
 
     def _stop_worker(self) -> bool:
-        """It neither works nor ends, nor hears that it is to end."""
+        """It neither works nor ends, nor hears that it is to end.
+
+        One that has not shown any life yet is given much longer: it may be loading from a cold disk.
+        """
+        until(self._ready, "the worker is ready")
         worker = self.daemon.child(TRAINER)
         if worker is None:
             return False
         worker.send_signal(signal.SIGSTOP)
         until(lambda: not worker.is_running(), "the silent worker is ended", pause=0.1)
         self._deaths += 1
+        return True
+
+    def _ready(self) -> bool:
+        with self.daemon.client() as client:
+            return client.daemon().phase is WorkerPhase.READY
+
+    def _leave_an_orphan(self) -> bool:
+        """A worker that cannot see that its daemon is gone; the next daemon ends it before it starts another."""
+        worker = self.daemon.child(TRAINER)
+        if worker is None:
+            return False
+        worker.send_signal(signal.SIGSTOP)
+        self.daemon.kill()
+        self.daemon.start()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the orphan is still there"
         return True
 
     def _terminate(self) -> bool:

@@ -44,6 +44,6 @@ def test_a_hundred_kills(work: Work, folder: Path) -> None:
         draw = random.Random(seed)
         kinds = [kind for _ in range(3) for kind in draw.sample(list(Kind), len(Kind))]
         whole.add(siege.run(kinds[:KILLS], jobs=10))
-    print("\n" + whole.table())
+        print(f"\n{whole.table()}", flush=True)
     assert whole.kills.total() + whole.missed.total() == SEEDS * KILLS
     assert whole.kills.total() >= 0.9 * SEEDS * KILLS, "moments were missed too often"
