@@ -30,7 +30,7 @@ from .work import KINDS, Work
 SERVE = ("--checkpoint-every", "1s", "--worker-silence", "5s")
 """Often saved, and a worker that is stopped is soon given up."""
 
-MOMENT_SECONDS = 6.0
+MOMENT_SECONDS = 20.0
 """How long a moment is waited for; when it does not come, the processes are killed all the same."""
 
 BUSY = 6
@@ -248,11 +248,13 @@ class Siege:
 
     def _kill_amid(self, draft: str) -> bool:
         """Worker, daemon or both, while something is being written."""
+        until(self._ready, "the worker is ready")
         met = soon(lambda: self.daemon.drafts(draft), MOMENT_SECONDS)
         strike = self._draw.choice([self._kill_worker, self._kill_daemon, self._kill_both])
         return strike() and met
 
     def _kill_amid_export(self) -> bool:
+        until(self._ready, "the worker is ready")
         self._submit("short")
         return self._kill_amid("jobs/*/.adapter.tmp-*")
 
