@@ -84,7 +84,12 @@ def test_the_command_names_every_scenario() -> None:
     assert set(SMALL) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+_SLOW = ("memory", "options")  # they start processes, or several bases
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in NAMES]
+)
 def test_scenario_gives_a_record_that_recomputes(
     name: str,
     setting: Setting,

@@ -135,6 +135,7 @@ def _what_is_not_served_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     assert not daemon.knows("other")
 
 
+@pytest.mark.slow  # tests/faults kills a real daemon in every run
 def test_crash_and_restart_leave_no_trace(
     daemon: Daemon, specs: dict[str, Path], alone: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def workers(daemon: Daemon) -> list[psutil.Process]:
     return [child for child in children if "mlora_sched.worker.main" in child.cmdline()]
 
 
+@pytest.mark.slow
 def test_a_release_leaves_no_trace(daemon: Daemon, base: Path, tmp_path: Path) -> None:
     specs = {name: write_spec(tmp_path, name, max_steps=steps, eval_every=20) for name, steps in STEPS.items()}
     daemon.answer("submit", *specs.values())
