@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlora_sched.errors import UserError
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.wire import Quantize
+from mlora_sched.spec.numerics import Quantize
 
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""

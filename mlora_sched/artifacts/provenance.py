@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.numerics import OTHER_NUMERICS, NumericsKey, ProbeVerdict
 from mlora_sched.spec.state import StoppedBy
-from mlora_sched.spec.wire import OTHER_NUMERICS, NumericsKey, ProbeVerdict
 
 _DECISIVE = ("mlora_sched", "torch", "transformers")
 _PACKAGES = (*_DECISIVE, "safetensors", "tokenizers", "numpy")

@@ -18,7 +18,7 @@ from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
-from mlora_sched.daemon.preparing import Preparing
+from mlora_sched.daemon.preparing import Preparing, job_start
 from mlora_sched.daemon.release import Absence, Patience
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.retention import Retention
@@ -42,7 +42,6 @@ from mlora_sched.spec.wire import (
     Init,
     JobFailed,
     JobFinished,
-    JobStart,
     Note,
     Ready,
     Report,
@@ -93,10 +92,9 @@ class DaemonLoop:
         self._settings = settings
         self._policy = find_policy(settings.policy)
         self._admission = Admission(store, settings, estimating)
-        limits = Limits(settings.worker_silence, settings.worker_hang)
-        self._worker = Supervisor("worker", worker, self._init, limits)
+        self._worker = Supervisor("worker", worker, self._init, Limits(settings.worker_silence, settings.worker_hang))
         self._preparer = Supervisor("preparer", preparer, self._init, Limits(settings.worker_silence))
-        self._preparing = Preparing(store, self._preparer, self._job_start)
+        self._preparing = Preparing(store, self._preparer, settings)
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._board = StatusBoard(store)
@@ -350,7 +348,7 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True, park=company is None)  # what is parked dies with the worker
         for job_id in plan.attach:
             recorded = self._store.recorded(job_id)
-            start = self._job_start(by_id[job_id], self._store.begin_epoch(job_id))
+            start = job_start(self._settings, by_id[job_id], self._store.begin_epoch(job_id))
             self._hands.attach(start.model_copy(update={"recorded": recorded}))
         self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
@@ -400,13 +398,3 @@ class DaemonLoop:
         news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
         if news:
             self._store.set_reasons(news)
-
-    def _job_start(self, job: LiveJob, epoch: int) -> JobStart:
-        return JobStart(
-            job_id=job.id,
-            epoch=epoch,
-            spec=job.spec,
-            files={name: str(self._settings.spool_dir / sha256) for name, sha256 in job.files.items()},
-            cache_dir=str(self._settings.cache_dir),
-            job_dir=str(self._settings.job_dir(job.id)),
-        )

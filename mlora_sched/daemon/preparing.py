@@ -5,10 +5,11 @@ A template of a user's runs in that process and may never end, so the process is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlora_sched.daemon.supervisor import Supervisor
+from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import JobFailed, JobStart, Prepare, Prepared, Report
 from mlora_sched.store.jobs import JobStore
@@ -33,10 +34,10 @@ class _Task:
 class Preparing:
     """Which job the preparer works on, and how often each has ended it."""
 
-    def __init__(self, store: JobStore, preparer: Supervisor, job_start: Callable[[LiveJob, int], JobStart]) -> None:
+    def __init__(self, store: JobStore, preparer: Supervisor, settings: DaemonSettings) -> None:
         self._store = store
         self._preparer = preparer
-        self._job_start = job_start
+        self._settings = settings
         self._task: _Task | None = None
         self._deaths: dict[str, int] = {}
         self._turns = 0
@@ -82,7 +83,7 @@ class Preparing:
             self._turns += 1
             self._last_turn[job.owner] = self._turns
             self._task = _Task(job.id, now)
-            self._preparer.send(Prepare(start=self._job_start(job, job.epoch)))
+            self._preparer.send(Prepare(start=job_start(self._settings, job, job.epoch)))
 
     def close(self) -> None:
         """End the preparer; it is not waited for when it is busy, since the next daemon does its work anew."""
@@ -96,3 +97,15 @@ class Preparing:
 
     def _fail(self, job_id: str, message: str, now: float) -> None:
         self._store.transition(job_id, JobState.PREPARING, JobState.FAILED, now, **failed(ErrorCode.BAD_DATA, message))
+
+
+def job_start(settings: DaemonSettings, job: LiveJob, epoch: int) -> JobStart:
+    """Everything that a process needs to prepare or train a job."""
+    return JobStart(
+        job_id=job.id,
+        epoch=epoch,
+        spec=job.spec,
+        files={name: str(settings.spool_dir / sha256) for name, sha256 in job.files.items()},
+        cache_dir=str(settings.cache_dir),
+        job_dir=str(settings.job_dir(job.id)),
+    )

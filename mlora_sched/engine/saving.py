@@ -15,7 +15,8 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.engine.train_state import Progress, TrainState
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.job import JobSpec
-from mlora_sched.spec.wire import NumericsKey, Recorded
+from mlora_sched.spec.numerics import NumericsKey
+from mlora_sched.spec.wire import Recorded
 
 
 def draft_of(state: TrainState, origin: Origin, kept: Mapping[str, Tensor]) -> Checkpoint:

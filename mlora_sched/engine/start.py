@@ -24,7 +24,8 @@ from mlora_sched.model.compiled import check_compiler, compile_rows
 from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
-from mlora_sched.spec.wire import NumericsKey, WorkerConfig
+from mlora_sched.spec.numerics import NumericsKey
+from mlora_sched.spec.wire import WorkerConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

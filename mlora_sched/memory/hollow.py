@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlora_sched.model.base import FrozenBase, adopt
 from mlora_sched.model.head import head_of
 from mlora_sched.model.recompute import checkpoint_activations
-from mlora_sched.spec.wire import Quantize
+from mlora_sched.spec.numerics import Quantize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ from mlora_sched.spec.memory import (
     Moment,
     SiteShape,
 )
-from mlora_sched.spec.wire import Quantize
+from mlora_sched.spec.numerics import Quantize
 
 _ROW = 128
 """Tokens of the sequences that are traced where their length does not matter, or fewer where a window is shorter."""

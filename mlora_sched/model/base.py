@@ -25,8 +25,8 @@ from mlora_sched.model.rowwise import put, row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
+from mlora_sched.spec.numerics import Quantize
 from mlora_sched.spec.placement import Places
-from mlora_sched.spec.wire import Quantize
 
 _SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
 _GATED_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")

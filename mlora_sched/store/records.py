@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, Priority
 from mlora_sched.spec.memory import BaseShape, MemoryReport
+from mlora_sched.spec.numerics import NumericsKey
 from mlora_sched.spec.state import JobState, Request, WorkerPhase
-from mlora_sched.spec.wire import NumericsKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ from sqlalchemy import Connection, Row, delete, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.numerics import OTHER_NUMERICS, Exactness
 from mlora_sched.spec.state import TRANSITIONS, JobState, Request
 from mlora_sched.spec.wire import (
-    OTHER_NUMERICS,
     Attached,
     CheckpointSaved,
     Detached,
     EvalDone,
-    Exactness,
     JobFailed,
     JobFinished,
     JobReport,

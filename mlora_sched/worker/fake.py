@@ -20,6 +20,7 @@ from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
 from mlora_sched.spec.memory import BaseShape, JobBytes, MemoryReport
+from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import (
     Attach,
@@ -31,15 +32,12 @@ from mlora_sched.spec.wire import (
     Detach,
     Detached,
     EvalDone,
-    Exactness,
     Init,
     JobFailed,
     JobFinished,
     JobStart,
-    NumericsKey,
     Prepare,
     Prepared,
-    ProbeVerdict,
     Ready,
     Report,
     Shutdown,

@@ -29,7 +29,7 @@ from mlora_sched.artifacts.checkpoint import (
 from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.job import parse_job
-from mlora_sched.spec.wire import Exactness, NumericsKey, ProbeVerdict
+from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 
 ADAPTER = AdapterFiles({"peft_type": "LORA", "r": 2}, {"b": torch.ones(2), "a": torch.arange(3.0)})
 

@@ -19,7 +19,7 @@ from mlora_sched.data.pack import bucket_ladder
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model.base import FrozenBase, adopt
-from mlora_sched.spec.wire import Exactness, NumericsKey, ProbeVerdict
+from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 
 TOKENS = 1023  # with the padding row that every pack has, 1024
 BUCKETS = (*(bucket for bucket in bucket_ladder(1024) if bucket < 1024), 1024, 2048)

@@ -23,7 +23,8 @@ from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.api import MetricsLine
 from mlora_sched.spec.job import JobSpec, parse_job
-from mlora_sched.spec.wire import EvalDone, Exactness, NumericsKey, ProbeVerdict, StepDone
+from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
+from mlora_sched.spec.wire import EvalDone, StepDone
 
 PAGE = text_of("formats.md")
 FAMILIES = {"LORA": "LoRA, rsLoRA, LoRA+, DoRA", "MIXLORA": "MixLoRA"}

@@ -27,18 +27,7 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.settings import BaseRef, DaemonSettings
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import ErrorCode, JobState, WaitReason
-from mlora_sched.spec.wire import (
-    Attach,
-    Command,
-    Detach,
-    Detached,
-    Init,
-    Prepare,
-    Ready,
-    Report,
-    Shutdown,
-    Slice,
-)
+from mlora_sched.spec.wire import Attach, Command, Detach, Detached, Init, Prepare, Ready, Report, Shutdown, Slice
 from mlora_sched.store.db import open_database
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.worker.prepare import prepare_job

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mlora_sched.data.token_set import DataStats, Prepared, TokenSet
 from mlora_sched.model.base import FrozenBase, adopt
-from mlora_sched.spec.wire import Quantize
+from mlora_sched.spec.numerics import Quantize
 
 VOCAB = 97
 

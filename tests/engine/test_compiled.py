@@ -22,7 +22,7 @@ from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import check_compiler, compile_rows
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
-from mlora_sched.spec.wire import Exactness
+from mlora_sched.spec.numerics import Exactness
 
 CPU = torch.device("cpu")
 COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler g++")

@@ -18,7 +18,7 @@ from mlora_sched.data.pack import bucket_ladder
 from mlora_sched.engine.probe import probe
 from mlora_sched.model import site as site_module
 from mlora_sched.model.base import FrozenBase, adopt
-from mlora_sched.spec.wire import Exactness, ProbeVerdict
+from mlora_sched.spec.numerics import Exactness, ProbeVerdict
 
 FEW = (32, 64, 160, 320)
 HAIR = 2.0**-18

@@ -20,7 +20,7 @@ from mlora_sched.errors import BaseError
 from mlora_sched.memory.meter import PeakTensors
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.recompute import checkpoint_activations
-from mlora_sched.spec.wire import Exactness
+from mlora_sched.spec.numerics import Exactness
 
 
 def assert_same(plain: FrozenBase, thrifty: FrozenBase, adapters: dict[str, dict[str, Any]]) -> None:

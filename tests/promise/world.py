@@ -31,19 +31,8 @@ from mlora_sched.memory.profile import profile_base
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job
-from mlora_sched.spec.wire import (
-    EvalDone,
-    Exactness,
-    JobFailed,
-    JobFinished,
-    JobStart,
-    NumericsKey,
-    Quantize,
-    Report,
-    Share,
-    Slice,
-    StepDone,
-)
+from mlora_sched.spec.numerics import Exactness, NumericsKey, Quantize
+from mlora_sched.spec.wire import EvalDone, JobFailed, JobFinished, JobStart, Report, Share, Slice, StepDone
 
 PACK_TOKENS = 320
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlora_sched.spec.job import parse_job
-from mlora_sched.spec.wire import OTHER_NUMERICS, Attached, Detached, JobFinished, Prepared
+from mlora_sched.spec.numerics import OTHER_NUMERICS
+from mlora_sched.spec.wire import Attached, Detached, JobFinished, Prepared
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import WorkerStatus
 

@@ -15,8 +15,9 @@ from mlora_sched.errors import SpecError, UserError
 from mlora_sched.memory.fit import Sizes
 from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.job import load_job
+from mlora_sched.spec.numerics import Quantize
 from mlora_sched.spec.placement import placed
-from mlora_sched.spec.wire import Quantize, WorkerConfig
+from mlora_sched.spec.wire import WorkerConfig
 
 if TYPE_CHECKING:
     from mlora_sched.memory.hollow import HollowBase
