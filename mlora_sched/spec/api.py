@@ -21,7 +21,14 @@ class Submission(Frozen):
 
 
 class JobView(Frozen):
-    """A job as people see it. Times are seconds since the Unix epoch; `artifacts_removed` when they are gone."""
+    """A job as people see it. Times are seconds since the Unix epoch; `artifacts_removed` when they are gone.
+
+    Attributes:
+        retries, retried: how often it may be, and was, tried again after a failure that may be of its surroundings.
+        work_seconds: the device's time that was spent on it, its part of the packs it shared.
+        pace: optimiser steps per second of late, None before the first ones.
+        position: place in the queue, 1 for the next; None when it does not wait to be attached.
+    """
 
     id: str
     name: str
@@ -44,6 +51,11 @@ class JobView(Frozen):
     started: float | None
     ended: float | None
     artifacts_removed: float | None = None
+    retries: int = 0
+    retried: int = 0
+    work_seconds: float = 0.0
+    pace: float | None = None
+    position: int | None = None
 
     @property
     def shown_state(self) -> str:

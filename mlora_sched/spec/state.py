@@ -65,6 +65,7 @@ class ErrorCode(StrEnum):
     WORKER_CRASH = "worker_crash"
     STORAGE = "storage"
     DIVERGED = "diverged"
+    DEPENDENCY = "dependency"
 
 
 class StoppedBy(StrEnum):
@@ -98,3 +99,5 @@ class WaitReason(StrEnum):
     BASE = "base"
     WORKER = "worker"
     DRAINING = "draining"
+    AFTER = "after"
+    QUOTA = "quota"

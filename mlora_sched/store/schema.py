@@ -1,7 +1,8 @@
 """The tables. What a migration makes of an empty file must equal this; a test compares the two.
 
-Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request`, `spool`, `release` and
-`drain`, inserts rows and removes those of ended jobs; the daemon's loop writes everything else.
+Times are seconds since the Unix epoch. One writer per column: the API writes `jobs.request`, `jobs.priority`, `spool`,
+`release`, `drain`, `tokens`, `quotas` and `audit`, inserts rows and removes those of ended jobs; the daemon's loop
+writes everything else.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ jobs = Table(
     Column("longest", Integer),
     Column("artifacts_removed", Float),
     Column("cache_entry", Text),
+    Column("key", Text),
+    Column("retries", Integer, nullable=False, server_default="0"),
+    Column("retried", Integer, nullable=False, server_default="0"),
+    Column("work_seconds", Float, nullable=False, server_default="0"),
+    Column("pace", Float),
+    Column("position", Integer),
     UniqueConstraint("id"),
     _one_of("state", JobState),
     _one_of("request", Request),
@@ -88,7 +95,16 @@ jobs = Table(
     CheckConstraint(f"state NOT IN ({_FINAL}) OR request = 'none'", name="final_has_no_request"),
     Index(None, "state"),
     Index(None, "owner", "name"),
+    Index("uq_jobs_owner_key", "owner", "key", unique=True),
     sqlite_autoincrement=True,
+)
+
+job_after = Table(
+    "job_after",
+    METADATA,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("after_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Index(None, "after_id"),
 )
 
 job_files = Table(
@@ -204,4 +220,48 @@ drain = Table(
     Column("asked", Float, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
     CheckConstraint("wanted IN (0, 1)", name="wanted"),
+)
+
+tokens = Table(
+    "tokens",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("admin", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+    Column("revoked", Float),
+    UniqueConstraint("hash"),
+    CheckConstraint("admin IN (0, 1)", name="admin"),
+)
+
+quotas = Table(
+    "quotas",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("limits", Text, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("tokens", Integer, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("via", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    sqlite_autoincrement=True,
 )

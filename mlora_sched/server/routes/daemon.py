@@ -15,9 +15,11 @@ from fastapi.responses import StreamingResponse
 
 from mlora_sched import __version__
 from mlora_sched.errors import Refused, StorageTrouble, disk_trouble
+from mlora_sched.server.activity import active_jobs
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
+from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
     DaemonView,
     DrainView,
@@ -62,6 +64,16 @@ def get_daemon(context: ContextOf) -> DaemonView:
 def get_memory(context: ContextOf, caller: CallerOf) -> MemoryView:
     """What holds the device's memory: base, jobs, packs, other processes; of others' jobs no more than bytes."""
     return memory_view(context.store, caller)
+
+
+@router.get("/activity")
+def get_activity(context: ContextOf, caller: CallerOf) -> ActivityView:
+    """The daemon, its memory and all live jobs; of others' jobs only whose they are, state and what they use."""
+    return ActivityView(
+        daemon=get_daemon(context),
+        memory=memory_view(context.store, caller),
+        jobs=active_jobs(context.store, caller),
+    )
 
 
 @router.post("/release")

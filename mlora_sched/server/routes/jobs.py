@@ -21,7 +21,7 @@ from mlora_sched.spec.state import JobState, Request
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_ID_BYTES = 8
+_ID_BYTES = 16
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
 

@@ -1,0 +1,194 @@
+"""A typed, synchronous client of the daemon's native API over its Unix socket.
+
+It uploads what a spec names, submits, watches and fetches adapters; errors of the daemon come back as the classes of
+`mlora_sched.errors`. It prints nothing and knows no command line. Unpacking a fetched adapter is `archive`'s work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+from pydantic import TypeAdapter
+
+from mlora_sched.archive import prepare_target, unpack
+from mlora_sched.client.administration import Administration
+from mlora_sched.client.connection import BLOCK, SOCKET_VARIABLE, default_socket
+from mlora_sched.errors import NotFound, SpecError, WaitTimeout
+from mlora_sched.spec.activity import ActivityView
+from mlora_sched.spec.api import (
+    EventsPage,
+    EventView,
+    JobDetail,
+    JobView,
+    MemoryView,
+    MetricsLine,
+    MetricsPage,
+    Submission,
+)
+from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.state import JobState, Request
+
+__all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
+
+_REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_JOB_LIST = TypeAdapter(list[JobView])
+
+
+class Client(Administration):
+    """Speaks to the daemon at `socket`; close it, or use it as a context manager.
+
+    Args:
+        socket: path of the daemon's Unix socket.
+        timeout: seconds of silence after which a request is given up.
+        transport: how requests travel; the Unix socket unless a test gives another.
+
+    Every method raises the errors of `mlora_sched.errors` that the daemon answers with, and `Unreachable` when
+    nobody answers.
+    """
+
+    # ------------------------------------------------------------------ submitting
+
+    def submit(self, spec_path: Path) -> JobView:
+        """Read a spec, upload the files it names and submit it.
+
+        Raises:
+            SpecError: the spec is malformed or names a missing file; nothing has been sent.
+        """
+        spec = load_job(spec_path)
+        return self.submit_spec(spec, local_files(spec, spec_path.parent))
+
+    def submit_spec(self, spec: JobSpec, files: Mapping[str, Path]) -> JobView:
+        """Upload `files` (local path by the name the spec uses) and submit `spec`."""
+        uploaded = {name: self.upload(path) for name, path in files.items()}
+        body = Submission(spec=spec, files=uploaded)
+        return self._record(JobView, "POST", "/jobs", json=body.model_dump(mode="json"))
+
+    def upload(self, path: Path) -> str:
+        """Give the daemon a file, unless this user gave it before; returns its sha256 in hex."""
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if not self._holds(digest):
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(0)
+                    self._answer(
+                        "PUT", f"/files/{digest}", content=_blocks(file), headers={"content-length": str(size)}
+                    )
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+        return digest
+
+    def _holds(self, digest: str) -> bool:
+        """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
+        return self._send("HEAD", f"/files/{digest}").is_success
+
+    # ------------------------------------------------------------------ looking
+
+    def memory(self) -> MemoryView:
+        """What holds the device's memory; of other people's jobs no more than bytes."""
+        return self._record(MemoryView, "GET", "/daemon/memory")
+
+    def activity(self) -> ActivityView:
+        """The daemon, its memory and everybody's live jobs; of others' only what they use."""
+        return self._record(ActivityView, "GET", "/daemon/activity")
+
+    def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
+        """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
+        params = {"state": [state.value for state in states], "everyone": everyone}
+        answer = self._answer("GET", "/jobs", params=params)
+        return self._parsed(_JOB_LIST.validate_json, answer)
+
+    def get(self, ref: str) -> JobView:
+        """A job by id, shortened id or unambiguous name."""
+        return self._record(JobView, "GET", _job(ref))
+
+    def detail(self, ref: str) -> JobDetail:
+        """A job with its spec, checkpoints and newest events."""
+        return self._record(JobDetail, "GET", _job(ref, "/detail"))
+
+    def metrics(self, ref: str, after: int = 0) -> MetricsPage:
+        """Metrics past the cursor `after`."""
+        return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params={"after": after})
+
+    def events(self, ref: str, after: int = 0) -> EventsPage:
+        """Events past the cursor `after`."""
+        return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
+
+    def logs(self, ref: str, *, follow: bool = False, poll: float = 0.5) -> Iterator[EventView | MetricsLine]:
+        """Events and metrics of a job as they come; with `follow`, until it ends. `poll` is in seconds."""
+        seen_events = seen_metrics = 0
+        while True:
+            ended = self.get(ref).state.is_final  # asked first: what is read below is then complete
+            events = self.events(ref, seen_events)
+            metrics = self.metrics(ref, seen_metrics)
+            yield from events.events
+            yield from metrics.lines
+            if events.cursor > seen_events or metrics.cursor > seen_metrics:
+                seen_events, seen_metrics = events.cursor, metrics.cursor
+            elif ended or not follow:
+                return
+            else:
+                time.sleep(poll)
+
+    def wait(self, refs: Sequence[str], *, timeout: float | None = None, poll: float = 0.5) -> list[JobView]:
+        """Block until every job has ended; returns them in the order asked. `timeout` and `poll` are in seconds.
+
+        Raises:
+            WaitTimeout: time ran out; the jobs go on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        jobs = [self.get(ref) for ref in refs]
+        while open_jobs := [job for job in jobs if not job.state.is_final]:
+            left = poll if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"after {timeout:g} s still going on: {_named(open_jobs)}; they go on")
+            time.sleep(min(poll, left))
+            jobs = [job if job.state.is_final else self.get(job.id) for job in jobs]
+        return jobs
+
+    # ------------------------------------------------------------------ asking for something
+
+    def request(self, ref: str, request: Request) -> JobView:
+        """Ask for a pause, a resume or a cancel; the answer shows it as pending until the daemon has done it."""
+        return self._record(JobView, "POST", _job(ref, f"/{request.value}"))
+
+    def remove(self, ref: str) -> JobView:
+        """Remove a job that has ended, with everything of it; returns it as it was."""
+        return self._record(JobView, "DELETE", _job(ref))
+
+    def pull(self, ref: str, folder: Path, checkpoint: str | None = None) -> list[Path]:
+        """Fetch a job's adapter into `folder`, which must not exist or be empty; returns the files written.
+
+        Args:
+            checkpoint: a step, "best" or "last"; None for the finished adapter.
+        """
+        params = {} if checkpoint is None else {"checkpoint": checkpoint}
+        prepare_target(folder)
+        with tempfile.TemporaryFile(dir=folder.parent) as archive:
+            self._download(_job(ref, "/adapter"), params, archive)
+            archive.seek(0)
+            return unpack(archive, folder)
+
+
+def _job(ref: str, rest: str = "") -> str:
+    """The path of a job; what cannot be an id or a name is not sent, lest it become another path."""
+    if not _REFERENCE.match(ref):
+        raise NotFound(f"{ref!r}: no job has such an id or name; `mlora-sched ls` lists yours")
+    return f"/jobs/{quote(ref, safe='')}{rest}"
+
+
+def _named(jobs: Sequence[JobView]) -> str:
+    return ", ".join(f"{job.name} ({job.id}, {job.shown_state})" for job in jobs)
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block

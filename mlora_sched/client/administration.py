@@ -1,0 +1,110 @@
+"""What administrators ask of a daemon: its device, its queue, its disk. The base of `Client`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from mlora_sched.client.connection import Connection
+from mlora_sched.errors import MloraError, Refused, UserError
+from mlora_sched.files import DISK, DRAFT
+from mlora_sched.spec.api import BackupView, DaemonView, GcRequest, GcView, ReleaseRequest
+from mlora_sched.spec.state import WorkerPhase
+
+
+class Administration(Connection):
+    """Calls that the daemon answers to administrators only, and how it stands."""
+
+    def daemon(self) -> DaemonView:
+        """Who answers, and how busy it is."""
+        return self._record(DaemonView, "GET", "/daemon")
+
+    def release(self, seconds: float | None = None, *, poll: float = 0.5) -> DaemonView:
+        """Have every job saved and the device let go, for `seconds` or until it is reclaimed; wait until it is so.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody reclaimed the device or the time ran out meanwhile.
+        """
+        body = ReleaseRequest(seconds=seconds)
+        asked = time.time()
+        view = self._record(DaemonView, "POST", "/daemon/release", json=body.model_dump())
+        while view.phase is not WorkerPhase.RELEASED:
+            if view.release is None:
+                if seconds is not None and time.time() >= asked + seconds:
+                    raise Refused(
+                        f"the time of the release, {seconds:g} s, ran out before every job was saved; ask for more"
+                    )
+                raise Refused("the release was taken back before it had happened")
+            time.sleep(poll)
+            view = self.daemon()
+        return view
+
+    def reclaim(self, *, poll: float = 0.5) -> DaemonView:
+        """Have the device taken back; wait until the base is loaded, or is not because no job wants to train.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody released the device meanwhile.
+            MloraError: the base cannot be loaded.
+        """
+        view = self._record(DaemonView, "POST", "/daemon/reclaim")
+        while view.phase in (WorkerPhase.RELEASED, WorkerPhase.LOADING):
+            if view.release is not None:
+                raise Refused(f"the device was released anew by {view.release.caller}")
+            time.sleep(poll)
+            view = self.daemon()
+        if view.phase is WorkerPhase.FAILED:
+            raise MloraError(f"the worker cannot serve: {view.worker}")
+        return view
+
+    def backup(self, target: Path) -> BackupView:
+        """Write a consistent copy of the daemon's database to `target`, which only this user may read.
+
+        Raises:
+            Refused: `target` is there already, or the caller is no administrator.
+            UserError: it cannot be written.
+        """
+        if target.exists():
+            raise Refused(f"{target}: is there already; choose another file")
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=DRAFT) as draft:  # made with mode 0600
+                self._download("/daemon/backup", {}, draft)
+                draft.flush()
+                DISK.sync(Path(draft.name))
+                os.link(draft.name, target)  # unlike a rename it replaces nothing
+            DISK.sync(target.parent)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}; choose another place") from None
+        return BackupView(file=str(target), size=target.stat().st_size)
+
+    def drain(self, *, wait: bool = False, poll: float = 0.5) -> DaemonView:
+        """Have waiting jobs held back; with `wait`, return when no job is attached any more.
+
+        Raises:
+            Refused: the caller is no administrator, or somebody let the jobs start again meanwhile.
+        """
+        view = self._record(DaemonView, "POST", "/daemon/drain")
+        while wait and (view.drain is None or view.drain.attached != 0):
+            if view.drain is None:
+                raise Refused("the drain was taken back before the last job had ended")
+            time.sleep(poll)
+            view = self.daemon()
+        return view
+
+    def undrain(self) -> DaemonView:
+        """Have waiting jobs started again.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._record(DaemonView, "POST", "/daemon/undrain")
+
+    def collect_garbage(self, *, dry_run: bool = False) -> GcView:
+        """Have what is of no more use removed, or learn what that is; takes as long as the daemon's disk needs.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        body = GcRequest(dry_run=dry_run)
+        return self._record(GcView, "POST", "/daemon/gc", json=body.model_dump(), timeout=None)

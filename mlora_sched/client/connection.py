@@ -1,0 +1,113 @@
+"""How a client reaches its daemon: where that is, requests, answers, errors as our own classes. It names no calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from mlora_sched.errors import MloraError, Unreachable, from_name
+from mlora_sched.settings import MAX_SOCKET_PATH
+from mlora_sched.spec.api import ErrorBody
+from mlora_sched.spec.common import Frozen
+
+SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
+BLOCK = 1 << 20
+_PREFIX = "/api/v1"
+_Parsed = TypeVar("_Parsed")
+_Record = TypeVar("_Record", bound=Frozen)
+
+
+def default_socket(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where client and daemon meet when nobody says otherwise: in a directory that only this user can enter."""
+    if named := environment.get(SOCKET_VARIABLE):
+        return Path(named)
+    if runtime := environment.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "mlora_sched.sock"
+    return Path.home() / ".mlora_sched" / "daemon.sock"
+
+
+class Connection:
+    """Requests to the daemon at `socket` and what it answers; the base of `Client`, which names the arguments."""
+
+    def __init__(self, socket: Path, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.socket = socket
+        self._http = httpx.Client(
+            # there is no TLS on this socket: verify=False only spares reading all certificate authorities
+            transport=transport or httpx.HTTPTransport(uds=str(socket), verify=False),
+            base_url="http://daemon",
+            timeout=timeout,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._http.close()
+
+    def _download(self, path: str, params: Mapping[str, str], target: IO[bytes]) -> None:
+        try:
+            with self._http.stream("GET", _PREFIX + path, params=params) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise self._error(answer)
+                for block in answer.iter_bytes(BLOCK):
+                    target.write(block)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
+    def _record(self, kind: type[_Record], method: str, path: str, **request: Any) -> _Record:
+        return self._parsed(kind.model_validate_json, self._answer(method, path, **request))
+
+    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: httpx.Response) -> _Parsed:
+        try:
+            return parse(answer.content)
+        except ValidationError:
+            raise MloraError(
+                f"the daemon at {self.socket} answers in a form this client does not know; install the same version"
+            ) from None
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        answer = self._send(method, path, **request)
+        if answer.is_error:
+            raise self._error(answer)
+        return answer
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """What the daemon answers, be it an error."""
+        try:
+            return self._http.request(method, _PREFIX + path, **request)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
+    def _error(self, answer: httpx.Response) -> MloraError:
+        try:
+            body = ErrorBody.model_validate_json(answer.content)
+        except ValidationError:
+            return MloraError(f"the daemon at {self.socket} answers {answer.status_code} {answer.reason_phrase}")
+        return from_name(body.error, body.message)
+
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        length = len(os.fsencode(self.socket))
+        if length > MAX_SOCKET_PATH:
+            return Unreachable(f"{self.socket}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
+        if isinstance(error, httpx.TimeoutException):
+            return Unreachable(f"the daemon at {self.socket} does not answer; is it overloaded or stopped?")
+        if not isinstance(error, httpx.ConnectError):
+            return Unreachable(f"the daemon at {self.socket} broke off in the middle of an answer ({error}); try again")
+        return Unreachable(
+            f"no daemon answers at {self.socket} ({error}); start one with `mlora-sched serve`, "
+            f"or name its socket with --socket or {SOCKET_VARIABLE}"
+        )
