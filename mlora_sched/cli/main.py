@@ -49,8 +49,8 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("resume", "Let a paused job go on."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
-        _remote("watch", "Watch the device's memory."),
     ),
+    "Look": (_remote("watch", "Watch jobs, queue and memory on a live screen."),),
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
@@ -58,11 +58,11 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     ),
     "Server": (
         _local("serve", "Start the training daemon."),
-        _remote("admin", "Steer the daemon: its device, its queue, its disk."),
         _local("run", "Train jobs together without a daemon."),
         _local("base", "Make a small base model to try things on."),
-        _local("demo", "See the whole system at work."),
+        _remote("admin", "Steer the daemon: its device, its queue, its disk."),
         _local("bench", "Measure training together beside PEFT and the frozen base."),
+        _local("demo", "See the whole system at work."),
     ),
 }
 """Every verb, in the order in which help shows it."""

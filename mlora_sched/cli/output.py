@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlora_sched.cli.style import STATE_COLOURS, loss_text
+from mlora_sched.cli.style import STATE_COLOURS, loss_text, one_line
 from mlora_sched.spec.api import EventView, JobDetail, JobView, MetricsLine
 from mlora_sched.spec.common import Frozen
 
@@ -73,7 +73,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, number
     if not sys.stdout.isatty():
         click.echo("\t".join(titles))
         for row in rows:
-            click.echo("\t".join(_one_line(cell.plain) for cell in row))
+            click.echo("\t".join(one_line(cell.plain) for cell in row))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
@@ -85,14 +85,9 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, number
     Console().print(table)
 
 
-def _one_line(text: str) -> str:
-    """Without line breaks, and without the control characters a data file could bring to a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
 def print_job_line(job: JobView) -> None:
     """One line about one job: the answer to submit, wait, pause and the like."""
-    reason = _one_line(why(job))
+    reason = one_line(why(job))
     click.echo(f"{job.id[:SHORT_ID]}  {job.name}  {job.shown_state}" + (f"  {reason}" if reason else ""))
 
 
@@ -107,7 +102,7 @@ def print_detail(detail: JobDetail) -> None:
         "owner": job.owner,
         "base": job.base,
         "state": job.shown_state,
-        "reason": _one_line(why(job)),
+        "reason": one_line(why(job)),
         "step": progress(job),
         "loss": loss_text(job.loss),
         "held-out loss": loss_text(job.eval_loss),
@@ -131,14 +126,14 @@ def print_detail(detail: JobDetail) -> None:
     if detail.events:
         click.echo("\nevents")
     for event in detail.events:
-        click.echo(f"  {_moment(event.time)}  {_one_line(event.message)}")
+        click.echo(f"  {_moment(event.time)}  {one_line(event.message)}")
 
 
 def print_log(item: EventView | MetricsLine, *, as_json: bool) -> None:
     """One line of `logs`. In JSON, what happened has `event: note`, `time` and `message`."""
     if isinstance(item, EventView):
         note = {"event": "note", "time": item.time, "message": item.message}
-        click.echo(json.dumps(note) if as_json else f"{_moment(item.time)}  {_one_line(item.message)}")
+        click.echo(json.dumps(note) if as_json else f"{_moment(item.time)}  {one_line(item.message)}")
     else:
         click.echo(item.to_json() if as_json else _metrics_text(item))
 

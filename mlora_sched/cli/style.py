@@ -1,4 +1,4 @@
-"""What every table of jobs has in common: the colours of states, how a loss is written. It draws nothing."""
+"""What every table of jobs has in common: the colours of states, how losses and texts are written. It draws nothing."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ STATE_COLOURS: Mapping[JobState, str] = MappingProxyType(
 def loss_text(value: float | None) -> str:
     """Four decimals; empty where there is no loss yet."""
     return "" if value is None else f"{value:.4f}"
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, and without the control characters a data file could bring to a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
