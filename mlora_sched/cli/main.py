@@ -50,7 +50,10 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
     ),
-    "Look": (_remote("watch", "Watch jobs, queue and memory on a live screen."),),
+    "Look": (
+        _remote("watch", "Watch jobs, queue and memory on a live screen."),
+        _remote("doctor", "Check machine, socket and daemon, and say what to do."),
+    ),
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),

@@ -11,6 +11,8 @@ from typing import IO, Any, Self, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from mlora_sched import __version__
+from mlora_sched.client.trouble import no_connection
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -76,7 +78,8 @@ class Connection:
             return parse(answer.content)
         except ValidationError:
             raise MloraError(
-                f"the daemon at {self.socket} answers in a form this client does not know; install the same version"
+                f"the daemon at {self.socket} answers in a form that this client ({__version__}) does not know; "
+                f"install the same version on both sides (`mlora-sched doctor` says which they are)"
             ) from None
 
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -104,10 +107,10 @@ class Connection:
         if length > MAX_SOCKET_PATH:
             return Unreachable(f"{self.socket}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
         if isinstance(error, httpx.TimeoutException):
-            return Unreachable(f"the daemon at {self.socket} does not answer; is it overloaded or stopped?")
+            return Unreachable(
+                f"the daemon at {self.socket} does not answer: it is stopped or overloaded; "
+                f"try again, and ask its administrator if that does not help"
+            )
         if not isinstance(error, httpx.ConnectError):
             return Unreachable(f"the daemon at {self.socket} broke off in the middle of an answer ({error}); try again")
-        return Unreachable(
-            f"no daemon answers at {self.socket} ({error}); start one with `mlora-sched serve`, "
-            f"or name its socket with --socket or {SOCKET_VARIABLE}"
-        )
+        return Unreachable(no_connection(self.socket, error))

@@ -24,7 +24,7 @@ from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import daemon, files, jobs
+from mlora_sched.server.routes import daemon, doctor, files, jobs
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.explain import explain_items
@@ -69,7 +69,7 @@ def create_app(
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
     retention = Retention(store, settings)
     app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
-    for router in (jobs.router, files.router, daemon.router):
+    for router in (jobs.router, files.router, daemon.router, doctor.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     app.add_exception_handler(MloraError, _ours)
@@ -125,7 +125,10 @@ async def _malformed(_request: Request, error: Exception) -> Response:
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == NotFound.http_status else UserError
-    return _body(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):  # perhaps a newer client
+        text += f"; this daemon has version {__version__} and no such call"
+    return _body(kind, text, error.status_code)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
