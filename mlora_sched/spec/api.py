@@ -63,6 +63,13 @@ class JobView(Frozen):
         return f"{self.state.value} ({self.request.doing})" if self.request.doing else self.state.value
 
 
+class JobsPage(Frozen):
+    """The newest jobs that fit what was asked for, newest first, and how many `older` ones fit beside them."""
+
+    jobs: tuple[JobView, ...]
+    older: int
+
+
 class MetricsLine(Frozen):
     """One line of `metrics.jsonl`: `event` is "step" or "eval". No wall-clock field: those live in `timing.jsonl`."""
 
