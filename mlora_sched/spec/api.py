@@ -142,7 +142,7 @@ class JobDetail(Frozen):
 class ReleaseRequest(Frozen):
     """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
 
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
 
 
 class ReleaseView(Frozen):
@@ -167,7 +167,7 @@ class DrainView(Frozen):
 class GcRequest(Frozen):
     """Remove what is of no more use, or with `dry_run` only tell what that is."""
 
-    dry_run: bool = False
+    dry_run: bool = Field(default=False, strict=True)
 
 
 class GarbageView(Frozen):
