@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
@@ -33,6 +33,9 @@ _Metrics = list[tuple[int, MetricsLine]]
 
 _SHOWN = [schema.jobs.c[name] for name in JobView.model_fields]
 """What a `JobView` is made of: a list of jobs must not read all their specs."""
+_JOBS = select(*_SHOWN)
+"""Made once, like the next: what a statement with so many columns costs to make is more than SQLite takes for it."""
+_BY_ID = _JOBS.where(schema.jobs.c.id == bindparam("id"))
 _DETAIL_EVENTS = 20
 _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_PREFIX - 1}}}$")
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
@@ -76,23 +79,13 @@ class JobStore(DaemonSide, Upkeep):
             NotFound: no job fits.
             Ambiguous: several fit; the message lists their ids.
         """
-        prefix = "j-" + text.removeprefix("j-")
-        short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
-        by_name = schema.jobs.c.name == text
-        fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-        query = select(schema.jobs.c.id).where(fits).order_by(schema.jobs.c.seq)
-        if owner is not None:
-            query = query.where(schema.jobs.c.owner == owner)
         with reading(self._engine) as connection:
-            found = list(connection.scalars(query))
-        if text in found:
-            return text
-        if not found:
-            remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
-            raise NotFound(f"no job {text}; {remedy}")
-        if len(found) > 1:
-            raise Ambiguous(f"{text} fits several jobs: {', '.join(found)}; write one of these ids")
-        return str(found[0])
+            return _resolve(connection, text, owner).id
+
+    def find(self, text: str, owner: str | None) -> JobView:
+        """The job that `text` means, as in `resolve`."""
+        with reading(self._engine) as connection:
+            return _resolve(connection, text, owner)
 
     def list(
         self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
@@ -105,7 +98,7 @@ class JobStore(DaemonSide, Upkeep):
     ) -> JobsPage:
         """As `list`, with the number of those that `limit` has left out."""
         where = _which(owner, states)
-        query = select(*_SHOWN).where(*where).order_by(schema.jobs.c.seq.desc()).limit(limit)
+        query = _JOBS.where(*where).order_by(schema.jobs.c.seq.desc()).limit(limit)
         with reading(self._engine) as connection:
             jobs = tuple(rows.job_view(row) for row in connection.execute(query))
             total = len(jobs)
@@ -258,6 +251,24 @@ class JobStore(DaemonSide, Upkeep):
                 return connection.execute(select(table.c.size).where(*of_owner)).one_or_none() is not None
         with writing(self._engine) as connection:
             return connection.execute(update(table).where(*of_owner).values(used=used)).rowcount == 1
+
+
+def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
+    """See `JobStore.resolve`. A full id, which programs use, is looked up; everything else looks at all jobs."""
+    row = connection.execute(_BY_ID, {"id": text}).one_or_none()
+    if row is not None and owner in (None, row.owner):
+        return rows.job_view(row)
+    prefix = "j-" + text.removeprefix("j-")
+    short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
+    by_name = schema.jobs.c.name == text
+    fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
+    found = connection.execute(_JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq)).all()
+    if not found:
+        remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
+        raise NotFound(f"no job {text}; {remedy}")
+    if len(found) > 1:
+        raise Ambiguous(f"{text} fits several jobs: {', '.join(row.id for row in found)}; write one of these ids")
+    return rows.job_view(found[0])
 
 
 def _which(owner: str | None, states: Collection[JobState] | None) -> list[ColumnElement[bool]]:

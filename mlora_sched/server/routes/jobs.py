@@ -14,12 +14,13 @@ from mlora_sched.errors import StorageTrouble
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
 from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage, Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
 _ID_BYTES = 16
 MAX_LIMIT = 2**31 - 1
@@ -56,7 +57,7 @@ def list_jobs(
 @router.get("/{ref}")
 def get_job(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """A job by id, shortened id or unambiguous name."""
-    return context.store.get(context.job_id(ref, caller))
+    return context.job(ref, caller)
 
 
 @router.get("/{ref}/detail")
