@@ -15,6 +15,9 @@ from mlora_sched.spec.state import JobState
 _SECONDS = 0.5
 """How long a shell may be kept waiting for the daemon."""
 
+_OFFERED = 200
+"""So many jobs are offered, the newest."""
+
 _LIVE = tuple(state for state in JobState if not state.is_final)
 _ENDED = tuple(state for state in JobState if state.is_final)
 _STATES: Mapping[str | None, tuple[JobState, ...]] = MappingProxyType(
@@ -37,7 +40,7 @@ def complete_jobs(context: click.Context, _param: click.Parameter, incomplete: s
     socket = context.params.get("socket")
     try:
         with Client(socket if isinstance(socket, Path) else default_socket(), timeout=_SECONDS) as client:
-            jobs = client.jobs(_STATES.get(context.info_name, ()))
+            jobs = client.jobs_page(_STATES.get(context.info_name, ()), limit=_OFFERED).jobs
     except MloraError:
         return []
     names = Counter(job.name for job in jobs)

@@ -5,6 +5,7 @@ It draws nothing and waits for nothing: whoever has a terminal calls `Feed.look`
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,6 +29,12 @@ _CURVES = 24
 _ENDED = 8
 """So many jobs that have ended are remembered."""
 
+_RECENT_SECONDS = 86_400.0
+"""A job that had ended before one watched is still shown for so long."""
+
+
+_FINAL = tuple(state for state in JobState if state.is_final)
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -45,7 +52,7 @@ class Scene:
         view: the newest answer.
         now: Unix seconds of the look.
         losses: of jobs that train and that one may see, by id, oldest first.
-        ended: jobs that have ended while one watched, newest first.
+        ended: jobs that have ended while one watched or not long before, newest first.
         lost: why `view` is an old one; None when it is not.
     """
 
@@ -76,7 +83,7 @@ class Feed:
         self._clock = clock
         self._curves: dict[str, _Curve] = {}
         self._curves_asked = float("-inf")
-        self._known: frozenset[str] = frozenset()
+        self._known: frozenset[str] | None = None
         self._ended: deque[JobView] = deque(maxlen=_ENDED)
         self._scene: Scene | None = None
 
@@ -109,19 +116,21 @@ class Feed:
 
     def _follow_ends(self, live: frozenset[str]) -> None:
         """Jobs that were live at the last look and are not any more have ended, or were removed."""
+        if self._known is None:
+            since = self._clock() - _RECENT_SECONDS
+            newest = self._client.jobs_page(_FINAL, limit=_ENDED).jobs
+            earlier = sorted((job for job in newest if (job.ended or 0.0) >= since), key=lambda job: job.ended or 0.0)
+            self._ended.extendleft(earlier)
+            self._known = live
         for job_id in sorted(self._known - live):
-            try:
+            with contextlib.suppress(NotFound):
                 self._ended.appendleft(self._client.get(job_id))
-            except NotFound:
-                continue
         self._known = live
 
     def _follow_losses(self, running: list[str]) -> None:
         self._curves = {job_id: self._curves.get(job_id, _Curve()) for job_id in running}
         for job_id, curve in self._curves.items():
-            try:
+            with contextlib.suppress(NotFound):  # removed since
                 page = self._client.metrics(job_id, curve.cursor)
-            except NotFound:  # removed since
-                continue
-            curve.losses.extend(line.loss for line in page.lines if line.event == "step")
-            curve.cursor = page.cursor
+                curve.losses.extend(line.loss for line in page.lines if line.event == "step")
+                curve.cursor = page.cursor

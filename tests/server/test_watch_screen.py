@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def job(served: Served, spec: SpecMaker, client: Client) -> str:
     job_id = client.submit(spec("mood")).id
     served.train(job_id, 4)
     served.store.set_worker_status(
-        WorkerStatus(phase=WorkerPhase.READY, state="ready", device="cpu", shape=SHAPE, memory=report(1000))
+        WorkerStatus(phase=WorkerPhase.READY, state="ready", device="cpu", shape=SHAPE, memory=report(2000))
     )
     return job_id
 
@@ -115,11 +115,9 @@ def test_elsewhere_it_is_printed_once(served: Served, job: str, capsys: Capture)
     assert [active.job.name for active in view.jobs if active.job] == ["mood"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves that socket to the GC
 def test_no_daemon_is_an_error_as_for_every_verb(served: Served, capsys: Capture) -> None:
     assert run(["watch", "--socket", "/nowhere/s"]) == 5
     assert "no daemon answers at /nowhere/s" in capsys.readouterr().err
-    gc.collect()
 
 
 # ---------------------------------------------------------------- the feed
@@ -148,6 +146,16 @@ def test_a_job_that_ends_while_one_watches_is_remembered(served: Served, client:
     assert scene.view.jobs == ()
 
 
+def test_jobs_that_had_ended_shortly_before_are_shown(
+    served: Served, spec: SpecMaker, client: Client, job: str
+) -> None:
+    for name in ("first", "second"):
+        served.train(ended := client.submit(spec(name)).id, 1)
+        served.fail(ended, name)
+    assert [one.name for one in Feed(client).look().ended] == ["second", "first"]
+    assert Feed(client, clock=lambda: time.time() + 2 * 86_400).look().ended == ()
+
+
 def test_lost_answers_keep_the_last_scene_until_there_is_one_again(client: Client, job: str) -> None:
     state = SimpleNamespace(now=100.0, up=True)
     activity = client.activity
@@ -170,8 +178,6 @@ def test_lost_answers_keep_the_last_scene_until_there_is_one_again(client: Clien
     assert feed.look().lost is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves that socket to the GC
 def test_without_a_first_answer_there_is_nothing_to_show() -> None:
     with Client(Path("/nowhere/s")) as client, pytest.raises(Unreachable):
         Feed(client).look()
-    gc.collect()

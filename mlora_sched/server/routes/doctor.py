@@ -11,9 +11,10 @@ from mlora_sched import __version__
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.doctor import daemon_checks
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.doctor import DaemonCheckup
 
-router = APIRouter(prefix="/daemon/doctor", tags=["daemon"])
+router = APIRouter(prefix="/daemon/doctor", tags=["daemon"], route_class=RecordRoute)
 
 
 @router.get("")
