@@ -1,7 +1,7 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -23,6 +23,7 @@ from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.records import Drain, Release
+from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
 
 MIN_PREFIX = 4
@@ -41,7 +42,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep):
+class JobStore(DaemonSide, Upkeep, Tokens):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
