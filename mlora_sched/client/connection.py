@@ -105,7 +105,7 @@ class Connection:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.where} answers {answer.status}")
+            return MloraError(f"the daemon at {self.where} answers {answer.status} {answer.reason}")
         return from_name(body.error, body.message)
 
     def _unreachable(self, error: TransportError) -> Unreachable:

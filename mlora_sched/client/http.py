@@ -44,6 +44,7 @@ class Answer:
 
     status: int
     content: bytes
+    reason: str = ""
 
     @property
     def is_error(self) -> bool:
@@ -175,7 +176,7 @@ class Http:
             sent |= {"content-type": "application/json", "content-length": str(len(content[0]))}
         with self._translated(self._timeout if timeout == USUAL else timeout):
             answer = self._begin(method, path, params or {}, content, sent)
-            return Answer(answer.status, answer.read())
+            return Answer(answer.status, answer.read(), answer.reason)
 
     @contextlib.contextmanager
     def download(self, path: str, params: Mapping[str, str], block: int) -> Iterator[Download]:
@@ -183,7 +184,7 @@ class Http:
         with self._translated(self._timeout):
             answer = self._begin("GET", path, params, None, {})
             failed = answer.status >= HTTPStatus.BAD_REQUEST
-            failure = Answer(answer.status, answer.read()) if failed else None
+            failure = Answer(answer.status, answer.read(), answer.reason) if failed else None
         try:
             yield Download(failure, self._blocks(answer, block))
         finally:
