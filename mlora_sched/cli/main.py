@@ -54,6 +54,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
+        _local("convert", "Turn an Axolotl or LLaMA-Factory config into a job spec."),
         _local("estimate", "Tell how much memory jobs will take, without a daemon or weights."),
     ),
     "Server": (
