@@ -49,6 +49,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("resume", "Let a paused job go on."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
+        _remote("track", "Carry a job's metrics to an experiment tracker."),
         _remote("watch", "Watch the device's memory."),
     ),
     "Specs and data": (
