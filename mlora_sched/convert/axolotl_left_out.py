@@ -119,8 +119,9 @@ REFUSED: dict[str, str] = {
 """Keys that cannot be left out where they ask for something, by reason."""
 
 FAMILIES: dict[str, str] = {
-    reasons.TRACKING: "wandb_ mlflow_ hf_mlflow_ comet_ trackio_ otel_ use_otel",
+    reasons.TRACKING: "wandb_ swanlab_ use_swanlab mlflow_ hf_mlflow_ comet_ trackio_ otel_ use_otel",
     reasons.OUTPUT: "hub_",
+    reasons.QUANTISED: "gptq_",
     reasons.DISTRIBUTED: "ray_ resources_per_",
     reasons.GENERATION: "gradio_ generation_",
     reasons.OTHER_OPTIMIZER: "galore_ qgalore_ dion_ jagged_ lisa_ relora_",
