@@ -8,7 +8,7 @@ beyond the last is dropped (W&B).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,70 +50,82 @@ def tensorboard_text(folder: Path) -> str:
     return str(text.tensor_proto.string_val[0].decode())
 
 
+class MlflowException(Exception):
+    """What MLflow raises."""
+
+
+@dataclass
+class Metric:
+    """A point, as MLflow takes it."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+@dataclass
+class Param:
+    """A parameter, as MLflow takes it."""
+
+    key: str
+    value: str
+
+
+class PlayedMlflow:
+    """The client of one server; a run's id is its name."""
+
+    def __init__(self, kept: Played) -> None:
+        self._kept = kept
+        self._experiments: dict[str, str] = {}
+        self._tags: dict[str, dict[str, str]] = {}
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        found = self._experiments.get(name)
+        return SimpleNamespace(experiment_id=found) if found else None
+
+    def create_experiment(self, name: str) -> str:
+        if name in self._experiments:
+            raise MlflowException(f"Experiment '{name}' already exists.")
+        return self._experiments.setdefault(name, str(len(self._experiments) + 1))
+
+    def search_runs(self, experiment_ids: list[str], filter_string: str = "") -> list[Any]:
+        return [
+            self._run(run)
+            for run, tags in self._tags.items()
+            if any(filter_string == f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        ]
+
+    def create_run(self, experiment_id: str, *, run_name: str, tags: dict[str, str]) -> Any:
+        self._tags[run_name] = tags
+        self._kept.state[run_name] = "RUNNING"
+        return self._run(run_name)
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self._kept.state[run_id] = status
+
+    def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> None:
+        if len(params) > 100 or any(len(param.value) > 500 for param in params):
+            raise MlflowException("too many or too long parameters")
+        for metric in metrics:
+            self._kept.add(run_id, metric.key, metric.step, metric.value)
+        self._kept.config.setdefault(run_id, {}).update({param.key: param.value for param in params})
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
+        found = self._kept.points.get(run_id, {}).get(key, [])
+        return [Metric(key, value, 0, step) for step, value in found]
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self._kept.state[run_id] = status
+
+    def _run(self, run_id: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id, experiment_id="1"))
+
+
 def play_mlflow(monkeypatch: pytest.MonkeyPatch) -> Played:
     kept = Played()
-
-    class MlflowException(Exception):
-        pass
-
-    @dataclass
-    class Metric:
-        key: str
-        value: float
-        timestamp: int
-        step: int
-
-    @dataclass
-    class Param:
-        key: str
-        value: str
-
-    class MlflowClient:
-        experiments: dict[str, str] = {}  # noqa: RUF012
-        tags: dict[str, dict[str, str]] = {}  # noqa: RUF012
-
-        def get_experiment_by_name(self, name: str) -> Any:
-            found = self.experiments.get(name)
-            return SimpleNamespace(experiment_id=found) if found else None
-
-        def create_experiment(self, name: str) -> str:
-            if name in self.experiments:
-                raise MlflowException(f"Experiment '{name}' already exists.")
-            return self.experiments.setdefault(name, str(len(self.experiments) + 1))
-
-        def search_runs(self, experiment_ids: list[str], filter_string: str = "") -> list[Any]:
-            return [
-                self._run(run)
-                for run, tags in self.tags.items()
-                if any(filter_string == f"tags.`{key}` = '{value}'" for key, value in tags.items())
-            ]
-
-        def create_run(self, experiment_id: str, *, run_name: str, tags: dict[str, str]) -> Any:
-            self.tags[run_name] = tags
-            kept.state[run_name] = "RUNNING"
-            return self._run(run_name)
-
-        def update_run(self, run_id: str, status: str) -> None:
-            kept.state[run_id] = status
-
-        def log_batch(self, run_id: str, metrics: list[Metric] = (), params: list[Param] = ()) -> None:  # type: ignore[assignment]
-            if len(params) > 100 or any(len(param.value) > 500 for param in params):
-                raise MlflowException("too many or too long parameters")
-            for metric in metrics:
-                kept.add(run_id, metric.key, metric.step, metric.value)
-            kept.config.setdefault(run_id, {}).update({param.key: param.value for param in params})
-
-        def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
-            found = kept.points.get(run_id, {}).get(key, [])
-            return [Metric(key, value, 0, step) for step, value in found]
-
-        def set_terminated(self, run_id: str, status: str) -> None:
-            kept.state[run_id] = status
-
-        def _run(self, run_id: str) -> Any:
-            return SimpleNamespace(info=SimpleNamespace(run_id=run_id, experiment_id="1"))
-
-    _install(monkeypatch, "mlflow", MlflowClient=MlflowClient)
+    client = PlayedMlflow(kept)
+    _install(monkeypatch, "mlflow", MlflowClient=lambda: client)
     _install(monkeypatch, "mlflow.entities", Metric=Metric, Param=Param)
     _install(monkeypatch, "mlflow.exceptions", MlflowException=MlflowException)
     return kept
