@@ -49,11 +49,13 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("resume", "Let a paused job go on."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
+        _remote("track", "Carry a job's metrics to an experiment tracker."),
         _remote("watch", "Watch the device's memory."),
     ),
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
+        _local("convert", "Turn an Axolotl or LLaMA-Factory config into a job spec."),
         _local("estimate", "Tell how much memory jobs will take, without a daemon or weights."),
     ),
     "Server": (
