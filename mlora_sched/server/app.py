@@ -21,10 +21,11 @@ from mlora_sched.daemon.disk import Look, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.memory.fit import Estimating, corrected
+from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import daemon, files, jobs
+from mlora_sched.server.routes import daemon, files, jobs, quota
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.explain import explain_items
@@ -40,7 +41,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "What was asked cannot be done as asked.",
         404: "No such job, base, file or checkpoint.",
-        409: "Ambiguous, or not allowed in this state.",
+        409: "Ambiguous, or not allowed in this state or by a quota.",
         413: "The body is too large.",
         503: "The disk or the database refuses for now.",
         507: "The disk is nearly full.",
@@ -67,9 +68,9 @@ def create_app(
         disk_space: how a file system stands.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    retention = Retention(store, settings)
-    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
-    for router in (jobs.router, files.router, daemon.router):
+    retention, sizes = Retention(store, settings), ArtifactSizes(settings)
+    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
+    for router in (jobs.router, files.router, daemon.router, quota.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     app.add_exception_handler(MloraError, _ours)
