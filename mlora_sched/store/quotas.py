@@ -44,6 +44,10 @@ class Quotas:
         """What holds for a user."""
         return self.own.get(owner, Quota()).over(self.default)
 
+    def bound(self, kind: QuotaKind) -> bool:
+        """Somebody has a limit of this kind."""
+        return any(quota.limit(kind) is not None for quota in (self.default, *self.own.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
