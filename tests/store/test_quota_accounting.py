@@ -9,9 +9,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import event
 
 from mlora_sched.errors import Refused
@@ -24,8 +32,11 @@ from mlora_sched.store.jobs import JobStore
 
 OWNERS = st.sampled_from(["ann", "bob"])
 CONTENTS = {letter * 64: size for letter, size in zip("abcde", (1, 2, 4, 8, 16), strict=True)}
-COUNTED = (QuotaKind.LIVE_JOBS, QuotaKind.QUEUED_JOBS, QuotaKind.SPOOL, QuotaKind.DATA)
-LIMITS = st.dictionaries(st.sampled_from(COUNTED), st.none() | st.integers(0, 20), min_size=1, max_size=2)
+MOST = {QuotaKind.LIVE_JOBS: 4, QuotaKind.QUEUED_JOBS: 3, QuotaKind.SPOOL: 30, QuotaKind.DATA: 20}
+"""Limits that are reached soon."""
+LIMITS = st.sampled_from(sorted(MOST)).flatmap(
+    lambda kind: st.fixed_dictionaries({kind: st.integers(1, MOST[kind]) | st.none()})
+)
 DAY = 86_400.0
 
 
@@ -59,6 +70,10 @@ class Accounting(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.engine.dispose()
         self.folder.cleanup()
+
+    @initialize(limits=st.fixed_dictionaries({kind: st.integers(1, most) for kind, most in MOST.items()}))
+    def begin(self, limits: dict[QuotaKind, int | None]) -> None:
+        self.set_quota(None, limits, set())
 
     # ------------------------------------------------------------ the model
 
@@ -151,7 +166,10 @@ class Accounting(RuleBasedStateMachine):
         needed = {sha256 for other in self.jobs.values() if other.owner == job.owner for sha256 in other.files}
         self.uploads[job.owner] -= job.files - needed
 
-    @rule(owner=st.none() | OWNERS, limits=LIMITS, inherit=st.sets(st.sampled_from(COUNTED)))
+    @rule(owner=st.none() | OWNERS, limits=LIMITS, inherit=st.sets(st.sampled_from(sorted(MOST)), max_size=1))
+    def change(self, owner: str | None, limits: dict[QuotaKind, int | None], inherit: set[QuotaKind]) -> None:
+        self.set_quota(owner, limits, inherit)
+
     def set_quota(self, owner: str | None, limits: dict[QuotaKind, int | None], inherit: set[QuotaKind]) -> None:
         inherit = set() if owner is None else inherit - limits.keys()
         self.store.set_quota(QuotaChange(user=owner, limits=limits, inherit=tuple(inherit)), "root", self.now)
@@ -186,6 +204,6 @@ class Accounting(RuleBasedStateMachine):
 
 
 def test_accounting() -> None:
-    run_state_machine_as_test(
-        Accounting, settings=hypothesis_settings(max_examples=15, stateful_step_count=40, deadline=None)
-    )
+    phases = (Phase.reuse, Phase.generate)  # smaller examples would be looked for all too long
+    settings = hypothesis_settings(max_examples=15, stateful_step_count=40, deadline=None, phases=phases)
+    run_state_machine_as_test(Accounting, settings=settings)
