@@ -22,6 +22,7 @@ from mlora_sched.server import artifact_sizes, auth
 from mlora_sched.server.app import create_app
 from mlora_sched.server.auth import Caller
 from mlora_sched.spec.quota import QuotaChange, QuotaKind, QuotaLine
+from mlora_sched.spec.state import JobState
 from mlora_sched.store.records import WorkerStatus
 
 Capture = pytest.CaptureFixture[str]
@@ -125,6 +126,21 @@ def test_a_job_that_is_refused_leaves_no_row(served: Served, act_as: ActAs, spec
         ann.submit(spec())
     assert served.store.list() == []
     assert served.store.live() == []
+
+
+def test_who_has_more_uploads_than_allowed_submits_nothing(served: Served, act_as: ActAs, spec: SpecMaker) -> None:
+    ann, bob = act_as(ANN), act_as(BOB)
+    first = ann.submit(spec()).id
+    allow(served, None, spool=18)
+    ann.submit(spec())
+    allow(served, None, spool=17)
+    with pytest.raises(Refused, match=r"quota: spool: 18 B of 17 B used; remove jobs that have ended"):
+        ann.submit(spec())
+    with pytest.raises(Refused, match=r"quota: spool: 0 B of 17 B used, 18 B more asked for"):
+        bob.submit(spec())
+    served.train(first, 1)
+    served.finish(first)
+    assert served.store.get(first).state is JobState.SUCCEEDED, "what is there goes on"
 
 
 def test_what_never_fits_the_device_quota_is_refused(served: Served, act_as: ActAs, spec: SpecMaker) -> None:

@@ -205,5 +205,5 @@ class Accounting(RuleBasedStateMachine):
 
 def test_accounting() -> None:
     phases = (Phase.reuse, Phase.generate)  # smaller examples would be looked for all too long
-    settings = hypothesis_settings(max_examples=15, stateful_step_count=40, deadline=None, phases=phases)
+    settings = hypothesis_settings(max_examples=8, stateful_step_count=40, deadline=None, phases=phases)
     run_state_machine_as_test(Accounting, settings=settings)
