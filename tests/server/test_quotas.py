@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from mlora_sched.store.records import WorkerStatus
 
 Capture = pytest.CaptureFixture[str]
 ActAs = Callable[[Caller], Client]
+HttpAs = Callable[[Caller], httpx.Client]
 ANN, BOB, ROOT = Caller("ann", False), Caller("bob", False), Caller("root", True)
 
 
@@ -56,9 +58,31 @@ def standing(client: Client) -> dict[str, tuple[int | None, int | None]]:
     return {line.kind.value: (line.limit, line.used) for line in client.quota().lines}
 
 
-def put(client: Client, content: bytes, *, announce: bool = True) -> httpx.Response:
+@pytest.fixture
+def http_as(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpAs]:
+    """Plain HTTP on a connection that is taken for one of this caller."""
+    doors = []
+
+    def connect(who: Caller) -> httpx.Client:
+        monkeypatch.setattr(auth, "peer", lambda _connection: who)
+        transport = httpx.HTTPTransport(uds=str(served.socket))
+        door = httpx.Client(transport=transport, base_url="http://daemon/api/v1")
+        assert door.get("/daemon").is_success  # the connection is made now, and stays
+        doors.append(door)
+        return door
+
+    yield connect
+    for door in doors:
+        door.close()
+
+
+def put(door: httpx.Client, content: bytes, *, announce: bool = True) -> httpx.Response:
     body = content if announce else iter([content[i : i + 65_536] for i in range(0, len(content), 65_536)])
-    return client._send("PUT", f"/files/{hashlib.sha256(content).hexdigest()}", content=body)
+    return door.put(f"/files/{hashlib.sha256(content).hexdigest()}", content=body)
+
+
+def spooled(served: Served, owner: str) -> int:
+    return served.store.used(0.0, owner)[owner][QuotaKind.SPOOL]
 
 
 def left(served: Served) -> set[str]:
@@ -200,9 +224,9 @@ def test_sizes_of_jobs_that_ended_long_ago_are_measured_once(served: Served, act
 
 
 @pytest.mark.parametrize("announce", [True, False])
-def test_an_upload_over_quota_leaves_nothing(served: Served, act_as: ActAs, announce: bool) -> None:
+def test_an_upload_over_quota_leaves_nothing(served: Served, http_as: HttpAs, announce: bool) -> None:
     allow(served, "ann", spool=300_000)
-    ann, bob = act_as(ANN), act_as(BOB)
+    ann, bob = http_as(ANN), http_as(BOB)
     assert put(ann, b"a" * 200_000).is_success
     answer = put(ann, b"b" * 150_000, announce=announce)
     assert (answer.status_code, answer.json()["error"]) == (409, "Refused")
@@ -211,7 +235,16 @@ def test_an_upload_over_quota_leaves_nothing(served: Served, act_as: ActAs, anno
     assert put(ann, b"a" * 200_000, announce=announce).is_success, "what is there already takes no more"
     assert put(ann, b"c" * 100_000, announce=announce).is_success, "exactly as much as is allowed"
     assert put(bob, b"b" * 150_000, announce=announce).is_success
-    assert (standing(ann)["spool"], standing(bob)["spool"]) == ((300_000, 300_000), (None, 150_000))
+    assert (spooled(served, "ann"), spooled(served, "bob")) == (300_000, 150_000)
+
+
+def test_who_sends_a_large_file_over_quota_is_told_why(served: Served, act_as: ActAs, tmp_path: Path) -> None:
+    """Refused before it is read, not a connection that breaks off."""
+    allow(served, "ann", spool=1000)
+    large = tmp_path / "large.jsonl"
+    large.write_bytes(bytes(8 << 20))
+    with pytest.raises(Refused, match=r"quota: spool: 0 B of 1000 B used, 8.0 MiB more asked for; "):
+        act_as(ANN).upload(large)
 
 
 @pytest.mark.parametrize("announced", [None, 64 << 20])
@@ -243,18 +276,18 @@ def test_no_more_of_an_upload_is_taken_than_fits(served: Served, announced: int 
     assert left(served) == set()
 
 
-def test_uploads_at_once_do_not_pass_together(served: Served, act_as: ActAs) -> None:
+def test_uploads_at_once_do_not_pass_together(served: Served, http_as: HttpAs) -> None:
     allow(served, "ann", spool=250_000)
-    clients, start = [act_as(ANN) for _ in range(6)], threading.Barrier(6)
+    doors, start = [http_as(ANN) for _ in range(6)], threading.Barrier(6)
 
     def upload(index: int) -> bool:
         start.wait()
-        return put(clients[index], bytes([index]) * 100_000).is_success
+        return put(doors[index], bytes([index]) * 100_000).is_success
 
     with ThreadPoolExecutor(6) as pool:
         passed = list(pool.map(upload, range(6)))
     assert sum(passed) == 2
-    assert standing(clients[0])["spool"] == (250_000, 200_000)
+    assert spooled(served, "ann") == 200_000
     assert len(left(served)) == 2
 
 

@@ -11,9 +11,10 @@ from mlora_sched.errors import Refused
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.quota import own_quota, quota_page
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
 
-router = APIRouter(tags=["quota"])
+router = APIRouter(tags=["quota"], route_class=RecordRoute)
 
 
 @router.get("/quota")
