@@ -1,7 +1,7 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -22,6 +22,7 @@ from mlora_sched.store import rows, schema
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
+from mlora_sched.store.quotas import QuotaSide, check_submission, check_upload
 from mlora_sched.store.records import Drain, Release
 from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
@@ -44,7 +45,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep, Tokens):
+class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
@@ -56,11 +57,15 @@ class JobStore(DaemonSide, Upkeep, Tokens):
             files: sha256 of every file of `spec.files`, by the name the spec uses; spooled by `owner` before.
             base: the served base that `spec.base_model` means.
             now: seconds since the Unix epoch.
+
+        Raises:
+            Refused: a quota of `owner` stands against it.
         """
         with writing(self._engine) as connection:
             connection.execute(insert(schema.jobs).values(_new_row(job_id, spec, owner, base, now)))
             for name, sha256 in files.items():
                 connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
+            check_submission(connection, job_id, owner)
             add_event(connection, job_id, "submitted", now)
             return rows.job_view(job_row(connection, job_id))
 
@@ -235,9 +240,13 @@ class JobStore(DaemonSide, Upkeep, Tokens):
         Args:
             place: puts the file where it belongs; called inside the transaction, so that nobody who removes files
                 that no row names can take it away in between.
+
+        Raises:
+            Refused: the owner's quota stands against it.
         """
         values = {"sha256": sha256, "size": size, "owner": owner, "created": now, "used": now}
         with writing(self._engine) as connection:
+            check_upload(connection, owner, sha256, size)
             place()
             upsert = sqlite.insert(schema.spool).values(values)
             connection.execute(
