@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import click
@@ -34,12 +33,14 @@ _STATES: Mapping[str | None, tuple[JobState, ...]] = MappingProxyType(
 
 def complete_jobs(context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The jobs that a verb can be about: by name where only one job has it, else by id; ids once one is begun."""
-    from mlora_sched.client import Client, default_socket
+    from mlora_sched.client import Client, SshTarget, default_where
     from mlora_sched.errors import MloraError
 
-    socket = context.params.get("socket")
     try:
-        with Client(socket if isinstance(socket, Path) else default_socket(), timeout=_SECONDS) as client:
+        where = context.params.get("socket") or default_where()
+        if isinstance(where, SshTarget):  # a connection made for every press of a key would be felt
+            return []
+        with Client(where, timeout=_SECONDS) as client:
             jobs = client.jobs_page(_STATES.get(context.info_name, ()), limit=_OFFERED).jobs
     except MloraError:
         return []

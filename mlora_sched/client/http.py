@@ -1,4 +1,4 @@
-"""HTTP requests over one kept connection to a Unix socket, by the standard library's client.
+"""HTTP requests over one kept connection, to a Unix socket or over TCP, by the standard library's client.
 
 A command of ours asks one or two questions and ends. Importing an HTTP library of the usual size would take longer than
 all the rest of it, and nothing that such a library is for (pools, redirects, cookies, proxies) is wanted here.
@@ -13,10 +13,10 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 USUAL = -1.0
 """The timeout of the transport."""
@@ -44,6 +44,7 @@ class Answer:
 
     status: int
     content: bytes
+    reason: str = ""
 
     @property
     def is_error(self) -> bool:
@@ -101,11 +102,11 @@ class Download:
     blocks: Iterator[bytes]
 
 
-class _UnixConnection(HTTPConnection):
+class UnixConnection(HTTPConnection):
     """An HTTP connection whose host is a path."""
 
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        super().__init__("daemon", timeout=timeout)
+    def __init__(self, path: Path) -> None:
+        super().__init__("daemon")
         self._path = path
 
     def connect(self) -> None:
@@ -124,16 +125,34 @@ class _UnixConnection(HTTPConnection):
         self.sock = connection
 
 
+def tcp_connection(url: str) -> tuple[HTTPConnection, str]:
+    """A connection to the host of `http[s]://HOST[:PORT][/PREFIX]`, not opened yet, and the prefix of its paths."""
+    parts = urlsplit(url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return kind(str(parts.hostname), parts.port), parts.path.rstrip("/")
+
+
 class Http:
-    """A `Transport` over the Unix socket at `path`.
+    """A `Transport` over a connection.
 
     Args:
         timeout: seconds of silence after which a request is given up; None for never.
+        prefix: of every path.
+        headers: of every request.
     """
 
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        self._connection = _UnixConnection(path, timeout)
+    def __init__(
+        self,
+        connection: HTTPConnection,
+        timeout: float | None,
+        *,
+        prefix: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._connection = connection
         self._timeout = timeout
+        self._prefix = prefix
+        self._headers = headers or {}
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -157,7 +176,7 @@ class Http:
             sent |= {"content-type": "application/json", "content-length": str(len(content[0]))}
         with self._translated(self._timeout if timeout == USUAL else timeout):
             answer = self._begin(method, path, params or {}, content, sent)
-            return Answer(answer.status, answer.read())
+            return Answer(answer.status, answer.read(), answer.reason)
 
     @contextlib.contextmanager
     def download(self, path: str, params: Mapping[str, str], block: int) -> Iterator[Download]:
@@ -165,7 +184,7 @@ class Http:
         with self._translated(self._timeout):
             answer = self._begin("GET", path, params, None, {})
             failed = answer.status >= HTTPStatus.BAD_REQUEST
-            failure = Answer(answer.status, answer.read()) if failed else None
+            failure = Answer(answer.status, answer.read(), answer.reason) if failed else None
         try:
             yield Download(failure, self._blocks(answer, block))
         finally:
@@ -184,6 +203,7 @@ class Http:
     ) -> HTTPResponse:
         if self._connection.sock is not None and select.select([self._connection.sock], [], [], 0)[0]:
             self._connection.close()  # the other side has: it keeps connections for some seconds only
+        path = self._prefix + path
         query = urlencode({name: _plain(value) for name, value in params.items()}, doseq=True)
         target = f"{path}?{query}" if query else path
         if self._connection.sock is None:
@@ -195,7 +215,7 @@ class Http:
                 raise NotConnected(str(error)) from None
         # a daemon that refuses a body answers before it has all of it
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.request(method, target, content, sent)
+            self._connection.request(method, target, content, {**self._headers, **sent})
         return self._connection.getresponse()
 
     @contextlib.contextmanager

@@ -39,7 +39,8 @@ def closed(socket: Path) -> str:
     if known.st_mode & stat.S_IWGRP:
         group = group_name(known.st_gid)
         return f"{owned}; ask an administrator to put you into the group {group}, then log in anew"
-    return f"{owned}; only {user_name(known.st_uid)} and root may connect: ask them to serve a group that you are in"
+    only = f"only {user_name(known.st_uid)} and root may connect"
+    return f"{owned}; {only}: ask for `serve --socket-group` with a group of yours"
 
 
 def _code(error: BaseException | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from mlora_sched.spec.access import Via
 from mlora_sched.spec.common import Frozen
 
 
@@ -32,6 +33,7 @@ class DaemonCheckup(Frozen):
         version, python: of the daemon.
         time: its clock when it answered, Unix seconds.
         user, admin: whom it takes the caller for, and whether that is an administrator.
+        via: the door by which the caller came.
         checks: what it looked at.
     """
 
@@ -40,6 +42,7 @@ class DaemonCheckup(Frozen):
     time: float
     user: str
     admin: bool
+    via: Via
     checks: tuple[Check, ...]
 
 

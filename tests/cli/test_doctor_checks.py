@@ -25,6 +25,7 @@ from mlora_sched.cli.checks.machine import Driver, TorchBuild
 from mlora_sched.client import Client
 from mlora_sched.errors import MloraError, NotFound, Unreachable
 from mlora_sched.spec.doctor import Check, DaemonCheckup, Diagnosis, Outcome
+from mlora_sched.spec.quota import QuotaKind, QuotaLine, QuotaView
 
 GIB = 1 << 30
 
@@ -102,7 +103,7 @@ def as_nobody(path: Path) -> tuple[str, str, str, str]:
 @pytest.mark.parametrize(
     ("mode", "helps"),
     [
-        (0o600, "only root and root may connect: ask them to serve a group that you are in"),
+        (0o600, "only root and root may connect: ask for `serve --socket-group` with a group of yours"),
         (0o660, "ask an administrator to put you into the group root, then log in anew"),
     ],
 )
@@ -231,16 +232,20 @@ class Played(Client):
     def __init__(self, answer: DaemonCheckup | MloraError) -> None:
         super().__init__(Path("/nowhere/s"))
         self._given = answer
+        self.lines: tuple[QuotaLine, ...] = ()
 
     def checkup(self) -> DaemonCheckup:
         if isinstance(self._given, MloraError):
             raise self._given
         return self._given
 
+    def quota(self) -> QuotaView:
+        return QuotaView(user="ann", lines=self.lines)
+
 
 def checkup(**more: object) -> DaemonCheckup:
-    values = {"version": __version__, "python": "3.11", "time": 100.0, "user": "ann", "admin": False, "checks": ()}
-    return DaemonCheckup.model_validate(values | more)
+    values = {"version": __version__, "python": "3.11", "time": 100.0, "user": "ann", "admin": False, "via": "socket"}
+    return DaemonCheckup.model_validate({"checks": (), **values, **more})
 
 
 def by_name(answer: DaemonCheckup | MloraError, now: float = 100.0) -> dict[str, Check]:
@@ -285,6 +290,27 @@ def test_a_slow_answer_is_no_difference_of_clocks() -> None:
     with Played(checkup()) as client:
         found = check_daemon(client, "ann", clock=lambda: next(times))
     assert all(check.outcome is Outcome.OK for check in found)
+
+
+def test_over_tcp_the_token_says_who_one_is() -> None:
+    identity = by_name(checkup(user="bob", via="tcp"))["identity"]
+    assert (identity.outcome, identity.found) == (Outcome.OK, "to the daemon you are bob, as your token says")
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "outcome", "says"),
+    [
+        (None, 5, Outcome.OK, "none is set"),
+        (10 * GIB, 8 * GIB, Outcome.OK, "spool 8.0 GiB of 10.0 GiB"),
+        (10 * GIB, 9 * GIB, Outcome.WARN, "(nearly) used up: spool 9.0 GiB of 10.0 GiB"),
+        (0, 0, Outcome.WARN, "used up"),
+    ],
+)
+def test_quotas(limit: int | None, used: int, outcome: Outcome, says: str) -> None:
+    with Played(checkup()) as client:
+        client.lines = (QuotaLine(kind=QuotaKind.SPOOL, limit=limit, used=used, own=False),)
+        quota = next(check for check in check_daemon(client, "ann", lambda: 100.0) if check.name == "quota")
+    assert (quota.outcome, says in quota.found) == (outcome, True)
 
 
 def test_a_diagnosis_in_a_word() -> None:

@@ -20,6 +20,7 @@ from mlora_sched.daemon.disk import Space
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import corrected
 from mlora_sched.server import auth
+from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.auth import Caller
 from mlora_sched.server.context import Context
 from mlora_sched.server.doctor import daemon_checks
@@ -46,7 +47,8 @@ def context(served: Served) -> Context:
     served.store.set_worker_status(READY)
     retention = Retention(served.store, served.settings)
     space = Space(100 * GIB, 50 * GIB)
-    return Context(served.store, served.settings, 1, corrected, retention, lambda _: space)
+    sizes = ArtifactSizes(served.settings)
+    return Context(served.store, served.settings, 1, corrected, retention, sizes, lambda _: space)
 
 
 def found(context: Context, caller: Caller = ROOT) -> dict[str, Check]:

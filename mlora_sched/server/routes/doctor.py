@@ -27,5 +27,6 @@ def get_checkup(context: ContextOf, caller: CallerOf) -> DaemonCheckup:
         time=time.time(),
         user=caller.user,
         admin=caller.is_admin,
+        via=caller.via,
         checks=checks,
     )
