@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from mlora_sched.daemon.disk import Look, check_room, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
+from mlora_sched.server.trail import Note
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.store.jobs import JobStore
 
@@ -20,7 +21,7 @@ MAX_FILE_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Context:
-    """One daemon, as its routes see it."""
+    """One daemon, as its routes see it, and the note of the request that one of them answers."""
 
     store: JobStore
     settings: DaemonSettings
@@ -28,6 +29,7 @@ class Context:
     estimating: Estimating
     retention: Retention
     disk_space: Look = space_of
+    note: Note = field(default_factory=Note)
 
     def check_room(self, size: int = 0) -> None:
         """There is room on the disk for what somebody wants to hand in.
@@ -44,7 +46,9 @@ class Context:
             NotFound: the caller has no such job.
             Ambiguous: several fit.
         """
-        return self.store.resolve(ref, caller.scope)
+        job_id = self.store.resolve(ref, caller.scope)
+        self.note.target = job_id
+        return job_id
 
     def has_file(self, sha256: str, caller: Caller) -> bool:
         """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
@@ -52,10 +56,10 @@ class Context:
         return known and (self.settings.spool_dir / sha256).is_file()
 
 
-def _context_of(request: Request) -> Context:
+async def _context_of(request: Request) -> Context:  # async: else each request would take a thread for it
     found = request.app.state.context
     assert isinstance(found, Context)
-    return found
+    return replace(found, note=request.state.note)
 
 
 ContextOf = Annotated[Context, Depends(_context_of)]
