@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-import httpx
 from pydantic import ValidationError
 
+from mlora_sched.client.http import Answer, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.client.tunnel import Tunnel
-from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, HttpTarget, SshTarget, Where
+from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -30,23 +30,12 @@ _Record = TypeVar("_Record", bound=Frozen)
 class Connection:
     """Requests to the daemon at `where` and what it answers; the base of `Client`, which names the arguments."""
 
-    def __init__(self, where: Where, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
         self.where = where
         self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
-        self._http = httpx.Client(
-            transport=transport or self._transport(where),
-            base_url=where.url if isinstance(where, HttpTarget) else "http://daemon",
-            headers={"authorization": f"Bearer {where.token}"} if isinstance(where, HttpTarget) else {},
-            timeout=timeout,
-            trust_env=False,
-        )
-
-    def _transport(self, where: Where) -> httpx.HTTPTransport:
-        if isinstance(where, HttpTarget):
-            return httpx.HTTPTransport(verify=where.url.startswith("https:"), trust_env=False)
-        socket = where if self._tunnel is None else self._tunnel.socket
-        # there is no TLS on this socket: verify=False only spares reading all certificate authorities
-        return httpx.HTTPTransport(uds=str(socket), verify=False)
+        place = self._tunnel.socket if self._tunnel is not None else where
+        assert not isinstance(place, SshTarget)
+        self._http: Transport = transport or Http(place, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -64,19 +53,18 @@ class Connection:
 
     def _download(self, path: str, params: Mapping[str, str], target: IO[bytes]) -> None:
         try:
-            with self._http.stream("GET", _PREFIX + path, params=params) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise self._error(answer)
-                for block in answer.iter_bytes(BLOCK):
+            with self._http.download(_PREFIX + path, params, BLOCK) as answer:
+                if answer.failure is not None:
+                    raise self._error(answer.failure)
+                for block in answer.blocks:
                     target.write(block)
-        except httpx.TransportError as error:
+        except TransportError as error:
             raise self._unreachable(error) from None
 
     def _record(self, kind: type[_Record], method: str, path: str, **request: Any) -> _Record:
         return self._parsed(kind.model_validate_json, self._answer(method, path, **request))
 
-    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: httpx.Response) -> _Parsed:
+    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: Answer) -> _Parsed:
         try:
             return parse(answer.content)
         except ValidationError:
@@ -84,34 +72,34 @@ class Connection:
                 f"the daemon at {self.where} answers in a form this client does not know; install the same version"
             ) from None
 
-    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _answer(self, method: str, path: str, **request: Any) -> Answer:
         answer = self._send(method, path, **request)
         if answer.is_error:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **request: Any) -> Answer:
         """What the daemon answers, be it an error."""
         try:
             return self._http.request(method, _PREFIX + path, **request)
-        except httpx.TransportError as error:
+        except TransportError as error:
             raise self._unreachable(error) from None
 
-    def _error(self, answer: httpx.Response) -> MloraError:
+    def _error(self, answer: Answer) -> MloraError:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.where} answers {answer.status_code} {answer.reason_phrase}")
+            return MloraError(f"the daemon at {self.where} answers {answer.status}")
         return from_name(body.error, body.message)
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+    def _unreachable(self, error: TransportError) -> Unreachable:
         if isinstance(self.where, Path) and (length := len(os.fsencode(self.where))) > MAX_SOCKET_PATH:
             return Unreachable(f"{self.where}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, TimedOut):
             return Unreachable(f"the daemon at {self.where} does not answer; is it overloaded or stopped?")
         if self._tunnel is not None and (said := self._tunnel.said()):
             return Unreachable(f"the daemon at {self.where} cannot be reached; ssh says: {said}")
-        if not isinstance(error, httpx.ConnectError):
+        if not isinstance(error, NotConnected):
             return Unreachable(f"the daemon at {self.where} broke off in the middle of an answer ({error}); try again")
         return Unreachable(f"no daemon answers at {self.where} ({error}); {self._remedy()}")
 

@@ -141,7 +141,7 @@ async def _malformed(_request: Request, error: Exception) -> Response:
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == NotFound.http_status else UserError
-    return error_answer(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    return error_answer(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

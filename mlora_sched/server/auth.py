@@ -144,7 +144,7 @@ class PeerProtocol(HttpToolsProtocol):
         self.scope["state"]["caller"] = self._peer
 
 
-async def _caller_of(request: Request) -> Caller:  # async: else each request would take a thread for it
+async def _caller_of(request: Request) -> Caller:  # a coroutine, since it needs no thread of its own
     found = request.state.caller
     assert isinstance(found, Caller)
     return found

@@ -24,7 +24,7 @@ class TokenRequest(Frozen):
     user: str = Field(pattern=USER_PATTERN)
     admin: bool = Field(default=False, strict=True)
     note: str = Field(default="", max_length=200)
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
 
 
 class TokenView(Frozen):

@@ -23,6 +23,7 @@ from starlette.datastructures import Headers
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
 from mlora_sched.client.administration import token_request
+from mlora_sched.client.http import Http
 from mlora_sched.errors import NotFound, Refused, Unauthorized, UserError
 from mlora_sched.server import auth, groups
 from mlora_sched.server.attempts import MOST_ADDRESSES, MOST_FAILURES, WINDOW_SECONDS, Attempts
@@ -116,7 +117,8 @@ def test_a_token_makes_an_administrator_only_when_it_is_told_to(
 
 
 def test_over_the_socket_tokens_are_not_looked_at(served: Served, client: Client) -> None:
-    client._http.headers["authorization"] = "Bearer wrong"
+    assert isinstance(client._http, Http)
+    client._http._headers["authorization"] = "Bearer wrong"
     assert client.daemon().worker
 
 
@@ -130,7 +132,7 @@ def test_tokens_on_the_command_line(served: Served, tcp: httpx.Client, capsys: C
     args = ["admin", "token", "create", "ann", "--note", "laptop", "--expires", "30d"]
     assert run([*args, "--json"]) == 0
     token = json.loads(capsys.readouterr().out)
-    assert tcp.get("/jobs", headers=bearer(token["token"])).json() == []
+    assert tcp.get("/jobs", headers=bearer(token["token"])).json()["jobs"] == []
     assert run(args) == 0
     printed = capsys.readouterr()
     assert tcp.get("/jobs", headers=bearer(printed.out.strip())).status_code == 200
