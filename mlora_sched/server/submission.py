@@ -11,6 +11,7 @@ from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.quota import QuotaKind
+from mlora_sched.spec.redact import redact_values
 from mlora_sched.store.jobs import JobStore
 
 
@@ -46,6 +47,12 @@ def check_size(spec: JobSpec) -> None:
     size = len(spec.model_dump_json())
     if size > MAX_SPEC_BYTES:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
+
+
+def without_secrets(spec: JobSpec) -> tuple[JobSpec, tuple[str, ...]]:
+    """The spec as it is kept, and which entries of its metadata are not, since they look like secrets."""
+    metadata, found = redact_values(spec.metadata)
+    return spec.model_copy(update={"metadata": metadata}), tuple(f"metadata.{path}" for path in found)
 
 
 def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str) -> None:

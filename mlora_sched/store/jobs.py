@@ -1,7 +1,8 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
+those of `Audit` who asked for what.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -19,6 +20,7 @@ from mlora_sched.spec.api import EventView, JobDetail, JobsPage, JobView, Metric
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request, WaitReason
 from mlora_sched.store import rows, schema
+from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
@@ -45,7 +47,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
+class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide, Audit):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(

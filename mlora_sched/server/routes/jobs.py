@@ -16,7 +16,7 @@ from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
+from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
 from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage, Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
@@ -38,7 +38,13 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     check_artifacts(context, caller.user)
     check_files(body, lambda sha256: context.has_file(sha256, caller))
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
-    return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
+    spec, hidden = without_secrets(body.spec)
+    context.note.target, context.note.detail = job_id, spec.name
+    now = time.time()
+    job = context.store.insert(job_id, spec, body.files, caller.user, base, now)
+    if hidden:
+        context.store.note(job_id, f"not kept, since they look like secrets: {', '.join(hidden)}", now)
+    return job
 
 
 @router.get("")
