@@ -85,11 +85,17 @@ class Connection:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """What the daemon answers, be it an error."""
+    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> httpx.Response:
+        """What the daemon answers, be it an error.
+
+        Args:
+            repeatable: asking twice is asking once, so it is sent once more when the connection breaks off.
+        """
         try:
             return self._http.request(method, _PREFIX + path, **request)
         except httpx.TransportError as error:
+            if repeatable and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+                return self._send(method, path, **request)
             raise self._unreachable(error) from None
 
     def _error(self, answer: httpx.Response) -> MloraError:

@@ -14,9 +14,11 @@ from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
+from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import Ready, WorkerConfig
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
+from mlora_sched.store.rows import failed
 
 SHRINK = 0.8
 """What is left of the jobs' part of the memory when the kernel has ended the worker for want of it."""
@@ -163,6 +165,14 @@ class Admission:
         known = [job for job in jobs if job.step == 0 and job.largest_chunk is not None]
         found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in known}
         return {job_id: message for job_id, message in found.items() if message is not None}
+
+    def fail_impossible(self, jobs: Sequence[LiveJob], now: float) -> bool:
+        """End those of these queued jobs that can never run; True when there was one. No further try would help."""
+        found = self.impossible(jobs)
+        for job_id, message in found.items():
+            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
+            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
+        return bool(found)
 
 
 def worker_config(settings: DaemonSettings) -> WorkerConfig:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlora_sched.errors import NotFound, SpecError
-from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
+from mlora_sched.memory.fit import Estimating, Sizes
+from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.submission import Submission
 from mlora_sched.store.jobs import JobStore
 
 
@@ -52,12 +53,8 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     Raises:
         SpecError: it does not, whoever leaves; the message says what would make it fit.
     """
-    status = store.worker_status()
-    if status.shape is None or status.memory is None:
-        return
-    report = unshrunk(status.memory, settings.memory_budget)
-    fit = Fit(status.shape, status.buckets, report, estimating)
-    refusal = fit.refusal(spec, Sizes.of_spec(spec))
+    fit = fit_of(store.worker_status(), settings, estimating)
+    refusal = None if fit is None else fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:
         raise SpecError(f"{spec.name}: {refusal}")
 
