@@ -1,6 +1,6 @@
-"""Job specs on a command line: several, globs, `-` for standard input, and `--set`. Shared by every verb that reads them.
+"""Job specs on a command line: several, globs, `-` for standard input, and `--set`.
 
-What a spec means is `spec.job`'s; sending one is the verb's.
+Shared by every verb that reads specs. What a spec means is `spec.job`'s; sending one is the verb's.
 """
 
 from __future__ import annotations
@@ -72,22 +72,28 @@ def _read_overrides(_context: click.Context, _option: click.Parameter, texts: tu
 
 
 def _expand(_context: click.Context, _argument: click.Parameter, patterns: tuple[str, ...]) -> tuple[Path, ...]:
-    """The specs that are meant, each once, in the order given; those of a glob by their names.
+    """The specs that are meant, in the order given; a glob stands for those of its files that nothing else names.
 
     Raises:
         SpecError: a glob matches nothing, or a directory is named.
     """
-    paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
+    paths: list[Path] = []
+    taken = {Path(pattern) for pattern in patterns}
+    for pattern in patterns:
+        if not _is_glob(pattern):
+            paths.append(Path(pattern))
+            continue
+        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (may be absolute)
+        if not found:
+            raise SpecError(f"{pattern}: matches no file")
+        paths += [path for path in found if path not in taken]
+        taken.update(found)
     for path in paths:
         if path.is_dir():
             raise SpecError(f"{path}: is a directory; write '{path}/*.yaml' for all specs in it")
     return tuple(paths)
 
 
-def _matches(pattern: str) -> list[Path]:
-    if Path(pattern) == STANDARD_INPUT or not glob.has_magic(pattern) or Path(pattern).exists():
-        return [Path(pattern)]
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    if not found:
-        raise SpecError(f"{pattern}: matches no file")
-    return found
+def _is_glob(pattern: str) -> bool:
+    """A file may have the characters of a glob in its name."""
+    return glob.has_magic(pattern) and not Path(pattern).exists()

@@ -6,7 +6,6 @@ It uploads what a spec names, submits, watches and fetches adapters; errors of t
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,8 @@ from pydantic import TypeAdapter
 
 from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.client.connection import SOCKET_VARIABLE, default_socket
-from mlora_sched.client.submitting import Submitting
-from mlora_sched.errors import NotFound, WaitTimeout
+from mlora_sched.client.submitting import Submitting, check_reference
+from mlora_sched.errors import WaitTimeout
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
     EventsPage,
@@ -35,7 +34,6 @@ from mlora_sched.spec.submission import PriorityRequest
 
 __all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
 
-_REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _JOB_LIST = TypeAdapter(list[JobView])
 
 
@@ -145,9 +143,8 @@ class Client(Submitting):
 
 
 def _job(ref: str, rest: str = "") -> str:
-    """The path of a job; what cannot be an id or a name is not sent, lest it become another path."""
-    if not _REFERENCE.match(ref):
-        raise NotFound(f"{ref!r}: no job has such an id or name; `mlora-sched ls` lists yours")
+    """The path of a job."""
+    check_reference(ref)
     return f"/jobs/{quote(ref, safe='')}{rest}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import IO
 
 from mlora_sched.client.administration import Administration
 from mlora_sched.client.connection import BLOCK
-from mlora_sched.errors import SpecError
+from mlora_sched.errors import NotFound, SpecError, UserError, shown
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, load_job, local_files
-from mlora_sched.spec.submission import Submission, Submitted
+from mlora_sched.spec.submission import KEY_PATTERN, Submission, Submitted
+
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Submitting(Administration):
@@ -51,7 +54,14 @@ class Submitting(Administration):
         Raises:
             Refused: another job has the key; or one of `after` has failed.
             NotFound: one of `after` is not there.
+            UserError: the key is none.
         """
+        if key is not None and not re.fullmatch(KEY_PATTERN, key):
+            raise UserError(
+                f"key: {shown(key)}: write letters, digits, and . _ - / between them, 200 characters at most"
+            )
+        for ref in after:
+            check_reference(ref)
         uploaded = {name: self.upload(path) for name, path in files.items()}
         key = key or f"once-{secrets.token_hex(16)}"
         body = Submission(spec=spec, files=uploaded, key=key, after=tuple(after), retries=retries)
@@ -75,6 +85,16 @@ class Submitting(Administration):
     def _holds(self, digest: str) -> bool:
         """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
         return self._send("HEAD", f"/files/{digest}").is_success
+
+
+def check_reference(ref: str) -> None:
+    """What cannot be an id or a name is not sent: in a path it could become another one.
+
+    Raises:
+        NotFound: it cannot be one.
+    """
+    if not _REFERENCE.fullmatch(ref):
+        raise NotFound(f"{ref!r}: no job has such an id or name; `mlora-sched ls` lists yours")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
