@@ -134,8 +134,10 @@ def _tell_rest(rest: Sequence[GivenSpec]) -> None:
 
 def _plain(answers: Sequence[Submitted], ended: Sequence[JobView]) -> list[dict[str, object]]:
     """The jobs as they stand now, each with what the daemon said to it."""
-    jobs = {job.id: job for job in ended}
+    jobs = {job.id: job.model_dump(mode="json") for job in ended}
     return [
-        answer.model_dump(mode="json", exclude={"job"}) | jobs.get(answer.job.id, answer.job).model_dump(mode="json")
+        answer.job.model_dump(mode="json")
+        | answer.model_dump(mode="json", exclude={"job"})
+        | jobs.get(answer.job.id, {})
         for answer in answers
     ]
