@@ -10,9 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
-
-from pydantic import TypeAdapter
 
 from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.client.connection import SOCKET_VARIABLE, default_socket
@@ -23,6 +22,7 @@ from mlora_sched.spec.api import (
     EventsPage,
     EventView,
     JobDetail,
+    JobsPage,
     JobView,
     MemoryView,
     MetricsLine,
@@ -33,8 +33,6 @@ from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest
 
 __all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
-
-_JOB_LIST = TypeAdapter(list[JobView])
 
 
 class Client(Submitting):
@@ -61,9 +59,16 @@ class Client(Submitting):
 
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
-        params = {"state": [state.value for state in states], "everyone": everyone}
-        answer = self._answer("GET", "/jobs", params=params)
-        return self._parsed(_JOB_LIST.validate_json, answer)
+        return list(self.jobs_page(states, everyone=everyone).jobs)
+
+    def jobs_page(
+        self, states: Sequence[JobState] = (), *, everyone: bool = False, limit: int | None = None
+    ) -> JobsPage:
+        """As `jobs`, but no more than the newest `limit`, and how many there are beside them."""
+        params: dict[str, Any] = {"state": [state.value for state in states], "everyone": everyone}
+        if limit is not None:
+            params["limit"] = limit
+        return self._record(JobsPage, "GET", "/jobs", params=params)
 
     def get(self, ref: str) -> JobView:
         """A job by id, shortened id or unambiguous name."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-import httpx
 from pydantic import ValidationError
 
+from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -35,15 +35,9 @@ def default_socket(environment: Mapping[str, str] = os.environ) -> Path:
 class Connection:
     """Requests to the daemon at `socket` and what it answers; the base of `Client`, which names the arguments."""
 
-    def __init__(self, socket: Path, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, socket: Path, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
         self.socket = socket
-        self._http = httpx.Client(
-            # there is no TLS on this socket: verify=False only spares reading all certificate authorities
-            transport=transport or httpx.HTTPTransport(uds=str(socket), verify=False),
-            base_url="http://daemon",
-            timeout=timeout,
-            trust_env=False,
-        )
+        self._http: Transport = transport or Http(socket, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -59,19 +53,18 @@ class Connection:
 
     def _download(self, path: str, params: Mapping[str, str], target: IO[bytes]) -> None:
         try:
-            with self._http.stream("GET", _PREFIX + path, params=params) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise self._error(answer)
-                for block in answer.iter_bytes(BLOCK):
+            with self._http.download(_PREFIX + path, params, BLOCK) as answer:
+                if answer.failure is not None:
+                    raise self._error(answer.failure)
+                for block in answer.blocks:
                     target.write(block)
-        except httpx.TransportError as error:
+        except TransportError as error:
             raise self._unreachable(error) from None
 
     def _record(self, kind: type[_Record], method: str, path: str, **request: Any) -> _Record:
         return self._parsed(kind.model_validate_json, self._answer(method, path, **request))
 
-    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: httpx.Response) -> _Parsed:
+    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: Answer) -> _Parsed:
         try:
             return parse(answer.content)
         except ValidationError:
@@ -79,13 +72,13 @@ class Connection:
                 f"the daemon at {self.socket} answers in a form this client does not know; install the same version"
             ) from None
 
-    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _answer(self, method: str, path: str, **request: Any) -> Answer:
         answer = self._send(method, path, **request)
         if answer.is_error:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> Answer:
         """What the daemon answers, be it an error.
 
         Args:
@@ -93,25 +86,25 @@ class Connection:
         """
         try:
             return self._http.request(method, _PREFIX + path, **request)
-        except httpx.TransportError as error:
-            if repeatable and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        except TransportError as error:
+            if repeatable and isinstance(error, BrokenOff):
                 return self._send(method, path, **request)
             raise self._unreachable(error) from None
 
-    def _error(self, answer: httpx.Response) -> MloraError:
+    def _error(self, answer: Answer) -> MloraError:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.socket} answers {answer.status_code} {answer.reason_phrase}")
+            return MloraError(f"the daemon at {self.socket} answers {answer.status}")
         return from_name(body.error, body.message)
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+    def _unreachable(self, error: TransportError) -> Unreachable:
         length = len(os.fsencode(self.socket))
         if length > MAX_SOCKET_PATH:
             return Unreachable(f"{self.socket}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, TimedOut):
             return Unreachable(f"the daemon at {self.socket} does not answer; is it overloaded or stopped?")
-        if not isinstance(error, httpx.ConnectError):
+        if not isinstance(error, NotConnected):
             return Unreachable(f"the daemon at {self.socket} broke off in the middle of an answer ({error}); try again")
         return Unreachable(
             f"no daemon answers at {self.socket} ({error}); start one with `mlora-sched serve`, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -10,7 +11,9 @@ from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
-from mlora_sched.spec.wire import EvalDone, StepDone
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.wire import EvalDone, StepDone
 
 
 class JobView(Frozen):
@@ -56,6 +59,13 @@ class JobView(Frozen):
         return f"{self.state.value} ({self.request.doing})" if self.request.doing else self.state.value
 
 
+class JobsPage(Frozen):
+    """The newest jobs that fit what was asked for, newest first, and how many `older` ones fit beside them."""
+
+    jobs: tuple[JobView, ...]
+    older: int
+
+
 class MetricsLine(Frozen):
     """One line of `metrics.jsonl`: `event` is "step" or "eval". No wall-clock field: those live in `timing.jsonl`."""
 
@@ -71,6 +81,8 @@ class MetricsLine(Frozen):
     @classmethod
     def of(cls, report: StepDone | EvalDone) -> MetricsLine:
         """The line that a worker's report gives."""
+        from mlora_sched.spec.wire import EvalDone  # a client reads lines and never makes one
+
         if isinstance(report, EvalDone):
             return cls(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
         return cls(
@@ -130,7 +142,7 @@ class JobDetail(Frozen):
 class ReleaseRequest(Frozen):
     """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
 
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
 
 
 class ReleaseView(Frozen):
@@ -155,7 +167,7 @@ class DrainView(Frozen):
 class GcRequest(Frozen):
     """Remove what is of no more use, or with `dry_run` only tell what that is."""
 
-    dry_run: bool = False
+    dry_run: bool = Field(default=False, strict=True)
 
 
 class GarbageView(Frozen):

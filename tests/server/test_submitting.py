@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from daemon.stand_in import SHAPE, report
@@ -16,6 +15,7 @@ from serving import Served, SpecMaker
 
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
+from mlora_sched.client.http import Answer, BrokenOff, Http
 from mlora_sched.errors import NotFound, Refused, Unreachable, UserError
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, load_job, parse_job
@@ -174,24 +174,19 @@ def test_one_of_many_at_once_makes_the_job(served: Served) -> None:
     assert other.id == "j-b", "keys are an owner's own"
 
 
-class _Lossy(httpx.BaseTransport):
+class _Lossy(Http):
     """Loses the answers to submissions, `times` of them."""
 
     def __init__(self, socket: Path, times: int) -> None:
-        self._inner = httpx.HTTPTransport(uds=str(socket))
-        self.left = times
+        super().__init__(socket, 60.0)
+        self._left = times
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self._inner.handle_request(request)
-        if request.url.path.endswith("/jobs") and self.left:
-            answer.read()
-            answer.close()
-            self.left -= 1
-            raise httpx.ReadError("reset by peer", request=request)
+    def request(self, method: str, path: str, **request: Any) -> Answer:
+        answer = super().request(method, path, **request)
+        if (method, path) == ("POST", "/api/v1/jobs") and self._left:
+            self._left -= 1
+            raise BrokenOff("reset by peer")
         return answer
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def test_a_lost_answer_makes_no_second_job(served: Served, spec: SpecMaker) -> None:

@@ -15,24 +15,31 @@ from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
-from mlora_sched.spec.api import EventsPage, JobDetail, JobView, MetricsPage
+from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest, Submission, Submitted
 from mlora_sched.store.records import Terms
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
 _ID_BYTES = 16
+MAX_LIMIT = 2**31 - 1
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
 
 _REPEATED = "It was submitted before, under the same key; this is that job."
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses={200: {"model": Submitted, "description": _REPEATED}})
-def submit(body: Submission, response: Response, context: ContextOf, caller: CallerOf) -> Submitted:
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    response_model=Submitted,
+    responses={200: {"model": Submitted, "description": _REPEATED}},
+)
+def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted | Response:
     """Accept a job; it trains when its data is prepared and the scheduler finds room. Under a key it is made once."""
     check_size(body.spec)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
@@ -43,8 +50,8 @@ def submit(body: Submission, response: Response, context: ContextOf, caller: Cal
     answer = expectation(job, body.spec, context.store, context.settings, context.estimating)
     if job.id == job_id:
         return answer
-    response.status_code = status.HTTP_200_OK
-    return answer.model_copy(update={"repeated": True})
+    repeated = answer.model_copy(update={"repeated": True})
+    return Response(repeated.model_dump_json(), media_type="application/json")
 
 
 def _accept(job_id: str, body: Submission, context: Context, caller: Caller) -> JobView:
@@ -66,16 +73,17 @@ def list_jobs(
     everyone: Annotated[
         bool, Query(description="Jobs of all users; others than administrators see their own.")
     ] = False,
-) -> list[JobView]:
+    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many; the newest. Else all.")] = None,
+) -> JobsPage:
     """Jobs, newest first."""
     owner = caller.scope if everyone else caller.user
-    return context.store.list(owner, state)
+    return context.store.page(owner, state, limit=limit)
 
 
 @router.get("/{ref}")
 def get_job(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """A job by id, shortened id or unambiguous name."""
-    return context.store.get(context.job_id(ref, caller))
+    return context.job(ref, caller)
 
 
 @router.get("/{ref}/detail")
