@@ -13,7 +13,7 @@ from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from mlora_sched.client.http import Answer, Http, NotConnected, TimedOut, Transport, TransportError
+from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.client.tunnel import Tunnel
 from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
@@ -78,11 +78,17 @@ class Connection:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> Answer:
-        """What the daemon answers, be it an error."""
+    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> Answer:
+        """What the daemon answers, be it an error.
+
+        Args:
+            repeatable: asking twice is asking once, so it is sent once more when the connection breaks off.
+        """
         try:
             return self._http.request(method, _PREFIX + path, **request)
         except TransportError as error:
+            if repeatable and isinstance(error, BrokenOff):
+                return self._send(method, path, **request)
             raise self._unreachable(error) from None
 
     def _error(self, answer: Answer) -> MloraError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlora_sched.errors import NotFound, SpecError
-from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
+from mlora_sched.memory.fit import Estimating, Sizes
 from mlora_sched.quotas import Use
+from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.redact import redact_values
+from mlora_sched.spec.submission import Submission
 from mlora_sched.store.jobs import JobStore
 
 
@@ -62,11 +63,9 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
         SpecError: it does not, whoever leaves; the message says what would make it fit.
         Refused: it alone holds more than its owner's quota allows.
     """
-    status = store.worker_status()
-    if status.shape is None or status.memory is None:
+    fit = fit_of(store.worker_status(), settings, estimating)
+    if fit is None:
         return
-    report = unshrunk(status.memory, settings.memory_budget)
-    fit = Fit(status.shape, status.buckets, report, estimating)
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:
         raise SpecError(f"{spec.name}: {refusal}")
