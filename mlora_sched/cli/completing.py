@@ -23,6 +23,7 @@ _STATES: Mapping[str | None, tuple[JobState, ...]] = MappingProxyType(
     {
         "cancel": _LIVE,
         "pause": _LIVE,
+        "priority": _LIVE,
         "resume": (JobState.PAUSED,),
         "rm": _ENDED,
         "wait": _LIVE,

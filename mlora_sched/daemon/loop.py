@@ -15,6 +15,7 @@ from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
@@ -105,6 +106,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
+        self._holds = Holds(store)
         self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
@@ -160,21 +162,23 @@ class DaemonLoop:
         self._hear(now)
         self._gate.look(now)
         live = self._store.live()
-        if self._requests.obey(live, now) or self._admission.fail_impossible(self._new(live), now):
+        changed = self._holds.look(live, now) or self._requests.obey(live, now)
+        if changed or self._admission.fail_impossible(self._new(live), now):
             live = self._store.live()
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
-        self._preparing.next(served, now)
+        self._preparing.next(self._holds.may_prepare(served), now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
-        away = self._absence.reason(served, now)
+        ready = self._holds.may_train(served)
+        away = self._absence.reason(ready, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        reasons |= self._schedule(ready, now) if self._ready and away is None else self._not_ready(served)
+        self._explain(live, reasons | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live))
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
