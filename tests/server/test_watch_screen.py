@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from daemon.stand_in import SHAPE, report
 from serving import Served, SpecMaker
@@ -17,7 +18,7 @@ from terminal import TerminalProgram, on_a_terminal
 from mlora_sched.cli.main import run
 from mlora_sched.cli.watch_feed import Feed
 from mlora_sched.client import Client
-from mlora_sched.errors import Unreachable
+from mlora_sched.errors import StorageTrouble, Unreachable
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.store.records import WorkerStatus
@@ -86,6 +87,40 @@ def test_every_way_out_gives_the_terminal_back(
     assert screen.modes() == before
     assert USUAL in screen.drawn
     assert "Traceback" not in screen.drawn
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(screen: TerminalProgram) -> None:
+    before = screen.modes()
+    screen.until("q quit")
+    screen.type(b"\x1a")
+    screen.until(USUAL)
+    while psutil.Process(screen.process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    assert screen.modes() == before
+    screen.forget()
+    screen.process.send_signal(signal.SIGCONT)
+    screen.until(ALTERNATE)
+    screen.until("q quit")
+    screen.type(b"q")
+    assert screen.end() == 0
+    assert screen.modes() == before
+
+
+def test_a_daemon_that_stops_answering_keeps_the_screen(
+    served: Served, screen: TerminalProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen.until("q quit")
+
+    def refuse() -> None:
+        raise StorageTrouble("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(served.store, "worker_status", refuse)
+        screen.until("trying again: the disk is away")
+        screen.forget()
+        screen.until("mood")
+    screen.type(b"q")
+    assert screen.end() == 0
 
 
 def test_no_colour_where_none_is_wanted(served: Served, job: str) -> None:
