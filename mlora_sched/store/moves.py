@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, case, insert, update
 
+from mlora_sched.spec.redact import redact
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request, WaitReason
 from mlora_sched.store import rows, schema
 
@@ -33,6 +34,8 @@ def move(
     error among them) explains the move in the events.
     """
     assert target in TRANSITIONS[source], f"{job_id}: {source.value} → {target.value} is no transition"
+    if columns.get("error") is not None:
+        columns["error"] = redact(columns["error"])
     values = {
         "state": target.value,
         "reason": _REASONS.get(target, WaitReason.NONE).value,
@@ -84,8 +87,8 @@ def clear_request(connection: Connection, job_id: str, done: Request) -> None:
 
 
 def add_event(connection: Connection, job_id: str | None, message: str, now: float) -> None:
-    """Note something for `logs` and `show`."""
-    connection.execute(insert(schema.events).values(time=now, job_id=job_id, message=message))
+    """Note something for `logs` and `show`, without the secrets that may be in it."""
+    connection.execute(insert(schema.events).values(time=now, job_id=job_id, message=redact(message)))
 
 
 def _request_after(target: JobState, done: Request | None) -> Any:

@@ -31,6 +31,7 @@ class Served:
 
     store: JobStore
     settings: DaemonSettings
+    port: int | None = None
 
     @property
     def socket(self) -> Path:

@@ -15,8 +15,9 @@ from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
+from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
+from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
 from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
@@ -43,10 +44,13 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted 
     """Accept a job; it trains when its data is prepared and the scheduler finds room. Under a key it is made once."""
     check_size(body.spec)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
+    spec, hidden = without_secrets(body.spec)
+    body = body.model_copy(update={"spec": spec})
     terms = Terms(key=body.key, retries=body.retries)
     job = context.store.submitted_before(caller.user, body.spec, body.files, terms)
     if job is None:
-        job = _accept(job_id, body, context, caller)
+        job = _accept(job_id, body, hidden, context, caller)
+    context.note.target, context.note.detail = job.id, spec.name
     answer = expectation(job, body.spec, context.store, context.settings, context.estimating)
     if job.id == job_id:
         return answer
@@ -54,15 +58,20 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted 
     return Response(repeated.model_dump_json(), media_type="application/json")
 
 
-def _accept(job_id: str, body: Submission, context: Context, caller: Caller) -> JobView:
+def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Context, caller: Caller) -> JobView:
     """The new job; or the one that another request with the same key has made meanwhile."""
     context.check_room()
     base = served_base(body.spec, context.settings)
-    check_memory(body.spec, context.store, context.settings, context.estimating)
+    check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
+    check_artifacts(context, caller.user)
     check_files(body, lambda sha256: context.has_file(sha256, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
     terms = Terms(key=body.key, after=after, retries=body.retries)
-    return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time(), terms)
+    now = time.time()
+    job = context.store.insert(job_id, body.spec, body.files, caller.user, base, now, terms)
+    if hidden and job.id == job_id:
+        context.store.note(job_id, f"not kept, since they look like secrets: {', '.join(hidden)}", now)
+    return job
 
 
 @router.get("")
