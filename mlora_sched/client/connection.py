@@ -13,9 +13,18 @@ from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from mlora_sched.client.http import Answer, Http, NotConnected, TimedOut, Transport, TransportError
+from mlora_sched.client.http import (
+    Answer,
+    Http,
+    NotConnected,
+    TimedOut,
+    Transport,
+    TransportError,
+    UnixConnection,
+    tcp_connection,
+)
 from mlora_sched.client.tunnel import Tunnel
-from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, SshTarget, Where
+from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, HttpTarget, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -33,9 +42,16 @@ class Connection:
     def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
         self.where = where
         self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
-        place = self._tunnel.socket if self._tunnel is not None else where
-        assert not isinstance(place, SshTarget)
-        self._http: Transport = transport or Http(place, timeout)
+        self._http: Transport = transport or self._transport(where, timeout)
+
+    def _transport(self, where: Where, timeout: float) -> Http:
+        if isinstance(where, HttpTarget):
+            connection, prefix = tcp_connection(where.url)
+            return Http(connection, timeout, prefix=prefix, headers={"authorization": f"Bearer {where.token}"})
+        if self._tunnel is not None:
+            where = self._tunnel.socket
+        assert isinstance(where, Path)
+        return Http(UnixConnection(where), timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +105,7 @@ class Connection:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.where} answers {answer.status}")
+            return MloraError(f"the daemon at {self.where} answers {answer.status} {answer.reason}")
         return from_name(body.error, body.message)
 
     def _unreachable(self, error: TransportError) -> Unreachable:

@@ -40,6 +40,8 @@ _JOBS = select(*_SHOWN)
 """Made once, like the next: what a statement with so many columns costs to make is more than SQLite takes for it."""
 _BY_ID = _JOBS.where(schema.jobs.c.id == bindparam("id"))
 _DETAIL_EVENTS = 20
+_MOST_NAMED = 10
+"""Jobs that a message lists where a name fits several."""
 _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_PREFIX - 1}}}$")
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
@@ -101,7 +103,10 @@ class JobStore(DaemonSide, Upkeep, Tokens, Audit):
     ) -> JobsPage:
         """As `list`, with the number of those that `limit` has left out."""
         where = _which(owner, states)
-        query = _JOBS.where(*where).order_by(schema.jobs.c.seq.desc()).limit(limit)
+        seq = schema.jobs.c.seq
+        # the newest are found in the index of owners: of the others among 10,000 jobs, no row need be read
+        newest = where if limit is None else [seq.in_(select(seq).where(*where).order_by(seq.desc()).limit(limit))]
+        query = _JOBS.where(*newest).order_by(seq.desc())
         with reading(self._engine) as connection:
             jobs = tuple(rows.job_view(row) for row in connection.execute(query))
             total = len(jobs)
@@ -265,12 +270,14 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
     short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
     by_name = schema.jobs.c.name == text
     fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    found = connection.execute(_JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq)).all()
+    query = _JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq.desc())
+    found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
         raise NotFound(f"no job {text}; {remedy}")
     if len(found) > 1:
-        raise Ambiguous(f"{text} fits several jobs: {', '.join(row.id for row in found)}; write one of these ids")
+        named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
+        raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
 
 
