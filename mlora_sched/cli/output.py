@@ -116,6 +116,8 @@ def print_detail(detail: JobDetail) -> None:
         "created": _moment(job.created),
         "started": _moment(job.started),
         "ended": _moment(job.ended),
+        "starts after": ", ".join(detail.after),
+        "tried again": f"{job.retried} of {job.retries} times" if job.retries else "",
         "artifacts": f"removed on {_moment(job.artifacts_removed)} (--keep-artifacts)" if job.artifacts_removed else "",
         "checkpoints": ", ".join(
             f"{step} (best)" if step == detail.best_checkpoint else str(step) for step in detail.checkpoints

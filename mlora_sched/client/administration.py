@@ -17,6 +17,7 @@ from mlora_sched.files import DISK, DRAFT
 from mlora_sched.spec.access import AuditEntry, AuditPage, NewToken, TokenRequest, TokenView
 from mlora_sched.spec.api import BackupView, DaemonView, GcRequest, GcView, ReleaseRequest
 from mlora_sched.spec.explain import explain
+from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
 from mlora_sched.spec.state import WorkerPhase
 
 _AUDIT_PAGE = 500
@@ -118,6 +119,27 @@ class Administration(Connection):
         """
         body = GcRequest(dry_run=dry_run)
         return self._record(GcView, "POST", "/daemon/gc", json=body.model_dump(), timeout=None)
+
+    def quota(self) -> QuotaView:
+        """The caller's own quotas, and what of them is used."""
+        return self._record(QuotaView, "GET", "/quota")
+
+    def quotas(self, user: str | None = None) -> QuotaPage:
+        """What holds by default, and how one user stands, or everybody who uses something or has a quota.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        params = {} if user is None else {"user": user}
+        return self._record(QuotaPage, "GET", "/quotas", params=params)
+
+    def set_quota(self, change: QuotaChange) -> QuotaPage:
+        """Set or lift limits; answers with what holds by default and how the user stands now.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._record(QuotaPage, "POST", "/quotas", json=change.model_dump(mode="json"))
 
     def create_token(self, request: TokenRequest) -> NewToken:
         """Have a token made; the answer holds the secret, which the daemon does not keep.

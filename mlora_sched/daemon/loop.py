@@ -15,6 +15,7 @@ from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
@@ -33,7 +34,7 @@ from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
+from mlora_sched.spec.state import JobState, WaitReason, WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
     CheckpointSaved,
@@ -50,7 +51,6 @@ from mlora_sched.spec.wire import (
 )
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
-from mlora_sched.store.rows import failed
 
 LONGEST_DRAIN_SECONDS = 600.0
 """How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
@@ -106,6 +106,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
+        self._holds = Holds(store)
         self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
@@ -159,23 +160,25 @@ class DaemonLoop:
     def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
-        self._gate.look()
+        self._gate.look(now)
         live = self._store.live()
-        if self._requests.obey(live, now) or self._fail_impossible(live, now):
+        changed = self._holds.look(live, now) or self._requests.obey(live, now)
+        if changed or self._admission.fail_impossible(self._new(live), now):
             live = self._store.live()
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
-        self._preparing.next(served, now)
+        self._preparing.next(self._holds.may_prepare(served), now)
         reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
-        away = self._absence.reason(served, now)
+        ready = self._holds.may_train(served)
+        away = self._absence.reason(ready, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        reasons |= self._schedule(ready, now) if self._ready and away is None else self._not_ready(served)
+        self._explain(live, reasons | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live))
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
@@ -334,12 +337,9 @@ class DaemonLoop:
     def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
         """Ask the policy and do what it says; returns why each waiting job waits."""
         by_id = {job.id: job for job in jobs}
-        company = self._blame.company(jobs, now)
-        shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
-        if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
-            company = None  # others need not wait until there is memory for them
-        if shut_out:
-            company = None  # nor until they may come in
+        for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
+            self._hands.let_go(job.id, save=True)
+        company = self._company(by_id, now)
         snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
@@ -354,20 +354,33 @@ class DaemonLoop:
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
         return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
 
+    def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
+        """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
+        company = self._blame.company(list(jobs.values()), now)
+        if company is None:
+            return None
+        limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
+        can = [job for job in members if self._admission.fits_now(job, limits.get(job.owner))]
+        may = company.jobs & self._hands.attached or any(self._gate.admits(job) for job in can)
+        return company if can and may else None
+
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
+
+    def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
+        return [job for job in self._waiting(jobs) if job.base == self._base and job.id not in self._hands.all]
 
     def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if not self._gate.closed),
+            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if self._gate.admits(job)),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
             floor=fairness.floor,
-            limits=self._admission.limits(self._board.tokens_per_second, now),
+            limits=self._admission.limits(self._board.tokens_per_second, self._gate.device(jobs), now),
         )
 
     def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
@@ -381,15 +394,6 @@ class DaemonLoop:
         going = self._patience is not None and self._worker.running
         reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
         return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
-
-    def _fail_impossible(self, live: Sequence[LiveJob], now: float) -> bool:
-        """A job whose sizes are known now and can never fit ends; True when there was one."""
-        new = [job for job in self._waiting(live) if job.base == self._base and job.id not in self._hands.all]
-        found = self._admission.impossible(new)
-        for job_id, message in found.items():
-            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
-            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
-        return bool(found)
 
     def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
         """Write the reasons that are new, of jobs that do wait."""

@@ -23,6 +23,8 @@ from mlora_sched.store.jobs import JobStore
 SWEEP_SECONDS = 300.0
 """How often the daemon looks for what can go."""
 
+USAGE_SECONDS = 30 * 86_400.0
+"""How long it is known who trained how many tokens on which day; a quota asks for today's only."""
 KEEP_AUDIT_SECONDS = 90 * 86_400.0
 MOST_AUDIT_ROWS = 200_000
 """How long, and how many entries of, the record of requests is kept."""
@@ -82,6 +84,7 @@ class Retention:
         self._sweep = None
 
     def _steps(self, now: float) -> Iterator[None]:
+        self._store.forget_usage(now - USAGE_SECONDS)
         try:
             for garbage in self.find(now, sizes=False):
                 try:

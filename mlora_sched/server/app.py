@@ -21,13 +21,14 @@ from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.server.answers import answer_of, error_answer
+from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.attempts import Attempts
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.door import Door
 from mlora_sched.server.groups import AdminGroup, gid_of
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import audit, daemon, files, jobs, tokens
+from mlora_sched.server.routes import audit, daemon, files, jobs, quota, tokens
 from mlora_sched.server.tcp import Hosts
 from mlora_sched.server.trail import Trail
 from mlora_sched.settings import DaemonSettings
@@ -46,7 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "What was asked cannot be done as asked.",
         401: "Nobody whom the daemon knows: no token, or one that does not hold (TCP only).",
         404: "No such job, base, file or checkpoint.",
-        409: "Ambiguous, or not allowed in this state.",
+        409: "Ambiguous, or not allowed in this state or by a quota.",
         413: "The body is too large.",
         429: "Somebody unknown has asked from one address too often.",
         503: "The disk or the database refuses for now.",
@@ -77,9 +78,9 @@ def create_app(
         UserError: the administrators' group does not exist.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    retention = Retention(store, settings)
-    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
-    for router in (jobs.router, files.router, daemon.router, tokens.router, audit.router):
+    retention, sizes = Retention(store, settings), ArtifactSizes(settings)
+    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
+    for router in (jobs.router, files.router, daemon.router, quota.router, tokens.router, audit.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     gid = None if settings.admin_group is None else gid_of("--admin-group", settings.admin_group)

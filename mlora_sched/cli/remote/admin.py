@@ -9,6 +9,7 @@ from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.admin_audit import audit
+from mlora_sched.cli.remote.admin_quota import quota
 from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
@@ -88,6 +89,7 @@ def _failed(view: GcView) -> int:
 
 admin.add_command(backup)
 admin.add_command(token)
+admin.add_command(quota)
 admin.add_command(audit)
 
 
