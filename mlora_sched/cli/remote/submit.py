@@ -118,6 +118,11 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
     lines = first_rows(given[0].spec.data, files[0]) if first else []
     if any(one.spec.priority is Priority.HIGH for one in given):
         lines.append("priority orders your own jobs only; what others get does not depend on it")
+    lines += [
+        f"{answer.job.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
+        for answer in answers
+        if answer.not_kept
+    ]
     ref = answers[-1].job.id[:SHORT_ID]
     lines.append(
         f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, `mlora-sched pull {ref} DIR` when it has ended"
