@@ -119,6 +119,11 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
     lines = first_rows(given[0].spec.data, files[0]) if first else []
     if any(one.spec.priority is Priority.HIGH for one in given):
         lines.append("priority orders your own jobs only; what others get does not depend on it")
+    lines += [
+        f"{answer.job.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
+        for answer in answers
+        if answer.not_kept
+    ]
     job = answers[-1].job
     ref = job.id[:SHORT_ID]
     pull = f"`mlora-sched pull {ref} DIR`"
