@@ -6,6 +6,7 @@ It neither schedules (`loop`) nor answers requests (`mlora_sched.server`).
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import WorkerStatus
 
 _LOCK = "daemon.lock"
+_LOG = logging.getLogger(__name__)
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -124,6 +126,8 @@ def state_lock(state_dir: Path) -> Iterator[None]:
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if state_dir.stat().st_mode & 0o077:
+            _LOG.warning("--state %s: others may look into it; `chmod 700 %s`", state_dir, state_dir)
         _refuse_network(state_dir)
         with (state_dir / _LOCK).open("a+") as file:
             file.seek(0)

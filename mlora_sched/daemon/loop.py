@@ -178,7 +178,7 @@ class DaemonLoop:
         else:
             self._be_there(now)
         reasons |= self._schedule(ready, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live))
+        self._board.waiting(live, reasons | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live))
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
@@ -394,11 +394,3 @@ class DaemonLoop:
         going = self._patience is not None and self._worker.running
         reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
         return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
-
-    def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
-        """Write the reasons that are new, of jobs that do wait."""
-        waits = (JobState.QUEUED, JobState.PREPARING)
-        shown = {job.id: job.reason for job in live if job.state in waits}
-        news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
-        if news:
-            self._store.set_reasons(news)

@@ -44,6 +44,7 @@ class Submitted(Frozen):
             not wait. A new job is the last until the daemon has looked at it.
         estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
         estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace.
+        not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
     """
 
     job: JobView
@@ -53,6 +54,7 @@ class Submitted(Frozen):
     queue: int
     estimated_bytes: int | None
     estimated_seconds: float | None
+    not_kept: tuple[str, ...] = ()
 
 
 class PriorityRequest(Frozen):

@@ -124,7 +124,9 @@ def test_the_environment_names_the_machine(
     served: Served, ssh: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("MLORA_SCHED_HOST", f"ssh://gpu1{served.socket}")
+    before = signal.getsignal(signal.SIGTERM)
     assert run(["ls", "--json"]) == 0
+    signal.signal(signal.SIGTERM, before)
     assert len(calls(ssh)) == 1
     assert run(["ls", "--json", "--socket", str(served.socket)]) == 0
     assert len(calls(ssh)) == 1, "--socket beats it"
@@ -146,7 +148,8 @@ def test_without_ssh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         Tunnel(SshTarget("gpu1", None, "/x"))
 
 
-def test_ctrl_c_ends_ssh_with_the_client(served: Served, ssh: Path, spec: SpecMaker) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ssh_ends_with_the_client(served: Served, ssh: Path, spec: SpecMaker, how: signal.Signals, code: int) -> None:
     job = submitted(served, spec)
     environment = os.environ | {"MLORA_SCHED_HOST": f"ssh://gpu1{served.socket}"}
     waiting = subprocess.Popen(
@@ -155,8 +158,8 @@ def test_ctrl_c_ends_ssh_with_the_client(served: Served, ssh: Path, spec: SpecMa
     while not list((ssh.parent / "tmp").glob("mlora-*/s")):
         assert waiting.poll() is None
         time.sleep(0.01)
-    waiting.send_signal(signal.SIGINT)
-    assert waiting.wait(30) == 130
+    waiting.send_signal(how)
+    assert waiting.wait(30) == code
 
 
 def submitted(served: Served, spec: SpecMaker) -> str:

@@ -39,6 +39,7 @@ OF_A_JOB: dict[Route, Any] = {
     ("POST", "/jobs/{ref}/pause"): None,
     ("POST", "/jobs/{ref}/resume"): None,
     ("POST", "/jobs/{ref}/cancel"): None,
+    ("POST", "/jobs/{ref}/priority"): {"priority": "low"},
     ("DELETE", "/jobs/{ref}"): None,
 }
 """Routes of one job, with their bodies: NotFound for those whose it is not."""
@@ -54,6 +55,8 @@ FOR_ADMINISTRATORS: dict[Route, Any] = {
     ("POST", "/tokens"): {"user": "bob", "admin": True},
     ("DELETE", "/tokens/{token_id}"): None,
     ("GET", "/audit"): None,
+    ("GET", "/quotas"): None,
+    ("POST", "/quotas"): {"user": "bob", "limits": {"live_jobs": None}},
 }
 """Routes that refuse everybody else, with bodies that would do harm."""
 
@@ -63,6 +66,7 @@ FOR_EVERYBODY: set[Route] = {
     ("HEAD", "/files/{sha256}"),
     ("PUT", "/files/{sha256}"),
     ("GET", "/daemon"),
+    ("GET", "/quota"),
     ("GET", "/daemon/memory"),
     ("GET", "/daemon/activity"),
     ("GET", "/daemon/doctor"),
@@ -70,6 +74,7 @@ FOR_EVERYBODY: set[Route] = {
 """Routes that answer everybody and tell nobody of others' jobs more than user, state and resource use."""
 
 SECRET = "do-not-tell"
+KEY = "the-same-key"
 ROW = b'{"text": "of ann alone"}\n'
 SHA = hashlib.sha256(ROW).hexdigest()
 UNKNOWN = {"ref": "j-" + "0" * 32, "sha256": "0" * 64, "token_id": "t-" + "0" * 16}
@@ -127,11 +132,11 @@ def submitted(ask: Asking) -> str:
     put, job = ask(
         [
             Ask("PUT", f"/files/{SHA}", raw=ROW.decode()),
-            Ask("POST", "/jobs", {"spec": spec, "files": {"train.jsonl": SHA}}),
+            Ask("POST", "/jobs", {"spec": spec, "files": {"train.jsonl": SHA}, "key": KEY}),
         ]
     )
     assert (put.status, job.status) == (204, 201), job.text
-    return str(json.loads(job.text)["id"])
+    return str(json.loads(job.text)["job"]["id"])
 
 
 def none_reaches(ask: Asking, served: Served, job_id: str) -> None:
@@ -171,10 +176,29 @@ def none_reaches(ask: Asking, served: Served, job_id: str) -> None:
     assert held == unknown
     assert named.status == unnamed.status == 422
     assert named.text == unnamed.text.replace(UNKNOWN["sha256"], SHA)
+    follows_none(ask, job_id)
     job = served.store.get(job_id)
     assert (job.state, job.request.value) == (JobState.RUNNING, "none")
     assert not served.store.release().wanted
     assert not served.store.drain().wanted
+
+
+def follows_none(ask: Asking, job_id: str) -> None:
+    """A job cannot be made to wait for somebody else's, and a key is its user's own."""
+    row = b'{"text": "of bob"}\n'
+    sha = hashlib.sha256(row).hexdigest()
+    body = {"spec": {"name": "mine", "data": {"train": ["x"]}}, "files": {"x": sha}, "key": KEY}
+    _, after_ann, after_nobody, made = ask(
+        [
+            Ask("PUT", f"/files/{sha}", raw=row.decode()),
+            *(Ask("POST", "/jobs", body | {"after": [ref]}) for ref in (job_id, UNKNOWN["ref"])),
+            Ask("POST", "/jobs", body),
+        ]
+    )
+    assert after_ann.status == after_nobody.status == 404
+    assert after_ann.text == after_nobody.text.replace(UNKNOWN["ref"], job_id)
+    assert made.status == 201
+    assert json.loads(made.text)["job"]["id"] != job_id
 
 
 # ---------------------------------------------------------------------------------------------------- token users

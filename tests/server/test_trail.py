@@ -130,6 +130,9 @@ def test_what_cannot_be_recorded_is_done_all_the_same_and_is_in_the_log(
 def test_secrets_are_neither_kept_nor_shown(served: Served, client: Client, spec: SpecMaker, capsys: Capture) -> None:
     job = client.submit(spec(metadata={"hub": {"token": KEY}, "note": f"push with {KEY}", "max_tokens": 7}))
     served.fail(job.id, f"401 for https://ann:pass-word@example.org with Bearer {KEY}")
+    again = spec("again", metadata={"api_key": KEY})
+    assert run(["submit", str(again)]) == 0
+    assert "again: not kept, since they look like secrets: metadata.api_key" in capsys.readouterr().err
     detail = client.detail(job.id)
     assert detail.spec.metadata == {"hub": {"token": REDACTED}, "note": f"push with {REDACTED}", "max_tokens": 7}
     told = [event.message for event in detail.events]

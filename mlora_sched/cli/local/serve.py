@@ -165,6 +165,7 @@ def serve(
         settings = DaemonSettings.model_validate(raw)
     except ValidationError as error:
         raise UserError(explain(error, raw, DaemonSettings, "serve")) from None
+    os.umask(0o077)  # what daemon and workers write is nobody else's to read, wherever the state directory lies
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.listen is not None and not is_loopback(settings.listen.host):
         click.echo(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.errors import UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.quotas import amount
@@ -90,7 +89,7 @@ def quota() -> None:
 @quota.command()
 @click.argument("user", required=False, metavar="[USER]")
 @daemon_options
-def show(user: str | None, socket: Path, as_json: bool) -> None:
+def show(user: str | None, socket: Where, as_json: bool) -> None:
     """Show what users have used of what they may: everybody, or USER."""
     with Client(socket) as client:
         page = client.quotas(user)
@@ -107,7 +106,7 @@ def show(user: str | None, socket: Path, as_json: bool) -> None:
 @click.option("--default", "by_default", is_flag=True, help="For everybody of whom nothing else is set.")
 @_limit_options
 @daemon_options
-def set_(user: str | None, by_default: bool, socket: Path, as_json: bool, **limits: int | _Word | None) -> None:
+def set_(user: str | None, by_default: bool, socket: Where, as_json: bool, **limits: int | _Word | None) -> None:
     """Set limits of USER, or by default; those that are not named stay as they are.
 
     A LIMIT is a number or a size, `none` for no limit, or for a user `default`.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import DURATION, daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.client.administration import token_request
 from mlora_sched.spec.access import TokenView
 
@@ -26,7 +25,7 @@ def token() -> None:
 @click.option("--note", default="", metavar="TEXT", help="What it is for.")
 @click.option("--expires", "seconds", type=DURATION, help="How long it holds, such as 30d; until revoked if left out.")
 @daemon_options
-def create(user: str, admin: bool, note: str, seconds: float | None, socket: Path, as_json: bool) -> None:
+def create(user: str, admin: bool, note: str, seconds: float | None, socket: Where, as_json: bool) -> None:
     """Make a token for USER, whose jobs are those of the Unix user of that name. It is shown this once."""
     request = token_request(user, admin=admin, note=note, seconds=seconds)
     with Client(socket) as client:
@@ -44,7 +43,7 @@ def create(user: str, admin: bool, note: str, seconds: float | None, socket: Pat
 
 @token.command()
 @daemon_options
-def ls(socket: Path, as_json: bool) -> None:
+def ls(socket: Where, as_json: bool) -> None:
     """List all tokens, without their secrets."""
     with Client(socket) as client:
         tokens = client.tokens()
@@ -57,7 +56,7 @@ def ls(socket: Path, as_json: bool) -> None:
 @token.command()
 @click.argument("token_id", metavar="ID")
 @daemon_options
-def revoke(token_id: str, socket: Path, as_json: bool) -> None:
+def revoke(token_id: str, socket: Where, as_json: bool) -> None:
     """Let a token hold no more, from the next request on."""
     with Client(socket) as client:
         revoked = client.revoke_token(token_id)

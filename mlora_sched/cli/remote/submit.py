@@ -19,6 +19,7 @@ from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import Priority
 from mlora_sched.spec.override import Override
+from mlora_sched.spec.state import JobState
 from mlora_sched.spec.submission import MAX_RETRIES, Submitted
 
 
@@ -104,10 +105,10 @@ def _line(answer: Submitted) -> str:
     parts = [job.id[:SHORT_ID], job.name, job.shown_state]
     if answer.position is not None:
         parts.append(f"position {answer.position} of {answer.queue}")
-    if answer.estimated_bytes is not None:
-        parts.append(f"~{format_size(answer.estimated_bytes)}")
-    if answer.estimated_seconds is not None:
-        parts.append(f"about {duration_text(answer.estimated_seconds)}")
+        if answer.estimated_bytes is not None:
+            parts.append(f"~{format_size(answer.estimated_bytes)}")
+        if answer.estimated_seconds is not None:
+            parts.append(f"about {duration_text(answer.estimated_seconds)}")
     return "  ".join([*parts, *(["already submitted"] if answer.repeated else [])])
 
 
@@ -125,11 +126,20 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
     lines = first_rows(given[0].spec.data, files[0]) if first else []
     if any(one.spec.priority is Priority.HIGH for one in given):
         lines.append("priority orders your own jobs only; what others get does not depend on it")
-    ref = answers[-1].job.id[:SHORT_ID]
-    lines.append(
-        f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, `mlora-sched pull {ref} DIR` when it has ended"
-    )
-    click.echo("\n".join(lines), err=True)
+    lines += [
+        f"{answer.job.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
+        for answer in answers
+        if answer.not_kept
+    ]
+    job = answers[-1].job
+    ref = job.id[:SHORT_ID]
+    pull = f"`mlora-sched pull {ref} DIR`"
+    if not job.state.is_final:
+        lines.append(f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, {pull} when it has ended")
+    elif job.state is JobState.SUCCEEDED:
+        lines.append(f"next: {pull}")
+    for line in lines:
+        click.echo(line, err=True)
 
 
 def _tell_rest(rest: Sequence[GivenSpec]) -> None:

@@ -52,7 +52,7 @@ class _Device:
         return None if memory is None else memory - self._held.total() - max(0, self._chunk - job.chunk)
 
     def allowance(self, job: JobFacts) -> Use:
-        """What the owner's jobs may hold and do."""
+        """What the jobs of its owner may hold, and how much of that they do."""
         return Use(QuotaKind.DEVICE, self._limits.owner_memory.get(job.owner), self._held[job.owner])
 
     def has_room(self, job: JobFacts) -> bool:
