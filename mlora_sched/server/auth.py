@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlora_sched.errors import Refused, UserError
+from mlora_sched.server.connections import BoundedProtocol
 from mlora_sched.settings import MAX_SOCKET_PATH
 
 SOCKET_MODE = 0o600
@@ -61,7 +61,7 @@ def caller(uid: int) -> Caller:
     return Caller(user, is_admin=uid in (0, os.geteuid()))
 
 
-class PeerProtocol(HttpToolsProtocol):
+class PeerProtocol(BoundedProtocol):
     """uvicorn's HTTP protocol; every request carries its `Caller` in the ASGI scope's state, as `caller`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
