@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
+from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
@@ -33,7 +35,7 @@ from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
+from mlora_sched.spec.state import ErrorCode, JobState, WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
     CheckpointSaved,
@@ -51,9 +53,6 @@ from mlora_sched.spec.wire import (
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
 from mlora_sched.store.rows import failed
-
-LONGEST_DRAIN_SECONDS = 600.0
-"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -168,21 +167,21 @@ class DaemonLoop:
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
         self._preparing.next(served, now)
-        reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
         away = self._absence.reason(served, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        queue = self._schedule(served, now) if self._ready and away is None else self._not_ready(served, now)
+        others = not_served(live, self._base) | self._gate.reasons(self._waiting(served))
+        explain(self._store, live, replace(queue, reasons={**queue.reasons, **others}))
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
         self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+        self._patience = Patience(self._settings.drain_seconds)
         self._let_all_go()
         while self._hands.all and not self._patience.over:
             try:
@@ -209,7 +208,7 @@ class DaemonLoop:
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
         if self._patience is None:
-            self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+            self._patience = Patience(self._settings.drain_seconds)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
             if self._hands.all and not self._patience.over:
@@ -331,8 +330,8 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
-        """Ask the policy and do what it says; returns why each waiting job waits."""
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
+        """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
         by_id = {job.id: job for job in jobs}
         company = self._blame.company(jobs, now)
         shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
@@ -340,7 +339,8 @@ class DaemonLoop:
             company = None  # others need not wait until there is memory for them
         if shut_out:
             company = None  # nor until they may come in
-        snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
+        ready = [] if self._gate.closed else self._waiting(jobs)
+        snapshot = self._snapshot(jobs, ready, now) if company is None else self._among(by_id, company, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -352,17 +352,25 @@ class DaemonLoop:
             self._hands.attach(start.model_copy(update={"recorded": recorded}))
         self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
-        return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        reasons |= {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        held_back = company is not None or self._gate.closed
+        return Queue(reasons, self._order(jobs, now) if held_back else [waiting.job_id for waiting in plan.waiting])
+
+    def _order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
+        """Who waits, in the order in which the policy would take them when it may."""
+        snapshot = self._snapshot(jobs, self._waiting(jobs), now)
+        plan = self._policy(replace(snapshot, leaving=snapshot.limits.max_resident))  # no place is free
+        return [waiting.job_id for waiting in plan.waiting]
 
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
 
-    def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
+    def _snapshot(self, jobs: Sequence[LiveJob], waiting: Sequence[LiveJob], now: float) -> Snapshot:
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if not self._gate.closed),
+            waiting=tuple(self._admission.facts(job) for job in waiting),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
@@ -375,12 +383,12 @@ class DaemonLoop:
         others = self._hands.all - company.jobs
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
+        among = [job for job_id, job in jobs.items() if not others and job_id in company.jobs]
+        return self._snapshot(among, [] if self._gate.closed else self._waiting(among), now)
 
-    def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         going = self._patience is not None and self._worker.running
-        reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
-        return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
+        return Queue(no_worker(jobs, "is being ended" if going else self._board.state), self._order(jobs, now))
 
     def _fail_impossible(self, live: Sequence[LiveJob], now: float) -> bool:
         """A job whose sizes are known now and can never fit ends; True when there was one."""
@@ -390,11 +398,3 @@ class DaemonLoop:
             reason = failed(ErrorCode.OUT_OF_MEMORY, message)
             self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
         return bool(found)
-
-    def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
-        """Write the reasons that are new, of jobs that do wait."""
-        waits = (JobState.QUEUED, JobState.PREPARING)
-        shown = {job.id: job.reason for job in live if job.state in waits}
-        news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
-        if news:
-            self._store.set_reasons(news)

@@ -14,7 +14,7 @@ from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Drain, Fairness, LiveJob, Release, WorkerStatus
+from mlora_sched.store.records import Drain, Fairness, LiveJob, Release, Wait, WorkerStatus
 
 
 class DaemonSide:
@@ -101,11 +101,12 @@ class DaemonSide:
         with writing(self._engine) as connection:
             connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
 
-    def set_reasons(self, reasons: Mapping[str, str]) -> None:
-        """Why each of these jobs does not train right now."""
+    def set_waits(self, waits: Mapping[str, Wait]) -> None:
+        """Why each of these jobs does not train right now, and when its turn comes."""
         with writing(self._engine) as connection:
-            for job_id, reason in reasons.items():
-                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
+            for job_id, wait in waits.items():
+                values = {"reason": wait.reason, "position": wait.position}
+                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(values))
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
         """Add an event; None for the daemon itself. One of a job that is not there is dropped."""

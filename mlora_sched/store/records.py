@@ -23,6 +23,7 @@ class LiveJob:
         step, total_steps: finished optimiser steps; all of them, None before the data is prepared.
         crashes: how often a worker died while this job was alone in it.
         largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
+        position: place in the queue as last written, 1 for the next; None when it has none.
     """
 
     id: str
@@ -41,6 +42,15 @@ class LiveJob:
     crashes: int
     largest_chunk: int | None = None
     longest: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job does not train right now, and its place in the queue: 1 for the next, None when it has none."""
+
+    reason: str
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

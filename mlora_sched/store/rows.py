@@ -40,6 +40,7 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         crashes=row.crashes,
         largest_chunk=row.largest_chunk,
         longest=row.longest,
+        position=row.position,
     )
 
 
