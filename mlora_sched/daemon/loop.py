@@ -243,8 +243,8 @@ class DaemonLoop:
     def _hear(self, now: float) -> None:
         """Listen to both processes, and take in what they say; see `Inbox` for what that may and may not do."""
         wait = self._poll_seconds
-        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now))
-        self._inbox.add(self._worker, self._worker.poll(wait, now))
+        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now), now)
+        self._inbox.add(self._worker, self._worker.poll(wait, now), now)
         if not (self._worker.running or self._preparer.running):
             time.sleep(wait)
         self._board.flush()

@@ -14,7 +14,7 @@ from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Drain, Fairness, LiveJob, Release, Wait, WorkerStatus
+from mlora_sched.store.records import Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
 
 
 class DaemonSide:
@@ -75,11 +75,16 @@ class DaemonSide:
             newest = {row.event: row[1] for row in connection.execute(query)}
         return Recorded(step=newest.get("step", 0), evaluated=newest.get("eval", -1))
 
-    def record(self, batch: Sequence[JobReport], now: float) -> None:
-        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored."""
+    def record(self, batch: Sequence[JobReport], now: float, paces: Mapping[str, Pace] | None = None) -> None:
+        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored.
+
+        Args:
+            paces: how fast jobs train of late, where that is known.
+        """
+        known = {} if paces is None else paces
         with writing(self._engine) as connection:
             for report in batch:
-                reports.apply(connection, report, now)
+                reports.apply(connection, report, now, known.get(report.job_id))
 
     def forget_checkpoints(self, job_id: str, steps: Collection[int], note: str, now: float) -> None:
         """Checkpoints of these steps go; `note` says why."""

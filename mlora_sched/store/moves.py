@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, case, insert, update
+from sqlalchemy import Connection, case, insert, select, update
 
 from mlora_sched.spec.state import TRANSITIONS, JobState, Request, WaitReason
 from mlora_sched.store import schema
@@ -26,14 +26,16 @@ def move(
     """Move a job from `source` to `target`; False when it is not in `source` any more.
 
     `done` is the request that this move carries out: it is reset, unless the user has asked for something else since.
-    A final state leaves no request, and any move no place in the queue. `columns` are further columns to write; `note`
-    (by default the error among them) explains the move in the events.
+    A final state leaves no request, and any move no place in the queue and no pace. `columns` are further columns to
+    write; `note` (by default the error among them) explains the move in the events.
     """
     assert target in TRANSITIONS[source], f"{job_id}: {source.value} → {target.value} is no transition"
     values = {
         "state": target.value,
         "reason": _REASONS.get(target, WaitReason.NONE).value,
         "position": None,
+        "pace": None,
+        "pace_spread": None,
         "request": _request_after(target, done),
         "ended": now if target.is_final else None,
         **columns,
@@ -54,8 +56,9 @@ def clear_request(connection: Connection, job_id: str, done: Request) -> None:
 
 
 def add_event(connection: Connection, job_id: str | None, message: str, now: float) -> None:
-    """Note something for `logs` and `show`."""
-    connection.execute(insert(schema.events).values(time=now, job_id=job_id, message=message))
+    """Note something for `logs` and `show`, with the job's step by then."""
+    step = select(schema.jobs.c.step).where(schema.jobs.c.id == job_id).scalar_subquery()
+    connection.execute(insert(schema.events).values(time=now, job_id=job_id, message=message, step=step))
 
 
 def _request_after(target: JobState, done: Request | None) -> Any:

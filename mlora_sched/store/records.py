@@ -54,6 +54,19 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a job trains of late.
+
+    Attributes:
+        rate: optimiser steps per second.
+        spread: by what part (0.1: a tenth) the rate is off its average as a rule, None while that is not known.
+    """
+
+    rate: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fairness:
     """The virtual token counters: `counters` by owner, and the `floor` to which a returning owner is lifted."""
 
