@@ -13,10 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
-
-from pydantic import TypeAdapter
 
 from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.client.administration import Administration
@@ -27,6 +25,7 @@ from mlora_sched.spec.api import (
     EventsPage,
     EventView,
     JobDetail,
+    JobsPage,
     JobView,
     MemoryView,
     MetricsLine,
@@ -39,7 +38,6 @@ from mlora_sched.spec.state import JobState, Request
 __all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
 
 _REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-_JOB_LIST = TypeAdapter(list[JobView])
 
 
 class Client(Administration):
@@ -102,9 +100,16 @@ class Client(Administration):
 
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
-        params = {"state": [state.value for state in states], "everyone": everyone}
-        answer = self._answer("GET", "/jobs", params=params)
-        return self._parsed(_JOB_LIST.validate_json, answer)
+        return list(self.jobs_page(states, everyone=everyone).jobs)
+
+    def jobs_page(
+        self, states: Sequence[JobState] = (), *, everyone: bool = False, limit: int | None = None
+    ) -> JobsPage:
+        """As `jobs`, but no more than the newest `limit`, and how many there are beside them."""
+        params: dict[str, Any] = {"state": [state.value for state in states], "everyone": everyone}
+        if limit is not None:
+            params["limit"] = limit
+        return self._record(JobsPage, "GET", "/jobs", params=params)
 
     def get(self, ref: str) -> JobView:
         """A job by id, shortened id or unambiguous name."""

@@ -5,7 +5,7 @@ It serves whoever `auth` says is asking; it never trains, never imports a worker
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -101,8 +101,8 @@ def http_server(app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = No
     return uvicorn.Server(config)
 
 
-def _body(kind: type[MloraError], message: str, status: int) -> JSONResponse:
-    return JSONResponse(ErrorBody(error=kind.__name__, message=message).model_dump(), status)
+def _body(kind: type[MloraError], message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorBody(error=kind.__name__, message=message).model_dump(), status, headers)
 
 
 async def _ours(_request: Request, error: Exception) -> Response:
@@ -125,7 +125,7 @@ async def _malformed(_request: Request, error: Exception) -> Response:
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == NotFound.http_status else UserError
-    return _body(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    return _body(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

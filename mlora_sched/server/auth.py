@@ -75,7 +75,7 @@ class PeerProtocol(HttpToolsProtocol):
         self.scope["state"]["caller"] = self._caller
 
 
-def _caller_of(request: Request) -> Caller:
+async def _caller_of(request: Request) -> Caller:  # a coroutine, since it needs no thread of its own
     found = request.state.caller
     assert isinstance(found, Caller)
     return found

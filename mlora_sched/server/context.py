@@ -13,6 +13,7 @@ from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.api import JobView
 from mlora_sched.store.jobs import JobStore
 
 MAX_FILE_BYTES = 16 << 30
@@ -46,13 +47,17 @@ class Context:
         """
         return self.store.resolve(ref, caller.scope)
 
+    def job(self, ref: str, caller: Caller) -> JobView:
+        """The job that `caller` calls `ref`, as `job_id` finds it."""
+        return self.store.find(ref, caller.scope)
+
     def has_file(self, sha256: str, caller: Caller) -> bool:
         """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
         known = self.store.has_file(sha256, caller.user, used=time.time())
         return known and (self.settings.spool_dir / sha256).is_file()
 
 
-def _context_of(request: Request) -> Context:
+async def _context_of(request: Request) -> Context:  # a coroutine, since it needs no thread of its own
     found = request.app.state.context
     assert isinstance(found, Context)
     return found

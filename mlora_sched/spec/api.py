@@ -65,6 +65,13 @@ class JobView(Frozen):
         return f"{self.state.value} ({self.request.doing})" if self.request.doing else self.state.value
 
 
+class JobsPage(Frozen):
+    """The newest jobs that fit what was asked for, newest first, and how many `older` ones fit beside them."""
+
+    jobs: tuple[JobView, ...]
+    older: int
+
+
 class MetricsLine(Frozen):
     """One line of `metrics.jsonl`: `event` is "step" or "eval". No wall-clock field: those live in `timing.jsonl`."""
 
@@ -138,7 +145,7 @@ class JobDetail(Frozen):
 class ReleaseRequest(Frozen):
     """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
 
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
 
 
 class ReleaseView(Frozen):
@@ -163,7 +170,7 @@ class DrainView(Frozen):
 class GcRequest(Frozen):
     """Remove what is of no more use, or with `dry_run` only tell what that is."""
 
-    dry_run: bool = False
+    dry_run: bool = Field(default=False, strict=True)
 
 
 class GarbageView(Frozen):

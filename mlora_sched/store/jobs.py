@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
-from mlora_sched.spec.api import EventView, JobDetail, JobView, MetricsLine
+from mlora_sched.spec.api import EventView, JobDetail, JobsPage, JobView, MetricsLine
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request, WaitReason
 from mlora_sched.store import rows, schema
@@ -31,6 +31,11 @@ MIN_PREFIX = 4
 _Events = list[tuple[int, EventView]]
 _Metrics = list[tuple[int, MetricsLine]]
 
+_SHOWN = [schema.jobs.c[name] for name in JobView.model_fields]
+"""What a `JobView` is made of: a list of jobs must not read all their specs."""
+_JOBS = select(*_SHOWN)
+"""Made once, like the next: what a statement with so many columns costs to make is more than SQLite takes for it."""
+_BY_ID = _JOBS.where(schema.jobs.c.id == bindparam("id"))
 _DETAIL_EVENTS = 20
 _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_PREFIX - 1}}}$")
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
@@ -74,33 +79,32 @@ class JobStore(DaemonSide, Upkeep):
             NotFound: no job fits.
             Ambiguous: several fit; the message lists their ids.
         """
-        prefix = "j-" + text.removeprefix("j-")
-        short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
-        by_name = schema.jobs.c.name == text
-        fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-        query = select(schema.jobs.c.id).where(fits).order_by(schema.jobs.c.seq)
-        if owner is not None:
-            query = query.where(schema.jobs.c.owner == owner)
         with reading(self._engine) as connection:
-            found = list(connection.scalars(query))
-        if text in found:
-            return text
-        if not found:
-            remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
-            raise NotFound(f"no job {text}; {remedy}")
-        if len(found) > 1:
-            raise Ambiguous(f"{text} fits several jobs: {', '.join(found)}; write one of these ids")
-        return str(found[0])
+            return _resolve(connection, text, owner).id
 
-    def list(self, owner: str | None = None, states: Collection[JobState] | None = None) -> list[JobView]:
-        """Jobs, newest first; of one owner and in some states only, where these are given."""
-        query = select(schema.jobs).order_by(schema.jobs.c.seq.desc())
-        if owner is not None:
-            query = query.where(schema.jobs.c.owner == owner)
-        if states is not None:
-            query = query.where(schema.jobs.c.state.in_([state.value for state in states]))
+    def find(self, text: str, owner: str | None) -> JobView:
+        """The job that `text` means, as in `resolve`."""
         with reading(self._engine) as connection:
-            return [rows.job_view(row) for row in connection.execute(query)]
+            return _resolve(connection, text, owner)
+
+    def list(
+        self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
+    ) -> list[JobView]:
+        """Jobs, newest first; of one owner and in some states only, and the newest `limit`, where these are given."""
+        return list(self.page(owner, states, limit=limit).jobs)
+
+    def page(
+        self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
+    ) -> JobsPage:
+        """As `list`, with the number of those that `limit` has left out."""
+        where = _which(owner, states)
+        query = _JOBS.where(*where).order_by(schema.jobs.c.seq.desc()).limit(limit)
+        with reading(self._engine) as connection:
+            jobs = tuple(rows.job_view(row) for row in connection.execute(query))
+            total = len(jobs)
+            if total == limit:
+                total = connection.execute(select(func.count()).select_from(schema.jobs).where(*where)).scalar_one()
+        return JobsPage(jobs=jobs, older=total - len(jobs))
 
     def request(self, job_id: str, request: Request, now: float) -> JobView:
         """Ask the daemon to pause, resume or cancel a job; asking twice is asking once.
@@ -247,6 +251,30 @@ class JobStore(DaemonSide, Upkeep):
                 return connection.execute(select(table.c.size).where(*of_owner)).one_or_none() is not None
         with writing(self._engine) as connection:
             return connection.execute(update(table).where(*of_owner).values(used=used)).rowcount == 1
+
+
+def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
+    """See `JobStore.resolve`. A full id, which programs use, is looked up; everything else looks at all jobs."""
+    row = connection.execute(_BY_ID, {"id": text}).one_or_none()
+    if row is not None and owner in (None, row.owner):
+        return rows.job_view(row)
+    prefix = "j-" + text.removeprefix("j-")
+    short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
+    by_name = schema.jobs.c.name == text
+    fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
+    found = connection.execute(_JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq)).all()
+    if not found:
+        remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
+        raise NotFound(f"no job {text}; {remedy}")
+    if len(found) > 1:
+        raise Ambiguous(f"{text} fits several jobs: {', '.join(row.id for row in found)}; write one of these ids")
+    return rows.job_view(found[0])
+
+
+def _which(owner: str | None, states: Collection[JobState] | None) -> list[ColumnElement[bool]]:
+    """The conditions that a list of jobs is asked for with."""
+    where = [] if owner is None else [schema.jobs.c.owner == owner]
+    return where if states is None else [*where, schema.jobs.c.state.in_([state.value for state in states])]
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:

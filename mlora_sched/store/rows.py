@@ -17,8 +17,8 @@ from mlora_sched.store.records import LiveJob
 
 def job_view(row: Row[Any]) -> JobView:
     """A row of `jobs` as people see it."""
-    values = {name: getattr(row, name) for name in JobView.model_fields}
-    return JobView.model_validate(values)
+    values = row._mapping
+    return JobView.model_validate({name: values[name] for name in JobView.model_fields})
 
 
 def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:

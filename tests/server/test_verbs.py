@@ -111,6 +111,20 @@ def test_ls_filters_by_state(served: Served, spec: SpecMaker, capsys: Capture) -
     assert row.split("\t")[:6] == [second[:10], "two", "RUNNING", "lora", "3/10", "0.3333"]
 
 
+def test_ls_shows_the_newest_and_says_how_many_are_older(served: Served, spec: SpecMaker, capsys: Capture) -> None:
+    ids = submit(capsys, *(spec(f"job{number}") for number in range(3)))
+    assert [job["id"] for job in answer(capsys, "ls", "--limit", "2")] == ids[:0:-1]
+    assert run(["ls", "--limit", "2"]) == 0
+    printed = capsys.readouterr()
+    assert [row.split("\t")[1] for row in printed.out.splitlines()[1:]] == ["job2", "job1"]
+    assert "1 older (--all)" in printed.err
+    assert run(["ls", "--all"]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4
+    assert printed.err == ""
+    assert "exclude each other" in complaint(capsys, "ls", "--all", "--limit", "2", code=2)["message"]
+
+
 def test_names_and_shortened_ids(served: Served, spec: SpecMaker, capsys: Capture) -> None:
     [job_id] = submit(capsys, spec("toy"))
     for ref in ("toy", job_id, job_id[:8], job_id.removeprefix("j-")[:6]):

@@ -178,6 +178,18 @@ def test_list_is_newest_first_and_filters(store: JobStore) -> None:
     assert store.counts() == {state.value: 0 for state in JobState} | {"PREPARING": 2, "CANCELLED": 1}
 
 
+def test_a_page_has_the_newest_and_counts_the_others(store: JobStore) -> None:
+    for number in range(6):
+        add(store, f"j-{number:06d}", owner="ann" if number % 3 else "bob")
+        if number % 2:
+            store.transition(f"j-{number:06d}", JobState.PREPARING, JobState.CANCELLED, 12.0)
+    for owner, states, limit in itertools.product([None, "ann", "bob"], [None, [JobState.CANCELLED], []], range(1, 8)):
+        fitting = store.list(owner, states)
+        page = store.page(owner, states, limit=limit)
+        assert list(page.jobs) == store.list(owner, states, limit=limit) == fitting[:limit]
+        assert page.older == len(fitting) - len(page.jobs)
+
+
 # ---------------------------------------------------------------- requests
 
 

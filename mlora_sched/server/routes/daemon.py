@@ -19,6 +19,7 @@ from mlora_sched.server.activity import active_jobs
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
     DaemonView,
@@ -33,7 +34,7 @@ from mlora_sched.spec.api import (
 from mlora_sched.store.backup import open_copy
 from mlora_sched.store.records import Drain, Release
 
-router = APIRouter(prefix="/daemon", tags=["daemon"])
+router = APIRouter(prefix="/daemon", tags=["daemon"], route_class=RecordRoute)
 
 
 @router.get("")

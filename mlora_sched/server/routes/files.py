@@ -12,9 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from mlora_sched.errors import NotFound
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.spool import Incoming
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/files", tags=["files"], route_class=RecordRoute)
 
 _Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="Of the file's bytes, in hex.")]
 _BLOCK = 1 << 20

@@ -14,14 +14,16 @@ from mlora_sched.errors import StorageTrouble
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
+from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
-from mlora_sched.spec.api import EventsPage, JobDetail, JobView, MetricsPage, Submission
+from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage, Submission
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState, Request
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
 _ID_BYTES = 16
+MAX_LIMIT = 2**31 - 1
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
 
@@ -45,16 +47,17 @@ def list_jobs(
     everyone: Annotated[
         bool, Query(description="Jobs of all users; others than administrators see their own.")
     ] = False,
-) -> list[JobView]:
+    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many; the newest. Else all.")] = None,
+) -> JobsPage:
     """Jobs, newest first."""
     owner = caller.scope if everyone else caller.user
-    return context.store.list(owner, state)
+    return context.store.page(owner, state, limit=limit)
 
 
 @router.get("/{ref}")
 def get_job(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """A job by id, shortened id or unambiguous name."""
-    return context.store.get(context.job_id(ref, caller))
+    return context.job(ref, caller)
 
 
 @router.get("/{ref}/detail")
