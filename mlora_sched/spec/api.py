@@ -66,10 +66,10 @@ class JobView(Frozen):
 
 
 class JobsPage(Frozen):
-    """The newest jobs that fit what was asked for, newest first, and how many `older` ones fit beside them."""
+    """The jobs that were asked for, in the order that was asked for; `more` fit and are beyond the limit."""
 
     jobs: tuple[JobView, ...]
-    older: int
+    more: int
 
 
 class MetricsLine(Frozen):

@@ -22,10 +22,10 @@ EXIT_JOB_ENDED_BADLY = 1
 """A job that was waited for failed or was cancelled."""
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
     """A value that a function reads; what it raises is a mistake in the command line."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name, self._parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -38,9 +38,9 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer ve
             self.fail(error.message, param, ctx)
 
 
-SIZE = _Parsed("size", parse_size)
+SIZE = Parsed("size", parse_size)
 """Bytes, written as `20GiB`."""
-DURATION = _Parsed("duration", parse_duration)
+DURATION = Parsed("duration", parse_duration)
 """Seconds, written as `15m`."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
