@@ -6,9 +6,9 @@ command line and remote verbs never pay for torch.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,11 +49,13 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("resume", "Let a paused job go on."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
+        _remote("track", "Carry a job's metrics to an experiment tracker."),
         _remote("watch", "Watch the device's memory."),
     ),
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
+        _local("convert", "Turn an Axolotl or LLaMA-Factory config into a job spec."),
         _local("estimate", "Tell how much memory jobs will take, without a daemon or weights."),
     ),
     "Server": (
@@ -90,6 +92,8 @@ class LazyGroup(click.Group):
         """Like click's, but an unknown verb is answered with the nearest one."""
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx):
+            import difflib
+
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             remedy = f"did you mean {near[0]}?" if near else f"try `{ctx.command_path} --help`"
             raise click.UsageError(f"{name}: no such verb; {remedy}", ctx)
@@ -138,4 +142,6 @@ def _complain_usage(error: click.ClickException, as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    # nobody's plugins are wanted, and looking for them reads the metadata of every package that is installed
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.exit(run(sys.argv[1:]))

@@ -58,10 +58,10 @@ def fitted(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[T
     while _narrowest(columns, wide, kept) > width and any(columns[at].spare for at in kept):
         kept.remove(max(kept, key=lambda at: columns[at].spare))
     excess = sum(wide[at] for at in kept) + _GAP * (len(kept) - 1) - width
-    for at in reversed(kept):
-        if excess > 0:
-            cut = min(excess, wide[at] - _least(columns[at], wide[at]))
-            wide[at], excess = wide[at] - cut, excess - cut
+    slack = [wide[at] - _least(column, wide[at]) for at, column in enumerate(columns)]
+    for _ in range(min(excess, sum(slack[at] for at in kept))):
+        most = max(kept, key=lambda at: slack[at])
+        wide[most], slack[most] = wide[most] - 1, slack[most] - 1
     return [_line([(row[at], wide[at], columns[at].right) for at in kept]) for row in table]
 
 

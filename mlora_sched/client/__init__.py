@@ -1,4 +1,4 @@
-"""A typed, synchronous client of the daemon's native API over its Unix socket.
+"""A typed, synchronous client of the daemon's native API, over its Unix socket, through ssh or over TCP.
 
 It uploads what a spec names, submits, watches and fetches adapters; errors of the daemon come back as the classes of
 `mlora_sched.errors`. It prints nothing and knows no command line. Unpacking a fetched adapter is `archive`'s work.
@@ -18,8 +18,17 @@ from urllib.parse import quote
 
 from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.client.administration import Administration
-from mlora_sched.client.connection import BLOCK, SOCKET_VARIABLE, default_socket
+from mlora_sched.client.connection import BLOCK
 from mlora_sched.client.logs import LogItem, LogKind, merged
+from mlora_sched.client.where import (
+    HOST_VARIABLE,
+    SOCKET_VARIABLE,
+    HttpTarget,
+    SshTarget,
+    Where,
+    default_socket,
+    default_where,
+)
 from mlora_sched.errors import NotFound, SpecError, WaitTimeout
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
@@ -37,18 +46,27 @@ from mlora_sched.spec.job import JobSpec, load_job, local_files
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
 
-__all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
+__all__ = [
+    "HOST_VARIABLE",
+    "SOCKET_VARIABLE",
+    "Client",
+    "HttpTarget",
+    "SshTarget",
+    "Where",
+    "default_socket",
+    "default_where",
+]
 
 _REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 class Client(Administration):
-    """Speaks to the daemon at `socket`; close it, or use it as a context manager.
+    """Speaks to the daemon at `where`; close it, or use it as a context manager.
 
     Args:
-        socket: path of the daemon's Unix socket.
+        where: path of the daemon's Unix socket, or the address of one elsewhere.
         timeout: seconds of silence after which a request is given up.
-        transport: how requests travel; the Unix socket unless a test gives another.
+        transport: how requests travel, as `where` says unless a test gives another.
 
     Every method raises the errors of `mlora_sched.errors` that the daemon answers with, and `Unreachable` when
     nobody answers.

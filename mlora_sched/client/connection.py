@@ -1,4 +1,7 @@
-"""How a client reaches its daemon: where that is, requests, answers, errors as our own classes. It names no calls."""
+"""How a client reaches its daemon: connections, requests, answers, errors as our own classes. It names no calls.
+
+Which daemon it is, `where` says; `tunnel` holds the ssh that one of another machine takes.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +11,47 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-import httpx
 from pydantic import ValidationError
 
+from mlora_sched.client.http import (
+    Answer,
+    Http,
+    NotConnected,
+    TimedOut,
+    Transport,
+    TransportError,
+    UnixConnection,
+    tcp_connection,
+)
+from mlora_sched.client.tunnel import Tunnel
+from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, HttpTarget, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.common import Frozen
 
-SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
 BLOCK = 1 << 20
 _PREFIX = "/api/v1"
 _Parsed = TypeVar("_Parsed")
 _Record = TypeVar("_Record", bound=Frozen)
 
 
-def default_socket(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where client and daemon meet when nobody says otherwise: in a directory that only this user can enter."""
-    if named := environment.get(SOCKET_VARIABLE):
-        return Path(named)
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "mlora_sched.sock"
-    return Path.home() / ".mlora_sched" / "daemon.sock"
-
-
 class Connection:
-    """Requests to the daemon at `socket` and what it answers; the base of `Client`, which names the arguments."""
+    """Requests to the daemon at `where` and what it answers; the base of `Client`, which names the arguments."""
 
-    def __init__(self, socket: Path, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
-        self.socket = socket
-        self._http = httpx.Client(
-            # there is no TLS on this socket: verify=False only spares reading all certificate authorities
-            transport=transport or httpx.HTTPTransport(uds=str(socket), verify=False),
-            base_url="http://daemon",
-            timeout=timeout,
-            trust_env=False,
-        )
+    def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
+        self.where = where
+        self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
+        self._http: Transport = transport or self._transport(where, timeout)
+
+    def _transport(self, where: Where, timeout: float) -> Http:
+        if isinstance(where, HttpTarget):
+            connection, prefix = tcp_connection(where.url)
+            return Http(connection, timeout, prefix=prefix, headers={"authorization": f"Bearer {where.token}"})
+        if self._tunnel is not None:
+            where = self._tunnel.socket
+        assert isinstance(where, Path)
+        return Http(UnixConnection(where), timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -56,58 +64,62 @@ class Connection:
     def close(self) -> None:
         """Let go of the connection."""
         self._http.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def _download(self, path: str, params: Mapping[str, str], target: IO[bytes]) -> None:
         try:
-            with self._http.stream("GET", _PREFIX + path, params=params) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise self._error(answer)
-                for block in answer.iter_bytes(BLOCK):
+            with self._http.download(_PREFIX + path, params, BLOCK) as answer:
+                if answer.failure is not None:
+                    raise self._error(answer.failure)
+                for block in answer.blocks:
                     target.write(block)
-        except httpx.TransportError as error:
+        except TransportError as error:
             raise self._unreachable(error) from None
 
     def _record(self, kind: type[_Record], method: str, path: str, **request: Any) -> _Record:
         return self._parsed(kind.model_validate_json, self._answer(method, path, **request))
 
-    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: httpx.Response) -> _Parsed:
+    def _parsed(self, parse: Callable[[bytes], _Parsed], answer: Answer) -> _Parsed:
         try:
             return parse(answer.content)
         except ValidationError:
             raise MloraError(
-                f"the daemon at {self.socket} answers in a form this client does not know; install the same version"
+                f"the daemon at {self.where} answers in a form this client does not know; install the same version"
             ) from None
 
-    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _answer(self, method: str, path: str, **request: Any) -> Answer:
         answer = self._send(method, path, **request)
         if answer.is_error:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **request: Any) -> Answer:
         """What the daemon answers, be it an error."""
         try:
             return self._http.request(method, _PREFIX + path, **request)
-        except httpx.TransportError as error:
+        except TransportError as error:
             raise self._unreachable(error) from None
 
-    def _error(self, answer: httpx.Response) -> MloraError:
+    def _error(self, answer: Answer) -> MloraError:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.socket} answers {answer.status_code} {answer.reason_phrase}")
+            return MloraError(f"the daemon at {self.where} answers {answer.status} {answer.reason}")
         return from_name(body.error, body.message)
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        length = len(os.fsencode(self.socket))
-        if length > MAX_SOCKET_PATH:
-            return Unreachable(f"{self.socket}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
-        if isinstance(error, httpx.TimeoutException):
-            return Unreachable(f"the daemon at {self.socket} does not answer; is it overloaded or stopped?")
-        if not isinstance(error, httpx.ConnectError):
-            return Unreachable(f"the daemon at {self.socket} broke off in the middle of an answer ({error}); try again")
-        return Unreachable(
-            f"no daemon answers at {self.socket} ({error}); start one with `mlora-sched serve`, "
-            f"or name its socket with --socket or {SOCKET_VARIABLE}"
-        )
+    def _unreachable(self, error: TransportError) -> Unreachable:
+        if isinstance(self.where, Path) and (length := len(os.fsencode(self.where))) > MAX_SOCKET_PATH:
+            return Unreachable(f"{self.where}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
+        if isinstance(error, TimedOut):
+            return Unreachable(f"the daemon at {self.where} does not answer; is it overloaded or stopped?")
+        if self._tunnel is not None and (said := self._tunnel.said()):
+            return Unreachable(f"the daemon at {self.where} cannot be reached; ssh says: {said}")
+        if not isinstance(error, NotConnected):
+            return Unreachable(f"the daemon at {self.where} broke off in the middle of an answer ({error}); try again")
+        return Unreachable(f"no daemon answers at {self.where} ({error}); {self._remedy()}")
+
+    def _remedy(self) -> str:
+        if isinstance(self.where, Path):
+            return f"start one with `mlora-sched serve`, or name its socket with --socket or {SOCKET_VARIABLE}"
+        return f"is it running there, and is the address in {HOST_VARIABLE} right?"

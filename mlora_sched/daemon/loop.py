@@ -35,7 +35,7 @@ from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import ErrorCode, JobState, WorkerPhase
+from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
     CheckpointSaved,
@@ -52,7 +52,6 @@ from mlora_sched.spec.wire import (
 )
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
-from mlora_sched.store.rows import failed
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -158,9 +157,9 @@ class DaemonLoop:
     def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
-        self._gate.look()
+        self._gate.look(now)
         live = self._store.live()
-        if self._requests.obey(live, now) or self._fail_impossible(live, now):
+        if self._requests.obey(live, now) or self._admission.fail_impossible(self._new(live), now):
             live = self._store.live()
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
@@ -333,14 +332,11 @@ class DaemonLoop:
     def _schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
         by_id = {job.id: job for job in jobs}
-        company = self._blame.company(jobs, now)
-        shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
-        if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
-            company = None  # others need not wait until there is memory for them
-        if shut_out:
-            company = None  # nor until they may come in
-        ready = [] if self._gate.closed else self._waiting(jobs)
-        snapshot = self._snapshot(jobs, ready, now) if company is None else self._among(by_id, company, now)
+        for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
+            self._hands.let_go(job.id, save=True)
+        company = self._company(by_id, now)
+        ready = self._gate.admitted(self._waiting(jobs))
+        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, ready, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -362,8 +358,21 @@ class DaemonLoop:
         plan = self._policy(replace(snapshot, leaving=snapshot.limits.max_resident))  # no place is free
         return [waiting.job_id for waiting in plan.waiting]
 
+    def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
+        """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
+        company = self._blame.company(list(jobs.values()), now)
+        if company is None:
+            return None
+        limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
+        can = [job for job in members if self._admission.fits_now(job, limits.get(job.owner))]
+        may = company.jobs & self._hands.attached or any(self._gate.admits(job) for job in can)
+        return company if can and may else None
+
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
+
+    def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
+        return [job for job in self._waiting(jobs) if job.base == self._base and job.id not in self._hands.all]
 
     def _snapshot(self, jobs: Sequence[LiveJob], waiting: Sequence[LiveJob], now: float) -> Snapshot:
         fairness = self._store.fairness()
@@ -375,7 +384,7 @@ class DaemonLoop:
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
             floor=fairness.floor,
-            limits=self._admission.limits(self._board.tokens_per_second, now),
+            limits=self._admission.limits(self._board.tokens_per_second, self._gate.device(jobs), now),
         )
 
     def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
@@ -384,17 +393,8 @@ class DaemonLoop:
         for job_id in others:
             self._hands.let_go(job_id, save=True)
         among = [job for job_id, job in jobs.items() if not others and job_id in company.jobs]
-        return self._snapshot(among, [] if self._gate.closed else self._waiting(among), now)
+        return self._snapshot(among, self._gate.admitted(self._waiting(among)), now)
 
     def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         going = self._patience is not None and self._worker.running
         return Queue(no_worker(jobs, "is being ended" if going else self._board.state), self._order(jobs, now))
-
-    def _fail_impossible(self, live: Sequence[LiveJob], now: float) -> bool:
-        """A job whose sizes are known now and can never fit ends; True when there was one."""
-        new = [job for job in self._waiting(live) if job.base == self._base and job.id not in self._hands.all]
-        found = self._admission.impossible(new)
-        for job_id, message in found.items():
-            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
-            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
-        return bool(found)

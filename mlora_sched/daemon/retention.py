@@ -23,6 +23,9 @@ from mlora_sched.store.jobs import JobStore
 SWEEP_SECONDS = 300.0
 """How often the daemon looks for what can go."""
 
+USAGE_SECONDS = 30 * 86_400.0
+"""How long it is known who trained how many tokens on which day; a quota asks for today's only."""
+
 BITE_SECONDS = 0.02
 """How long one bite of a sweep takes, one file more or less: requests and slices wait meanwhile."""
 
@@ -78,6 +81,7 @@ class Retention:
         self._sweep = None
 
     def _steps(self, now: float) -> Iterator[None]:
+        self._store.forget_usage(now - USAGE_SECONDS)
         try:
             for garbage in self.find(now, sizes=False):
                 try:

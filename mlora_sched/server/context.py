@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from mlora_sched.daemon.disk import Look, check_room, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
+from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
@@ -28,6 +29,7 @@ class Context:
     max_file_bytes: int
     estimating: Estimating
     retention: Retention
+    artifact_sizes: ArtifactSizes
     disk_space: Look = space_of
 
     def check_room(self, size: int = 0) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
+from mlora_sched.quotas import Use
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.store.jobs import JobStore
 
 
@@ -46,11 +48,12 @@ def check_size(spec: JobSpec) -> None:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
 
 
-def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating) -> None:
+def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str) -> None:
     """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
 
     Raises:
         SpecError: it does not, whoever leaves; the message says what would make it fit.
+        Refused: it alone holds more than its owner's quota allows.
     """
     status = store.worker_status()
     if status.shape is None or status.memory is None:
@@ -60,6 +63,8 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:
         raise SpecError(f"{spec.name}: {refusal}")
+    device = Use(QuotaKind.DEVICE, store.quotas().of(owner).limit(QuotaKind.DEVICE), 0)
+    device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
 
 
 def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -10,7 +11,9 @@ from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
-from mlora_sched.spec.wire import EvalDone, StepDone
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.wire import EvalDone, StepDone
 
 
 class Submission(Frozen):
@@ -87,6 +90,8 @@ class MetricsLine(Frozen):
     @classmethod
     def of(cls, report: StepDone | EvalDone) -> MetricsLine:
         """The line that a worker's report gives."""
+        from mlora_sched.spec.wire import EvalDone  # a client reads lines and never makes one
+
         if isinstance(report, EvalDone):
             return cls(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
         return cls(

@@ -1,7 +1,7 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -23,7 +23,9 @@ from mlora_sched.store import listing, rows, schema
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
+from mlora_sched.store.quotas import QuotaSide, check_submission, check_upload
 from mlora_sched.store.records import Drain, Release
+from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
 
 MIN_PREFIX = 4
@@ -38,11 +40,13 @@ _JOBS = select(*_SHOWN)
 """Made once, like the next: what a statement with so many columns costs to make is more than SQLite takes for it."""
 _BY_ID = _JOBS.where(schema.jobs.c.id == bindparam("id"))
 _DETAIL_EVENTS = 20
+_MOST_NAMED = 10
+"""Jobs that a message lists where a name fits several."""
 _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_PREFIX - 1}}}$")
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep):
+class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
@@ -54,11 +58,15 @@ class JobStore(DaemonSide, Upkeep):
             files: sha256 of every file of `spec.files`, by the name the spec uses; spooled by `owner` before.
             base: the served base that `spec.base_model` means.
             now: seconds since the Unix epoch.
+
+        Raises:
+            Refused: a quota of `owner` stands against it.
         """
         with writing(self._engine) as connection:
             connection.execute(insert(schema.jobs).values(_new_row(job_id, spec, owner, base, now)))
             for name, sha256 in files.items():
                 connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
+            check_submission(connection, job_id, owner)
             add_event(connection, job_id, "submitted", now)
             return rows.job_view(job_row(connection, job_id))
 
@@ -97,8 +105,13 @@ class JobStore(DaemonSide, Upkeep):
 
     def page(self, scope: str | None, wanted: JobQuery) -> JobsPage:
         """What is asked for of the jobs of one owner (None: of everybody), and how many `limit` has left out."""
-        where = listing.conditions(scope, wanted)
-        query = _JOBS.where(*where).order_by(*listing.order(wanted)).limit(wanted.limit)
+        where, order = listing.conditions(scope, wanted), listing.order(wanted)
+        seq = schema.jobs.c.seq
+        # the newest are found in the index of owners: of the others among 10,000 jobs, no row need be read
+        first = (
+            where if wanted.limit is None else [seq.in_(select(seq).where(*where).order_by(*order).limit(wanted.limit))]
+        )
+        query = _JOBS.where(*first).order_by(*order)
         with reading(self._engine) as connection:
             jobs = tuple(rows.job_view(row) for row in connection.execute(query))
             total = len(jobs)
@@ -229,9 +242,13 @@ class JobStore(DaemonSide, Upkeep):
         Args:
             place: puts the file where it belongs; called inside the transaction, so that nobody who removes files
                 that no row names can take it away in between.
+
+        Raises:
+            Refused: the owner's quota stands against it.
         """
         values = {"sha256": sha256, "size": size, "owner": owner, "created": now, "used": now}
         with writing(self._engine) as connection:
+            check_upload(connection, owner, sha256, size)
             place()
             upsert = sqlite.insert(schema.spool).values(values)
             connection.execute(
@@ -262,14 +279,14 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
     short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
     by_name = schema.jobs.c.name == text
     fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    found = connection.execute(
-        _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq)
-    ).all()
+    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
+    found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
         raise NotFound(f"no job {text}; {remedy}")
     if len(found) > 1:
-        raise Ambiguous(f"{text} fits several jobs: {', '.join(row.id for row in found)}; write one of these ids")
+        named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
+        raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
 
 

@@ -23,6 +23,7 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store import moves, rows, schema
+from mlora_sched.store.quotas import count_tokens
 from mlora_sched.store.records import Pace, WorkerStatus
 
 _AFTER_DETACH = {
@@ -45,7 +46,7 @@ def apply(connection: Connection, report: JobReport, now: float, pace: Pace | No
         case Attached():
             _attached(connection, row, report, now)
         case StepDone():
-            _step(connection, row, report, pace)
+            _step(connection, row, report, now, pace)
         case EvalDone():
             _eval(connection, report)
         case CheckpointSaved():
@@ -120,8 +121,8 @@ def _exactness(connection: Connection, row: Row[Any], report: Attached) -> str:
     return "" if status is None else WorkerStatus.model_validate_json(status).exactness
 
 
-def _step(connection: Connection, row: Row[Any], report: StepDone, pace: Pace | None) -> None:
-    """A step that is computed again counts once for the job, and each time for its owner's share of the device."""
+def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, pace: Pace | None) -> None:
+    """A step that is computed again counts once for the job, and each time for its owner's share and quota."""
     table = schema.metrics
     before = connection.scalar(
         select(table.c.tokens).where(table.c.job_id == row.id, table.c.event == "step", table.c.step == report.step)
@@ -134,6 +135,7 @@ def _step(connection: Connection, row: Row[Any], report: StepDone, pace: Pace | 
     count = sqlite.insert(schema.counters).values(owner=row.owner, tokens=report.tokens)
     more = {"tokens": schema.counters.c.tokens + report.tokens}
     connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
+    count_tokens(connection, row.owner, report.tokens, now)
 
 
 def _eval(connection: Connection, report: EvalDone) -> None:

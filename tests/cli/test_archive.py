@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from mlora_sched import archive as archive_module
 from mlora_sched.archive import Archive, unpack
 from mlora_sched.client import Client
+from mlora_sched.client.http import Answer, Download
 from mlora_sched.errors import MloraError, UserError
 
 PART = st.text("abcXYZ019._- ü", min_size=1, max_size=60).filter(lambda part: part.strip(".") != "")
@@ -160,8 +162,27 @@ def test_an_existing_directory_is_filled_only_when_empty(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "precious"
 
 
+class Says:
+    """A `Transport` to a daemon that knows one answer, or none: then nothing may be asked for."""
+
+    def __init__(self, answer: Answer | None) -> None:
+        self._answer = answer
+
+    def request(self, method: str, path: str, **request: object) -> Answer:
+        assert self._answer is not None, f"{method} {path}"
+        return self._answer
+
+    @contextlib.contextmanager
+    def download(self, path: str, params: object, block: int) -> Iterator[Download]:
+        answer = self.request("GET", path)
+        yield Download(answer if answer.is_error else None, iter([answer.content]))
+
+    def close(self) -> None:
+        pass
+
+
 def test_pull_refuses_what_is_no_archive(tmp_path: Path) -> None:
-    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=hostile("../x")))
+    transport = Says(Answer(200, hostile("../x")))
     with Client(Path("unused"), transport=transport) as client, pytest.raises(MloraError) as caught:
         client.pull("toy", tmp_path / "out")
     assert caught.value.exit_code == 1
@@ -169,11 +190,8 @@ def test_pull_refuses_what_is_no_archive(tmp_path: Path) -> None:
 
 
 def test_pull_does_not_download_where_it_cannot_write(tmp_path: Path) -> None:
-    def never(_request: httpx.Request) -> httpx.Response:
-        raise AssertionError("nothing may be asked for")
-
     (tmp_path / "file").touch()
-    with Client(Path("unused"), transport=httpx.MockTransport(never)) as client:
+    with Client(Path("unused"), transport=Says(None)) as client:
         for folder in (tmp_path / "file", tmp_path, tmp_path / "file" / "below"):
             with pytest.raises(UserError):
                 client.pull("toy", folder)
@@ -181,12 +199,14 @@ def test_pull_does_not_download_where_it_cannot_write(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b"[]"])
 def test_answers_of_another_version_are_named(content: bytes) -> None:
-    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=content))
-    with Client(Path("s"), transport=transport) as client, pytest.raises(MloraError, match="install the same version"):
+    with (
+        Client(Path("s"), transport=Says(Answer(200, content))) as client,
+        pytest.raises(MloraError, match="install the same version"),
+    ):
         client.get("toy")
 
 
 def test_error_answers_without_our_body() -> None:
-    transport = httpx.MockTransport(lambda _request: httpx.Response(502, content=b"<html>"))
+    transport = Says(Answer(502, b"<html>", "Bad Gateway"))
     with Client(Path("s"), transport=transport) as client, pytest.raises(MloraError, match="answers 502 Bad Gateway"):
         client.get("toy")

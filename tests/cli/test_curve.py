@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
@@ -39,7 +40,7 @@ def test_what_falls_is_drawn_falling(steps: int, height: int, start: float, plai
     assert all(columns), "the line is connected"
     assert columns[0][0] == 0, "from the first step"
     assert columns[-1][-1] == max(max(row) for row in columns), "to the last"
-    for above, below in zip(columns, columns[1:], strict=False):
+    for above, below in itertools.pairwise(columns):
         assert min(below) >= max(above) - 1
 
 
@@ -48,7 +49,7 @@ def test_a_wide_range_is_drawn_on_a_logarithmic_axis() -> None:
     assert is_logarithmic(falling, [])
     picture = [line.split("│")[1] for line in curve(falling, [], 60, 10)[:-1]]
     ends = [len(row) for row in picture]
-    assert max(after - before for before, after in zip(ends, ends[1:], strict=False)) <= 8, "a straight line"
+    assert max(after - before for before, after in itertools.pairwise(ends)) <= 8, "a straight line"
     assert not is_logarithmic(falling[:4], [])
     assert not is_logarithmic([*falling, Point(11, -1.0)], [])
 

@@ -71,7 +71,8 @@ def test_ls_fits_usual_terminals_and_keeps_what_says_why(columns: tuple[Column, 
     titles, line = (text.plain for text in fitted(columns, rows, width))
     assert max(len(titles), len(line)) <= width
     assert {"ID", "NAME", "STATE", "REASON"} <= set(titles.split())
-    assert "memory: needs 3.0 GiB" in line
+    assert "memory: needs 3.0" in line
+    assert width < 160 or cells["REASON"] in line
     assert "a-name-that" in line
 
 
@@ -107,7 +108,7 @@ def test_an_arrival_lies_between_early_and_late(pace: float, spread: float | Non
 NOW = 1_767_225_600.0
 
 
-@given(st.floats(1, 1e9))
+@given(st.floats(1, 3e8))
 def test_since_takes_spans_dates_and_times(ago: float) -> None:
     assert parse_since(f"{ago:.3f}s", NOW) == pytest.approx(NOW - ago, abs=1e-3)
     whole = int(NOW - ago)

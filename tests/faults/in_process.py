@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import httpx
 from daemon.stand_in import stand_in
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlora_sched.client import Client
+from mlora_sched.client.http import Answer, Download
 from mlora_sched.server.app import create_app
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
@@ -27,13 +30,23 @@ class _CalledBy:
         await self._app(scope, receive, send)
 
 
-class _InProcess(httpx.BaseTransport):
+class _InProcess:
+    """A `Transport`."""
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = TestClient(app, base_url="http://daemon")
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self._app.request(request.method, str(request.url), content=request.read(), headers=request.headers)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+    def request(self, method: str, path: str, *, timeout: float | None = None, **request: Any) -> Answer:
+        answer = self._app.request(method, path, **request)
+        return Answer(answer.status_code, answer.content)
+
+    @contextlib.contextmanager
+    def download(self, path: str, params: Mapping[str, str], block: int) -> Iterator[Download]:
+        answer = self.request("GET", path, params=params)
+        yield Download(answer if answer.is_error else None, iter([answer.content]))
+
+    def close(self) -> None:
+        self._app.close()
 
 
 def clients(store: JobStore, settings: DaemonSettings, *users: str) -> dict[str, Client]:

@@ -32,6 +32,7 @@ class Served:
 
     store: JobStore
     settings: DaemonSettings
+    port: int | None = None
 
     @property
     def socket(self) -> Path:

@@ -270,7 +270,7 @@ def test_only_administrators_steer_the_device(served: Served, act_as: Callable[[
     act_as(ANN)
     with Client(served.socket) as client:
         for ask in (client.release, client.reclaim):
-            with pytest.raises(Refused, match="ann: only root and the daemon's own user"):
+            with pytest.raises(Refused, match="ann: only administrators"):
                 ask()
     assert not served.store.release().wanted
     assert served.store.events(None) == []

@@ -7,6 +7,7 @@ what lies below it (HTTP itself, connections) is not looked at here.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_other_methods_are_refused_and_the_right_ones_named(operations: list[API
     for path, known in methods.items():
         first = next(one for one in operations if one.path == path)
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - known:
-            case = first.Case(path_parameters={"ref": "toy", "sha256": "0" * 64}, headers={WHO: "ann"}, method=method)
+            parameters = dict.fromkeys(re.findall(r"{(\w+)}", path), "0" * 64)
+            case = first.Case(path_parameters=parameters, headers={WHO: "ann"}, method=method)
             answer = case.call()
             assert answer.status_code == 405, (method, path)
             assert answer.json()["error"] == "UserError"

@@ -150,9 +150,9 @@ def test_a_full_id_wins_and_several_are_listed(store: JobStore) -> None:
     add(store, "j-aabbcc", "twin")
     add(store, "j-ccdd", "aabbcc")
     assert store.resolve("j-aabb", "ann") == "j-aabb"
-    with pytest.raises(Ambiguous, match=r"twin fits several jobs: j-aabb, j-aabbcc;"):
+    with pytest.raises(Ambiguous, match=r"twin fits several jobs: j-aabbcc, j-aabb;"):
         store.resolve("twin", "ann")
-    with pytest.raises(Ambiguous, match="j-aabbcc, j-ccdd"):
+    with pytest.raises(Ambiguous, match="j-ccdd, j-aabbcc"):
         store.resolve("aabbcc", "ann")
 
 

@@ -8,6 +8,8 @@ import click
 from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.remote.admin_quota import quota
+from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.client import Client
@@ -85,6 +87,8 @@ def _failed(view: GcView) -> int:
 
 
 admin.add_command(backup)
+admin.add_command(token)
+admin.add_command(quota)
 
 
 def _show(view: DaemonView, *, as_json: bool) -> None:

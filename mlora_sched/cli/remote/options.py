@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mlora_sched.cli.output import print_job_line, print_json
-from mlora_sched.client import SOCKET_VARIABLE, Client, default_socket
+from mlora_sched.client import HOST_VARIABLE, SOCKET_VARIABLE, Client, HttpTarget, SshTarget, default_where
 from mlora_sched.errors import UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.spec.api import JobView
@@ -46,14 +46,22 @@ DURATION = Parsed("duration", parse_duration)
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 
+class _Socket(click.Path):
+    """The path of a socket; where the environment names a daemon elsewhere, that is left as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path, or the address."""
+        return value if isinstance(value, SshTarget | HttpTarget) else super().convert(value, param, ctx)
+
+
 def daemon_options(verb: _Function) -> _Function:
-    """Add `--socket` (a Path) and `--json` (`as_json`) to a verb."""
+    """Add `--socket` (a `Where`) and `--json` (`as_json`) to a verb."""
     socket = click.option(
         "--socket",
-        type=click.Path(path_type=Path),
-        default=default_socket,
+        type=_Socket(path_type=Path),
+        default=default_where,
         show_default="the user's own",
-        help=f"Socket of the daemon; else {SOCKET_VARIABLE}.",
+        help=f"Socket of the daemon; else {HOST_VARIABLE} or {SOCKET_VARIABLE}.",
     )
     return json_option(socket(verb))
 

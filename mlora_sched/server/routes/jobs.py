@@ -14,6 +14,7 @@ from mlora_sched.errors import StorageTrouble
 from mlora_sched.server.adapters import open_adapter
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
+from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
 from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage, Submission
@@ -33,7 +34,8 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
     check_size(body.spec)
     context.check_room()
     base = served_base(body.spec, context.settings)
-    check_memory(body.spec, context.store, context.settings, context.estimating)
+    check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
+    check_artifacts(context, caller.user)
     check_files(body, lambda sha256: context.has_file(sha256, caller))
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
