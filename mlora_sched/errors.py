@@ -9,7 +9,7 @@
     ├── Ambiguous                    a shortened id or name fits several      exit 3   HTTP 409
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unauthorized                 nobody whom the daemon knows asks        exit 4   HTTP 401
-    │   └── TooManyAttempts          an address sends wrong tokens on and on  exit 4   HTTP 429
+    │   └── TooManyAttempts          nobody known, from there again and again exit 4   HTTP 429
     ├── Unreachable                  no daemon answers                        exit 5   HTTP 503
     ├── StorageTrouble               the daemon's disk or database fails now  exit 6   HTTP 503
     │   └── NoSpace                  the daemon's disk is (nearly) full       exit 6   HTTP 507
@@ -106,7 +106,7 @@ class Unauthorized(MloraError):
 
 
 class TooManyAttempts(Unauthorized):
-    """Wrong tokens have come from one address too often."""
+    """Somebody unknown has asked from one address too often."""
 
     http_status = 429
 

@@ -64,6 +64,7 @@ def _facts(looked: Looked) -> Mapping[str, str]:
         "created": moment(job.created),
         "started": moment(job.started),
         "ended": moment(job.ended),
+        "starts after": ", ".join(detail.after),
         "tried again": f"{job.retried} of {job.retries} times" if job.retries else "",
         "artifacts": f"removed on {moment(job.artifacts_removed)} (--keep-artifacts)" if job.artifacts_removed else "",
         "checkpoints": ", ".join(

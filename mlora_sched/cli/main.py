@@ -47,6 +47,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("cancel", "Cancel a job."),
         _remote("pause", "Pause a job; it keeps its progress."),
         _remote("resume", "Let a paused job go on."),
+        _remote("priority", "Let a job come before or after your others."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
         _remote("track", "Carry a job's metrics to an experiment tracker."),

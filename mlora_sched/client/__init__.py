@@ -6,20 +6,15 @@ It uploads what a spec names, submits, watches and fetches adapters; errors of t
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 from mlora_sched.archive import prepare_target, unpack
-from mlora_sched.client.administration import Administration
-from mlora_sched.client.connection import BLOCK
 from mlora_sched.client.logs import LogItem, LogKind, merged
+from mlora_sched.client.submitting import Submitting, check_reference
 from mlora_sched.client.where import (
     HOST_VARIABLE,
     SOCKET_VARIABLE,
@@ -29,7 +24,7 @@ from mlora_sched.client.where import (
     default_socket,
     default_where,
 )
-from mlora_sched.errors import NotFound, SpecError, WaitTimeout
+from mlora_sched.errors import WaitTimeout
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
     EventsPage,
@@ -40,11 +35,11 @@ from mlora_sched.spec.api import (
     MemoryView,
     MetricsLine,
     MetricsPage,
-    Submission,
 )
-from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.job import Priority
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.submission import PriorityRequest
 
 __all__ = [
     "HOST_VARIABLE",
@@ -57,10 +52,8 @@ __all__ = [
     "default_where",
 ]
 
-_REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
-
-class Client(Administration):
+class Client(Submitting):
     """Speaks to the daemon at `where`; close it, or use it as a context manager.
 
     Args:
@@ -71,42 +64,6 @@ class Client(Administration):
     Every method raises the errors of `mlora_sched.errors` that the daemon answers with, and `Unreachable` when
     nobody answers.
     """
-
-    # ------------------------------------------------------------------ submitting
-
-    def submit(self, spec_path: Path) -> JobView:
-        """Read a spec, upload the files it names and submit it.
-
-        Raises:
-            SpecError: the spec is malformed or names a missing file; nothing has been sent.
-        """
-        spec = load_job(spec_path)
-        return self.submit_spec(spec, local_files(spec, spec_path.parent))
-
-    def submit_spec(self, spec: JobSpec, files: Mapping[str, Path]) -> JobView:
-        """Upload `files` (local path by the name the spec uses) and submit `spec`."""
-        uploaded = {name: self.upload(path) for name, path in files.items()}
-        body = Submission(spec=spec, files=uploaded)
-        return self._record(JobView, "POST", "/jobs", json=body.model_dump(mode="json"))
-
-    def upload(self, path: Path) -> str:
-        """Give the daemon a file, unless this user gave it before; returns its sha256 in hex."""
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if not self._holds(digest):
-                    size = file.seek(0, os.SEEK_END)
-                    file.seek(0)
-                    self._answer(
-                        "PUT", f"/files/{digest}", content=_blocks(file), headers={"content-length": str(size)}
-                    )
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-        return digest
-
-    def _holds(self, digest: str) -> bool:
-        """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
-        return self._send("HEAD", f"/files/{digest}").is_success
 
     # ------------------------------------------------------------------ looking
 
@@ -189,6 +146,11 @@ class Client(Administration):
         """Ask for a pause, a resume or a cancel; the answer shows it as pending until the daemon has done it."""
         return self._record(JobView, "POST", _job(ref, f"/{request.value}"))
 
+    def set_priority(self, ref: str, priority: Priority) -> JobView:
+        """Order a job otherwise among its owner's."""
+        body = PriorityRequest(priority=priority)
+        return self._record(JobView, "POST", _job(ref, "/priority"), json=body.model_dump(mode="json"))
+
     def remove(self, ref: str) -> JobView:
         """Remove a job that has ended, with everything of it; returns it as it was."""
         return self._record(JobView, "DELETE", _job(ref))
@@ -208,16 +170,10 @@ class Client(Administration):
 
 
 def _job(ref: str, rest: str = "") -> str:
-    """The path of a job; what cannot be an id or a name is not sent, lest it become another path."""
-    if not _REFERENCE.match(ref):
-        raise NotFound(f"{ref!r}: no job has such an id or name; `mlora-sched ls` lists yours")
+    """The path of a job."""
+    check_reference(ref)
     return f"/jobs/{quote(ref, safe='')}{rest}"
 
 
 def _named(jobs: Sequence[JobView]) -> str:
     return ", ".join(f"{job.name} ({job.id}, {job.shown_state})" for job in jobs)
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
-        yield block

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,12 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 from mlora_sched.client.connection import Connection
 from mlora_sched.errors import MloraError, NotFound, Refused, UserError
 from mlora_sched.files import DISK, DRAFT
-from mlora_sched.spec.access import NewToken, TokenRequest, TokenView
+from mlora_sched.spec.access import AuditEntry, AuditPage, NewToken, TokenRequest, TokenView
 from mlora_sched.spec.api import BackupView, DaemonView, GcRequest, GcView, ReleaseRequest
 from mlora_sched.spec.explain import explain
 from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
 from mlora_sched.spec.state import WorkerPhase
 
+_AUDIT_PAGE = 500
 _TOKEN_ID = re.compile(r"^t-[0-9a-f]{16}$")
 _TOKENS = TypeAdapter(tuple[TokenView, ...])
 
@@ -165,6 +167,21 @@ class Administration(Connection):
         if not _TOKEN_ID.match(token_id):
             raise NotFound(f"{token_id!r}: no token has such an id; `mlora-sched admin token ls` lists them")
         return self._record(TokenView, "DELETE", f"/tokens/{token_id}")
+
+    def audit(self, *, user: str | None = None, since: float | None = None) -> Iterator[AuditEntry]:
+        """Who asked for what, newest first, page after page; of one user and since a time (Unix seconds) if given.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        params = {name: value for name, value in (("user", user), ("since", since)) if value is not None}
+        before: dict[str, int] = {}
+        while True:
+            page = self._record(AuditPage, "GET", "/audit", params={**params, **before, "limit": _AUDIT_PAGE})
+            yield from page.entries
+            if page.cursor is None:
+                return
+            before = {"before": page.cursor}
 
 
 def token_request(user: str, *, admin: bool = False, note: str = "", seconds: float | None = None) -> TokenRequest:

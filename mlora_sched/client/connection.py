@@ -13,18 +13,9 @@ from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from mlora_sched.client.http import (
-    Answer,
-    Http,
-    NotConnected,
-    TimedOut,
-    Transport,
-    TransportError,
-    UnixConnection,
-    tcp_connection,
-)
+from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.client.tunnel import Tunnel
-from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, HttpTarget, SshTarget, Where
+from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -42,16 +33,9 @@ class Connection:
     def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
         self.where = where
         self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
-        self._http: Transport = transport or self._transport(where, timeout)
-
-    def _transport(self, where: Where, timeout: float) -> Http:
-        if isinstance(where, HttpTarget):
-            connection, prefix = tcp_connection(where.url)
-            return Http(connection, timeout, prefix=prefix, headers={"authorization": f"Bearer {where.token}"})
-        if self._tunnel is not None:
-            where = self._tunnel.socket
-        assert isinstance(where, Path)
-        return Http(UnixConnection(where), timeout)
+        place = self._tunnel.socket if self._tunnel is not None else where
+        assert not isinstance(place, SshTarget)
+        self._http: Transport = transport or Http(place, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -94,11 +78,17 @@ class Connection:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> Answer:
-        """What the daemon answers, be it an error."""
+    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> Answer:
+        """What the daemon answers, be it an error.
+
+        Args:
+            repeatable: asking twice is asking once, so it is sent once more when the connection breaks off.
+        """
         try:
             return self._http.request(method, _PREFIX + path, **request)
         except TransportError as error:
+            if repeatable and isinstance(error, BrokenOff):
+                return self._send(method, path, **request)
             raise self._unreachable(error) from None
 
     def _error(self, answer: Answer) -> MloraError:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
+from mlora_sched.client.where import HttpTarget
+
 USUAL = -1.0
 """The timeout of the transport."""
 
@@ -102,11 +104,11 @@ class Download:
     blocks: Iterator[bytes]
 
 
-class UnixConnection(HTTPConnection):
+class _UnixConnection(HTTPConnection):
     """An HTTP connection whose host is a path."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("daemon")
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("daemon", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -125,34 +127,28 @@ class UnixConnection(HTTPConnection):
         self.sock = connection
 
 
-def tcp_connection(url: str) -> tuple[HTTPConnection, str]:
-    """A connection to the host of `http[s]://HOST[:PORT][/PREFIX]`, not opened yet, and the prefix of its paths."""
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    return kind(str(parts.hostname), parts.port), parts.path.rstrip("/")
+def _connection_to(place: Path | HttpTarget, timeout: float | None) -> HTTPConnection:
+    if isinstance(place, Path):
+        return _UnixConnection(place, timeout)
+    url = urlsplit(place.url)
+    assert url.hostname is not None
+    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    return kind(url.hostname, url.port, timeout=timeout)
 
 
 class Http:
-    """A `Transport` over a connection.
+    """A `Transport` to the Unix socket at a path, or to an address with a token.
 
     Args:
+        place: where.
         timeout: seconds of silence after which a request is given up; None for never.
-        prefix: of every path.
-        headers: of every request.
     """
 
-    def __init__(
-        self,
-        connection: HTTPConnection,
-        timeout: float | None,
-        *,
-        prefix: str = "",
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self._connection = connection
+    def __init__(self, place: Path | HttpTarget, timeout: float | None) -> None:
+        self._connection = _connection_to(place, timeout)
         self._timeout = timeout
-        self._prefix = prefix
-        self._headers = headers or {}
+        self._prefix = urlsplit(place.url).path if isinstance(place, HttpTarget) else ""
+        self._headers = {"authorization": f"Bearer {place.token}"} if isinstance(place, HttpTarget) else {}
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -203,9 +199,8 @@ class Http:
     ) -> HTTPResponse:
         if self._connection.sock is not None and select.select([self._connection.sock], [], [], 0)[0]:
             self._connection.close()  # the other side has: it keeps connections for some seconds only
-        path = self._prefix + path
         query = urlencode({name: _plain(value) for name, value in params.items()}, doseq=True)
-        target = f"{path}?{query}" if query else path
+        target = self._prefix + (f"{path}?{query}" if query else path)
         if self._connection.sock is None:
             try:
                 self._connection.connect()
@@ -215,7 +210,7 @@ class Http:
                 raise NotConnected(str(error)) from None
         # a daemon that refuses a body answers before it has all of it
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.request(method, target, content, {**self._headers, **sent})
+            self._connection.request(method, target, content, self._headers | sent)
         return self._connection.getresponse()
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 from mlora_sched.client.where import SshTarget
@@ -44,6 +45,7 @@ class Tunnel:
 
     Attributes:
         socket: the local end.
+        close: ends it; calling it again does nothing.
 
     Raises:
         UserError: there is no ssh on this machine.
@@ -52,31 +54,36 @@ class Tunnel:
 
     def __init__(self, target: SshTarget) -> None:
         self._target = target
-        self._folder = Path(tempfile.mkdtemp(prefix="mlora-"))
-        self.socket = self._folder / "s"
-        self._said = self._folder / "stderr"
-        self._process: subprocess.Popen[bytes] | None = None
+        folder = Path(tempfile.mkdtemp(prefix="mlora-"))
+        self.socket = folder / "s"
+        self._said = folder / "stderr"
+        self._started: list[subprocess.Popen[bytes]] = []
+        # wherever Ctrl-C comes in between, what is not closed ends with this process
+        self.close = weakref.finalize(self, _end, folder, self._started)
         try:
             self._start()
-        except BaseException:  # Ctrl-C while ssh connects, too
+        except BaseException:
             self.close()
             raise
 
     def _start(self) -> None:
         with self._said.open("wb") as said:
             try:
-                self._process = subprocess.Popen(
-                    command(self._target, self.socket),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
+                self._started.append(
+                    subprocess.Popen(
+                        command(self._target, self.socket),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=said,
+                    )
                 )
             except FileNotFoundError:
                 raise UserError(f"{self._target}: there is no ssh on this machine; install OpenSSH's client") from None
+        (ssh,) = self._started
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
-            if self._process.poll() is not None:
-                raise Unreachable(f"{self._target}: ssh ended with {self._process.returncode}: {self.said()}")
+            if ssh.poll() is not None:
+                raise Unreachable(f"{self._target}: ssh ended with {ssh.returncode}: {self.said()}")
             if time.monotonic() >= deadline:
                 raise Unreachable(f"{self._target}: ssh has not connected for {_START_SECONDS:g} s: {self.said()}")
             time.sleep(_POLL_SECONDS)
@@ -90,13 +97,14 @@ class Tunnel:
         lines = self._said.read_text(errors="replace").split("\n")[-5:]
         return "; ".join(line.strip() for line in lines if line.strip())[-500:]
 
-    def close(self) -> None:
-        """End ssh and remove the directory."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+def _end(folder: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    """End ssh and remove the directory."""
+    for ssh in started:
+        ssh.terminate()
+        try:
+            ssh.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            ssh.kill()
+            ssh.wait()
+    shutil.rmtree(folder, ignore_errors=True)

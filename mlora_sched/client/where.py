@@ -17,8 +17,8 @@ from mlora_sched.errors import UserError
 SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
 HOST_VARIABLE = "MLORA_SCHED_HOST"
 TOKEN_VARIABLE = "MLORA_SCHED_TOKEN"
-REMOTE_SOCKET = "/run/mlora_sched/daemon.sock"
-"""Where a daemon that serves a whole machine answers, unless an address names another path."""
+REMOTE_SOCKET = "/run/mlora-sched/daemon.sock"
+"""Where a daemon that serves a whole machine answers, unless an address names another path. The systemd unit has it."""
 
 _SSH = re.compile(
     r"^ssh://(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?"

@@ -172,9 +172,9 @@ class Admission:
         found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in known}
         return {job_id: message for job_id, message in found.items() if message is not None}
 
-    def fail_impossible(self, waiting: Sequence[LiveJob], now: float) -> bool:
-        """A job whose sizes are known now and can never fit ends; True when there was one."""
-        found = self.impossible(waiting)
+    def fail_impossible(self, jobs: Sequence[LiveJob], now: float) -> bool:
+        """End those of these queued jobs that can never run; True when there was one. No further try would help."""
+        found = self.impossible(jobs)
         for job_id, message in found.items():
             reason = failed(ErrorCode.OUT_OF_MEMORY, message)
             self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
-from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served
+from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served, order
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
@@ -104,6 +104,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
+        self._holds = Holds(store)
         self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
@@ -159,21 +160,23 @@ class DaemonLoop:
         self._hear(now)
         self._gate.look(now)
         live = self._store.live()
-        if self._requests.obey(live, now) or self._admission.fail_impossible(self._new(live), now):
+        changed = self._holds.look(live, now) or self._requests.obey(live, now)
+        if changed or self._admission.fail_impossible(self._new(live), now):
             live = self._store.live()
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
-        self._preparing.next(served, now)
-        away = self._absence.reason(served, now)
+        self._preparing.next(self._holds.may_prepare(served), now)
+        ready = self._holds.may_train(served)
+        away = self._absence.reason(ready, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        queue = self._schedule(served, now) if self._ready and away is None else self._not_ready(served, now)
-        others = not_served(live, self._base) | self._gate.reasons(self._waiting(served))
-        explain(self._store, live, replace(queue, reasons={**queue.reasons, **others}))
+        queue = self._schedule(ready, now) if self._ready and away is None else self._not_ready(ready, now)
+        others = not_served(live, self._base) | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live)
+        explain(self._store, live, queue, others)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
@@ -335,8 +338,7 @@ class DaemonLoop:
         for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
             self._hands.let_go(job.id, save=True)
         company = self._company(by_id, now)
-        ready = self._gate.admitted(self._waiting(jobs))
-        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, ready, now)
+        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -354,9 +356,7 @@ class DaemonLoop:
 
     def _order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
         """Who waits, in the order in which the policy would take them when it may."""
-        snapshot = self._snapshot(jobs, self._waiting(jobs), now)
-        plan = self._policy(replace(snapshot, leaving=snapshot.limits.max_resident))  # no place is free
-        return [waiting.job_id for waiting in plan.waiting]
+        return order(self._policy, self._snapshot(jobs, now, admitted=False))
 
     def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
         """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
@@ -374,7 +374,8 @@ class DaemonLoop:
     def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in self._waiting(jobs) if job.base == self._base and job.id not in self._hands.all]
 
-    def _snapshot(self, jobs: Sequence[LiveJob], waiting: Sequence[LiveJob], now: float) -> Snapshot:
+    def _snapshot(self, jobs: Sequence[LiveJob], now: float, *, admitted: bool = True) -> Snapshot:
+        waiting = self._gate.admitted(self._waiting(jobs)) if admitted else self._waiting(jobs)
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
@@ -392,8 +393,7 @@ class DaemonLoop:
         others = self._hands.all - company.jobs
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        among = [job for job_id, job in jobs.items() if not others and job_id in company.jobs]
-        return self._snapshot(among, self._gate.admitted(self._waiting(among)), now)
+        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
     def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         going = self._patience is not None and self._worker.running

@@ -28,8 +28,9 @@ from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.door import Door
 from mlora_sched.server.groups import AdminGroup, gid_of
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import daemon, files, jobs, quota, tokens
+from mlora_sched.server.routes import audit, daemon, files, jobs, quota, tokens
 from mlora_sched.server.tcp import Hosts
+from mlora_sched.server.trail import Trail
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.explain import explain_items
@@ -48,7 +49,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such job, base, file or checkpoint.",
         409: "Ambiguous, or not allowed in this state or by a quota.",
         413: "The body is too large.",
-        429: "Too many wrong tokens from one address.",
+        429: "Somebody unknown has asked from one address too often.",
         503: "The disk or the database refuses for now.",
         507: "The disk is nearly full.",
         422: "The spec or a parameter is malformed.",
@@ -79,7 +80,7 @@ def create_app(
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
     retention, sizes = Retention(store, settings), ArtifactSizes(settings)
     app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
-    for router in (jobs.router, files.router, daemon.router, quota.router, tokens.router):
+    for router in (jobs.router, files.router, daemon.router, quota.router, tokens.router, audit.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     gid = None if settings.admin_group is None else gid_of("--admin-group", settings.admin_group)
@@ -90,6 +91,7 @@ def create_app(
         hosts=Hosts(settings.listen, settings.allow_hosts),
         attempts=Attempts(),
     )
+    app.add_middleware(Trail, store=store)  # the last one is the outermost
     app.add_exception_handler(MloraError, _ours)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _of_http)

@@ -1,4 +1,4 @@
-"""How often wrong tokens have come from an address. A bounded memory: nobody can make it grow."""
+"""How often somebody unknown has asked from an address. A bounded memory: nobody can make it grow."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlora_sched.errors import MloraError, TooManyAttempts, Unauthorized
 from mlora_sched.server.answers import answer_of
 from mlora_sched.server.attempts import Attempts
-from mlora_sched.server.auth import Caller, Remote, Unknown
+from mlora_sched.server.auth import Caller, Peer, Remote, Unknown
 from mlora_sched.server.groups import AdminGroup
 from mlora_sched.server.tcp import Hosts
 from mlora_sched.spec.access import Via
@@ -33,7 +33,7 @@ class Door:
         store: where tokens are.
         admins: who is an administrator beside those the kernel's word makes one.
         hosts: the names by which the daemon may be asked over TCP.
-        attempts: what counts wrong tokens.
+        attempts: what counts those who are not let in.
     """
 
     def __init__(self, app: ASGIApp, store: JobStore, admins: AdminGroup, hosts: Hosts, attempts: Attempts) -> None:
@@ -49,18 +49,28 @@ class Door:
             try:
                 scope["state"]["caller"] = await self._admit(scope)
             except MloraError as error:
-                answer = answer_of(error)
+                answer = answer_of(self._counted(error, scope["state"]["caller"]))
                 answer.headers["connection"] = "close"  # rather than read what else a stranger has to say
                 await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _counted(self, error: MloraError, peer: Peer) -> MloraError:
+        """The error, or that there have been too many of its kind."""
+        if not isinstance(error, Unauthorized):
+            return error
+        address = peer.address if isinstance(peer, Remote) else "the socket"
+        wait = self._attempts.failed(address)
+        if not wait:
+            return error
+        return TooManyAttempts(f"nobody known has asked from {address} too often; wait {wait:.0f} s, then {_HOW}")
 
     async def _admit(self, scope: Scope) -> Caller:
         peer = scope["state"]["caller"]
         if isinstance(peer, Remote):
             headers = Headers(scope=scope)
             self._hosts.check(headers, scope["server"])
-            return await self._holder(headers, peer)
+            return await self._holder(headers)
         if isinstance(peer, Unknown):
             raise Unauthorized(peer.why)
         assert isinstance(peer, Caller)
@@ -68,7 +78,7 @@ class Door:
             return replace(peer, is_admin=True)
         return peer
 
-    async def _holder(self, headers: Headers, peer: Remote) -> Caller:
+    async def _holder(self, headers: Headers) -> Caller:
         """Whose token it is. It is found by its hash, so that nothing can be learnt from how long that takes."""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
@@ -77,9 +87,6 @@ class Door:
         found = await run_in_threadpool(self._store.token_of, hash_of(secret.strip()))
         if found is not None and found.holds(now):
             return Caller(found.user, found.admin, Via.TCP)
-        wait = self._attempts.failed(peer.address)
-        if wait:
-            raise TooManyAttempts(f"wrong tokens came from {peer.address} too often; wait {wait:.0f} s, then {_HOW}")
         if found is None:
             raise Unauthorized(f"the daemon knows no such token; {_HOW}")
         why = "was revoked" if found.revoked is not None else "has expired"

@@ -24,7 +24,7 @@ class TokenRequest(Frozen):
     user: str = Field(pattern=USER_PATTERN)
     admin: bool = Field(default=False, strict=True)
     note: str = Field(default="", max_length=200)
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
 
 
 class TokenView(Frozen):
@@ -47,3 +47,34 @@ class NewToken(TokenView):
     """A token that was made just now, with its secret, which is not kept and shown this once."""
 
     token: str
+
+
+class AuditEntry(Frozen):
+    """One request that changed something, or was refused.
+
+    Attributes:
+        id: ascending in the order of what happened.
+        time: seconds since the Unix epoch.
+        caller: the user; `?` for somebody whom the daemon does not know.
+        via: the door they came through.
+        action: the operation's name in the API, such as `submit`; `connect` for who was not let in.
+        target: what it was about: a job's or token's id, or what was given for one.
+        detail: what else is worth knowing, without secrets; of a refusal its reason.
+        outcome: `ok`, or the error's class in `mlora_sched.errors`.
+    """
+
+    id: int
+    time: float
+    caller: str
+    via: Via
+    action: str
+    target: str
+    detail: str
+    outcome: str
+
+
+class AuditPage(Frozen):
+    """Entries, newest first; ask again with `cursor` for older ones, None when there are none."""
+
+    entries: tuple[AuditEntry, ...]
+    cursor: int | None

@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from mlora_sched.spec.wire import EvalDone, StepDone
 
 
-class Submission(Frozen):
-    """A spec and the spool keys (sha256, hex) of the files it names; the files are uploaded first."""
-
-    spec: JobSpec
-    files: dict[str, str]
-
-
 class JobView(Frozen):
     """A job as people see it. Times are seconds since the Unix epoch; `artifacts_removed` when they are gone.
 
@@ -137,6 +130,7 @@ class JobDetail(Frozen):
     """`show`: the job, its resolved spec, its checkpoints and its newest events.
 
     `exactness` says in words whether its results are those it would have got alone; empty before it first trains.
+    `after` are the ids of the jobs that must have succeeded before it starts.
     """
 
     job: JobView
@@ -145,6 +139,7 @@ class JobDetail(Frozen):
     best_checkpoint: int | None
     events: tuple[EventView, ...]
     exactness: str
+    after: tuple[str, ...] = ()
 
 
 class ReleaseRequest(Frozen):

@@ -10,11 +10,11 @@ from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
-from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
+from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
 
 
 class DaemonSide:
@@ -53,6 +53,27 @@ class DaemonSide:
         """Move a job by compare-and-set; False when it is not in `from_state` any more. See `moves.move`."""
         with writing(self._engine) as connection:
             return moves.move(connection, job_id, from_state, to_state, now, done=done, note=note, **columns)
+
+    def fail(self, job_id: str, code: ErrorCode, message: str, now: float, *, crashes: int) -> None:
+        """A job that is there and has not ended cannot go on; see `moves.fail`."""
+        with writing(self._engine) as connection:
+            row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
+            moves.fail(connection, row, code, message, now, crashes=crashes)
+
+    def dependences(self) -> list[Dependence]:
+        """Which live jobs start after which others, in the order of submission."""
+        live, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
+        query = (
+            select(table.c.job_id, table.c.after_id, other.c.name, other.c.state)
+            .join(live, live.c.id == table.c.job_id)
+            .join(other, other.c.id == table.c.after_id)
+            .where(live.c.state.not_in([state.value for state in schema.FINAL_STATES]))
+            .order_by(live.c.seq, other.c.seq)
+        )
+        with reading(self._engine) as connection:
+            return [
+                Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in connection.execute(query)
+            ]
 
     def clear_request(self, job_id: str, done: Request) -> None:
         """Reset a request that is void (resuming a job that runs), unless the user has asked anew since."""

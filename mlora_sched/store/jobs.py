@@ -1,7 +1,8 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
+those of `Audit` who asked for what, those of `Submissions` go with submitting.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -19,12 +20,14 @@ from mlora_sched.spec.api import EventView, JobDetail, JobsPage, JobView, Metric
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request, WaitReason
-from mlora_sched.store import listing, rows, schema
+from mlora_sched.store import listing, rows, schema, submissions
+from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.quotas import QuotaSide, check_submission, check_upload
-from mlora_sched.store.records import Drain, Release
+from mlora_sched.store.records import Drain, Release, Terms
+from mlora_sched.store.submissions import Submissions
 from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
 
@@ -46,13 +49,20 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
+class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
-        self, job_id: str, spec: JobSpec, files: Mapping[str, str], owner: str, base: str, now: float
+        self,
+        job_id: str,
+        spec: JobSpec,
+        files: Mapping[str, str],
+        owner: str,
+        base: str,
+        now: float,
+        terms: Terms = Terms(),  # noqa: B008 (frozen)
     ) -> JobView:
-        """Add a job in PREPARING.
+        """Add a job in PREPARING, unless `owner` has submitted it before under the same key: then it is that one.
 
         Args:
             files: sha256 of every file of `spec.files`, by the name the spec uses; spooled by `owner` before.
@@ -60,13 +70,20 @@ class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
             now: seconds since the Unix epoch.
 
         Raises:
-            Refused: a quota of `owner` stands against it.
+            NotFound: one of `terms.after` is gone.
+            Refused: one of them has not succeeded and never will; another job has the key; or a quota of `owner` stands
+                against it.
         """
         with writing(self._engine) as connection:
-            connection.execute(insert(schema.jobs).values(_new_row(job_id, spec, owner, base, now)))
+            before = submissions.under_key(connection, owner, spec, files, terms)
+            if before is not None:
+                return before
+            row = _new_row(job_id, spec, owner, base, now) | {"key": terms.key, "retries": terms.retries}
+            connection.execute(insert(schema.jobs).values(row))
             for name, sha256 in files.items():
                 connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
             check_submission(connection, job_id, owner)
+            submissions.begin_after(connection, job_id, terms.after)
             add_event(connection, job_id, "submitted", now)
             return rows.job_view(job_row(connection, job_id))
 
@@ -154,6 +171,7 @@ class JobStore(DaemonSide, Upkeep, Tokens, QuotaSide):
             best_checkpoint=self.best_checkpoint(job_id),
             events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
             exactness=row.exactness,
+            after=self.after(job_id),
         )
 
     def spec(self, job_id: str) -> JobSpec:

@@ -54,7 +54,7 @@ def apply(connection: Connection, report: JobReport, now: float, pace: Pace | No
         case JobFinished():
             _finished(connection, row, report, now)
         case JobFailed():
-            _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
+            moves.fail(connection, row, report.code, report.message, now)
         case Detached():
             _detached(connection, row, report, now)
         case _:

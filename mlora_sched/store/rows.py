@@ -41,6 +41,7 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         largest_chunk=row.largest_chunk,
         longest=row.longest,
         position=row.position,
+        retried=row.retried,
     )
 
 

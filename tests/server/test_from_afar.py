@@ -69,7 +69,7 @@ def serve_settings(short_dir: Path) -> DaemonSettings:
 @pytest.fixture
 def ssh(short_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with the stand-in, first on the path; nothing of it or of a tunnel may be left at the end."""
-    tmp_path_factory.getbasetemp()  # chosen before what it lies in is another directory
+    tmp_path_factory.getbasetemp()  # pytest's own, before the place for temporary files is another
     folder = short_dir / "bin"
     folder.mkdir()
     (folder / "ssh").write_text(_SSH)

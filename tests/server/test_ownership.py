@@ -53,6 +53,7 @@ FOR_ADMINISTRATORS: dict[Route, Any] = {
     ("GET", "/tokens"): None,
     ("POST", "/tokens"): {"user": "bob", "admin": True},
     ("DELETE", "/tokens/{token_id}"): None,
+    ("GET", "/audit"): None,
 }
 """Routes that refuse everybody else, with bodies that would do harm."""
 

@@ -8,6 +8,7 @@ import click
 from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.remote.admin_audit import audit
 from mlora_sched.cli.remote.admin_quota import quota
 from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
@@ -89,6 +90,7 @@ def _failed(view: GcView) -> int:
 admin.add_command(backup)
 admin.add_command(token)
 admin.add_command(quota)
+admin.add_command(audit)
 
 
 def _show(view: DaemonView, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, status
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.spec.access import NewToken, TokenRequest, TokenView
+from mlora_sched.spec.redact import redact
 
 router = APIRouter(prefix="/tokens", tags=["tokens"])
 
@@ -28,13 +29,14 @@ def create_token(body: TokenRequest, context: ContextOf, caller: CallerOf) -> Ne
         id=f"t-{secrets.token_hex(8)}",
         user=body.user,
         admin=body.admin,
-        note=body.note,
+        note=redact(body.note),
         created=now,
         expires=None if body.seconds is None else now + body.seconds,
         revoked=None,
     )
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     context.store.add_token(token, secret)
+    context.note.target, context.note.detail = token.id, f"for {body.user}{', an administrator' if body.admin else ''}"
     return NewToken(**dict(token), token=secret)
 
 
