@@ -36,6 +36,7 @@ from mlora_sched.spec.api import (
     MetricsLine,
     MetricsPage,
 )
+from mlora_sched.spec.doctor import DaemonCheckup
 from mlora_sched.spec.job import Priority
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
@@ -74,6 +75,10 @@ class Client(Submitting):
     def activity(self) -> ActivityView:
         """The daemon, its memory and everybody's live jobs; of others' only what they use."""
         return self._record(ActivityView, "GET", "/daemon/activity")
+
+    def checkup(self) -> DaemonCheckup:
+        """What the daemon finds out about itself and the caller; may take some seconds."""
+        return self._record(DaemonCheckup, "GET", "/daemon/doctor")
 
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""

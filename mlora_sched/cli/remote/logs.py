@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.client import Client
 from mlora_sched.client.logs import LogItem, LogKind
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended; exit 1 if it did not succeed.")
 @click.option("--events", "only_events", is_flag=True, help="Only what happened.")
 @click.option("--metrics", "only_metrics", is_flag=True, help="Only steps and evaluations.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.cli.style import SHORT_ID
@@ -14,7 +15,7 @@ from mlora_sched.spec.job import Priority
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @click.argument("level", type=click.Choice([level.value for level in Priority]), metavar="low|normal|high")
 @daemon_options
 def priority(job: str, level: str, socket: Path, as_json: bool) -> None:

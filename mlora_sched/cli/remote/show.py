@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.client import Client
 
@@ -16,7 +17,7 @@ PIPE_WIDTH = 80
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @daemon_options
 def show(job: str, socket: Path, as_json: bool) -> None:
     """Show one job: state, loss curve, arrival, spec, newest events. ID may be shortened, or be a name."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.first_rows import first_rows
 from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
@@ -25,7 +26,13 @@ from mlora_sched.spec.submission import MAX_RETRIES, Submitted
 
 @click.command()
 @spec_arguments
-@click.option("--after", multiple=True, metavar="ID", help="Start when this job of yours has succeeded; repeatable.")
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete_jobs,
+    help="Start when this job of yours has succeeded; repeatable.",
+)
 @click.option(
     "--retries",
     type=click.IntRange(0, MAX_RETRIES),
