@@ -36,13 +36,14 @@ def complete_jobs(context: click.Context, _param: click.Parameter, incomplete: s
     """The jobs that a verb can be about: by name where only one job has it, else by id; ids once one is begun."""
     from mlora_sched.client import Client, SshTarget, default_where
     from mlora_sched.errors import MloraError
+    from mlora_sched.spec.query import JobQuery
 
     try:
         where = context.params.get("socket") or default_where()
         if isinstance(where, SshTarget):  # a connection made for every press of a key would be felt
             return []
         with Client(where, timeout=_SECONDS) as client:
-            jobs = client.jobs_page(_STATES.get(context.info_name, ()), limit=_OFFERED).jobs
+            jobs = client.jobs_page(JobQuery(states=_STATES.get(context.info_name), limit=_OFFERED)).jobs
     except MloraError:
         return []
     names = Counter(job.name for job in jobs)

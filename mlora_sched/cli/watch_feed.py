@@ -15,6 +15,7 @@ from mlora_sched.client import Client
 from mlora_sched.errors import MloraError, NotFound
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import JobView
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState
 
 CURVE_VALUES = 400
@@ -118,7 +119,7 @@ class Feed:
         """Jobs that were live at the last look and are not any more have ended, or were removed."""
         if self._known is None:
             since = self._clock() - _RECENT_SECONDS
-            newest = self._client.jobs_page(_FINAL, limit=_ENDED).jobs
+            newest = self._client.jobs_page(JobQuery(states=_FINAL, limit=_ENDED)).jobs
             earlier = sorted((job for job in newest if (job.ended or 0.0) >= since), key=lambda job: job.ended or 0.0)
             self._ended.extendleft(earlier)
             self._known = live

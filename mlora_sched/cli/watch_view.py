@@ -16,7 +16,8 @@ from rich.text import Text
 
 from mlora_sched.cli.memory_view import memory_panel
 from mlora_sched.cli.sparkline import sparkline
-from mlora_sched.cli.style import STATE_COLOURS, loss_text, one_line
+from mlora_sched.cli.style import STATE_COLOURS, loss_text, one_line, progress, why
+from mlora_sched.cli.times import eta
 from mlora_sched.cli.watch_feed import Scene
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
@@ -241,14 +242,14 @@ def _running_columns(scene: Scene, count: int) -> tuple[_Column, ...]:
         _Column(f"{count} RUNNING", 0, _name),
         _Column("METHOD", 8, _of_job(lambda job: job.method), rank=10),
         _Column("PROGRESS", 12, _progress, rank=2),
-        _Column("STEP", 9, _of_job(_steps), right=True, rank=4),
+        _Column("STEP", 9, _of_job(progress), right=True, rank=4),
         _Column("LOSS", 6, _of_job(lambda job: loss_text(job.loss)[:6]), right=True, rank=3),
         _Column("HELD", 6, _of_job(lambda job: loss_text(job.eval_loss)[:6]), right=True, rank=8),
         _Column("CURVE", 10, curve, rank=6),
         _Column("TOK/S", 6, _rate, right=True, rank=7),
         _Column("SHARE", 5, lambda job: Text(f"{job.share:.0%}" if job.share else ""), right=True, rank=9),
         _Column("MEMORY", 9, lambda job: Text(format_size(job.device) if job.device else ""), right=True, rank=11),
-        _Column("ETA", 6, _of_job(_eta), right=True, rank=1),
+        _Column("ETA", 6, _of_job(eta), right=True, rank=1),
     )
 
 
@@ -258,7 +259,7 @@ def _waiting_columns(count: int) -> tuple[_Column, ...]:
         _Column("OWNER", 8, lambda job: Text(job.owner), rank=2),
         _Column(f"{count} WAITING", 16, _name),
         _Column("STATE", 9, lambda job: Text(job.state.value, style=STATE_COLOURS.get(job.state, "")), rank=1),
-        _Column("STEP", 9, _of_job(lambda job: _steps(job) if job.step else ""), right=True, rank=3),
+        _Column("STEP", 9, _of_job(lambda job: progress(job) if job.step else ""), right=True, rank=3),
         _Column("WHY", 0, _of_job(_why), least=34),
     )
 
@@ -268,7 +269,7 @@ def _ended_columns() -> tuple[_Column, ...]:
         _Column("OWNER", 8, lambda job: Text(job.owner), rank=3),
         _Column("ENDED", 16, _name),
         _Column("STATE", 9, lambda job: Text(job.state.value, style=STATE_COLOURS.get(job.state, "")), rank=1),
-        _Column("STEP", 9, _of_job(_steps), right=True, rank=4),
+        _Column("STEP", 9, _of_job(progress), right=True, rank=4),
         _Column("LOSS", 6, _of_job(lambda job: loss_text(job.loss)[:6]), right=True, rank=5),
         _Column("WHY", 0, _of_job(_why), rank=2, least=20),
     )
@@ -292,10 +293,6 @@ def _name(job: ActiveJob) -> Text:
     return Text(f"{job.job.name} ({doing})" if doing else job.job.name)
 
 
-def _steps(job: JobView) -> str:
-    return str(job.step) if job.total_steps is None else f"{job.step}/{job.total_steps}"
-
-
 def _progress(job: ActiveJob) -> Text:
     if job.job is None:
         return Text(f"{job.tokens / 1e6:,.1f}M tokens", style="dim")
@@ -313,28 +310,8 @@ def _rate(job: ActiveJob) -> Text:
     return Text(f"{one.pace * one.tokens / one.step:,.0f}")
 
 
-def _eta(job: JobView) -> str:
-    if not job.pace or job.total_steps is None:
-        return ""
-    return _span((job.total_steps - job.step) / job.pace)
-
-
-def _span(seconds: float) -> str:
-    """About how long, in at most six characters."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{seconds:.0f}s"
-    if minutes < 100:
-        return f"{minutes}m"
-    return f"{hours}h" if hours < 100 else f"{round(seconds / 86400)}d"
-
-
 def _why(job: JobView) -> str:
-    if job.error is not None:
-        return one_line(f"{job.error_code}: {job.error}" if job.error_code else job.error)
-    if job.stopped_by:
-        return f"stopped by {job.stopped_by}"
-    return one_line(job.reason) or ("paused" if job.state is JobState.PAUSED else "")
+    return one_line(why(job)) or ("paused" if job.state is JobState.PAUSED else "")
 
 
 def _cut(text: Text, width: int) -> Text:

@@ -1,16 +1,15 @@
-"""What the daemon tells, for the server to read: how its worker fares and how fast it trains, and why jobs wait."""
+"""What the daemon tells about its worker: loads, ready, fails, and how fast it trains. One row, read by the server."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
 
 from mlora_sched.errors import StorageTrouble
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import JobState, WorkerPhase
+from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.spec.wire import Ready, SliceDone
 from mlora_sched.store.jobs import JobStore
-from mlora_sched.store.records import LiveJob, WorkerStatus
+from mlora_sched.store.records import WorkerStatus
 
 _SMOOTHING = 0.3
 """Weight of the newest slice in throughput and fill."""
@@ -44,14 +43,6 @@ class StatusBoard:
     def tokens_per_second(self) -> float:
         """Real tokens per second of the last slices, 0.0 before the first; kept while no job trains."""
         return self._rate
-
-    def waiting(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
-        """Write the reasons that are new, by job, of those of the live jobs that do wait."""
-        waits = (JobState.QUEUED, JobState.PREPARING)
-        shown = {job.id: job.reason for job in live if job.state in waits}
-        news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
-        if news:
-            self._store.set_reasons(news)
 
     def starting(self) -> None:
         """A worker is being started, for the first time or after it was away on purpose."""

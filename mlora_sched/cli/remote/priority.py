@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from mlora_sched.cli.completing import complete_jobs
-from mlora_sched.cli.output import SHORT_ID, print_json
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client
 from mlora_sched.spec.job import Priority
 

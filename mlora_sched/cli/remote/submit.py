@@ -10,9 +10,10 @@ import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.first_rows import first_rows
-from mlora_sched.cli.output import SHORT_ID, print_job_line
+from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
+from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
