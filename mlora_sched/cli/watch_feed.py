@@ -18,8 +18,8 @@ from mlora_sched.spec.api import JobView
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState
 
-CURVE_VALUES = 400
-"""Losses of a job that are remembered."""
+CURVE_VALUES = 100
+"""So many losses of a job are remembered, the newest."""
 
 _CURVE_SECONDS = 3.0
 """Losses are asked for at most this often."""

@@ -7,6 +7,7 @@ read without.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def _fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
 def _running_columns(scene: Scene, count: int) -> tuple[_Column, ...]:
     def curve(job: ActiveJob) -> Text:
         losses = scene.losses.get(job.job.id, ()) if job.job is not None else ()
-        return Text(sparkline(losses, 10), style="cyan")
+        return Text(sparkline(_heights(losses), 10), style="cyan")
 
     return (
         _Column("OWNER", 8, lambda job: Text(job.owner), rank=5),
@@ -251,6 +252,11 @@ def _running_columns(scene: Scene, count: int) -> tuple[_Column, ...]:
         _Column("MEMORY", 9, lambda job: Text(format_size(job.device) if job.device else ""), right=True, rank=11),
         _Column("ETA", 6, _of_job(eta), right=True, rank=1),
     )
+
+
+def _heights(losses: Sequence[float]) -> Sequence[float]:
+    """Logarithms where there are any: else the first steps leave no height to those that come later."""
+    return [math.log(loss) for loss in losses] if losses and min(losses) > 0 else losses
 
 
 def _waiting_columns(count: int) -> tuple[_Column, ...]:

@@ -84,7 +84,14 @@ def _results(status: WorkerStatus) -> Check:
 def _numerics(key: NumericsKey) -> str:
     more = [part for part in (key.blas, "" if key.quantize == "none" else key.quantize) if part]
     return ", ".join(
-        [key.device, f"torch {key.torch}", key.dtype, f"{key.threads} threads", f"attention {key.attention}", *more]
+        [
+            key.device,
+            f"torch {key.torch}",
+            key.dtype,
+            f"{key.threads} threads" if key.threads != 1 else "1 thread",
+            f"attention {key.attention}",
+            *more,
+        ]
     )
 
 
