@@ -18,7 +18,7 @@ from mlora_sched.spec.state import JobState
 
 _OWNER = Column("OWNER", least=6)
 _NAME = Column("NAME", least=12)
-_WHY = Column("REASON", least=20)
+_WHY = Column("REASON", least=24)
 _QUEUE = (
     Column("#", right=True),
     Column("ID"),
