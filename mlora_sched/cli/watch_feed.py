@@ -132,6 +132,6 @@ class Feed:
         self._curves = {job_id: self._curves.get(job_id, _Curve()) for job_id in running}
         for job_id, curve in self._curves.items():
             with contextlib.suppress(NotFound):  # removed since
-                page = self._client.metrics(job_id, curve.cursor)
+                page = self._client.metrics(job_id, curve.cursor, newest=CURVE_VALUES)
                 curve.losses.extend(line.loss for line in page.lines if line.event == "step")
                 curve.cursor = page.cursor

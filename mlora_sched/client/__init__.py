@@ -98,9 +98,10 @@ class Client(Submitting):
         """A job with its spec, checkpoints and newest events."""
         return self._record(JobDetail, "GET", _job(ref, "/detail"))
 
-    def metrics(self, ref: str, after: int = 0) -> MetricsPage:
-        """Metrics past the cursor `after`."""
-        return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params={"after": after})
+    def metrics(self, ref: str, after: int = 0, *, newest: int | None = None) -> MetricsPage:
+        """Metrics past the cursor `after`; with `newest`, no more than so many, those recorded last."""
+        params = {"after": after} if newest is None else {"after": after, "newest": newest}
+        return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
 
     def events(self, ref: str, after: int = 0) -> EventsPage:
         """Events past the cursor `after`."""

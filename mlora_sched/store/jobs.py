@@ -212,13 +212,19 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         with reading(self._engine) as connection:
             return [(row.id, rows.event_view(row)) for row in connection.execute(query)]
 
-    def metrics(self, job_id: str, after: int = 0) -> _Metrics:
+    def metrics(self, job_id: str, after: int = 0, newest: int | None = None) -> _Metrics:
         """Row id and line of every metric recorded since row `after`, by step, a step before its evaluation.
 
         A step that is computed again (after a crash) keeps its row.
+
+        Args:
+            newest: no more than so many, those recorded last.
         """
         table = schema.metrics
         query = select(table).where(table.c.job_id == job_id, table.c.id > after)
+        if newest is not None:
+            last = select(table.c.id).where(table.c.job_id == job_id, table.c.id > after).order_by(table.c.id.desc())
+            query = query.where(table.c.id.in_(last.limit(newest)))
         with reading(self._engine) as connection:
             found = connection.execute(query.order_by(table.c.step, _STEP_FIRST))
             return [(row.id, rows.metrics_line(row)) for row in found]

@@ -161,7 +161,10 @@ def test_no_daemon_is_an_error_as_for_every_verb(served: Served, capsys: Capture
 def test_losses_are_asked_for_from_where_they_were_and_not_too_often(served: Served, client: Client, job: str) -> None:
     now, asked = 100.0, []
     metrics = client.metrics
-    client.metrics = lambda ref, after=0: (asked.append(after), metrics(ref, after))[1]  # type: ignore[method-assign]
+    client.metrics = lambda ref, after=0, **more: (  # type: ignore[method-assign]
+        asked.append(after),
+        metrics(ref, after, **more),
+    )[1]
     feed = Feed(client, clock=lambda: now)
     assert feed.look().losses == {job: (1.0, 1 / 2, 1 / 3, 1 / 4)}
     now += 1
@@ -170,6 +173,14 @@ def test_losses_are_asked_for_from_where_they_were_and_not_too_often(served: Ser
     now += 5
     assert feed.look().losses == {job: (1.0, 1 / 2, 1 / 3, 1 / 4)}
     assert asked[0] == 0 < asked[1]
+
+
+@pytest.mark.parametrize("newest", [1, 3, 99])
+def test_only_the_newest_metrics(served: Served, client: Client, job: str, newest: int) -> None:
+    whole = client.metrics(job)
+    page = client.metrics(job, newest=newest)
+    assert page.lines == whole.lines[-newest:]
+    assert page.cursor == whole.cursor
 
 
 def test_a_job_that_ends_while_one_watches_is_remembered(served: Served, client: Client, job: str) -> None:

@@ -122,9 +122,15 @@ def get_spec(ref: str, context: ContextOf, caller: CallerOf) -> JobSpec:
 
 
 @router.get("/{ref}/metrics")
-def get_metrics(ref: str, context: ContextOf, caller: CallerOf, after: _After = 0) -> MetricsPage:
+def get_metrics(
+    ref: str,
+    context: ContextOf,
+    caller: CallerOf,
+    after: _After = 0,
+    newest: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many; those recorded last.")] = None,
+) -> MetricsPage:
     """Metrics recorded since a cursor."""
-    found = context.store.metrics(context.job_id(ref, caller), after)
+    found = context.store.metrics(context.job_id(ref, caller), after, newest)
     cursor = max((row for row, _ in found), default=after)
     return MetricsPage(lines=tuple(line for _, line in found), cursor=cursor)
 
