@@ -15,7 +15,7 @@ from mlora_sched.spec.quota import QuotaKind
 _REMEDIES = {
     QuotaKind.LIVE_JOBS: "wait, cancel some",
     QuotaKind.QUEUED_JOBS: "wait, cancel some",
-    QuotaKind.DEVICE: "choose a smaller adapter (adapter.r, adapter.targets)",
+    QuotaKind.DEVICE: "choose a smaller adapter (adapter.r, adapter.target_modules)",
     QuotaKind.TOKENS_PER_DAY: "wait until 00:00 UTC",
     QuotaKind.SPOOL: "remove jobs that have ended (`mlora-sched rm`)",
     QuotaKind.ARTIFACTS: "remove jobs that have ended (`mlora-sched rm`)",

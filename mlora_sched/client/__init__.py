@@ -10,10 +10,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from mlora_sched.archive import prepare_target, unpack
+from mlora_sched.client.logs import LogItem, LogKind, merged
 from mlora_sched.client.submitting import Submitting, check_reference
 from mlora_sched.client.where import (
     HOST_VARIABLE,
@@ -36,7 +36,9 @@ from mlora_sched.spec.api import (
     MetricsLine,
     MetricsPage,
 )
+from mlora_sched.spec.doctor import DaemonCheckup
 from mlora_sched.spec.job import Priority
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest
 
@@ -74,18 +76,19 @@ class Client(Submitting):
         """The daemon, its memory and everybody's live jobs; of others' only what they use."""
         return self._record(ActivityView, "GET", "/daemon/activity")
 
+    def checkup(self) -> DaemonCheckup:
+        """What the daemon finds out about itself and the caller; may take some seconds."""
+        return self._record(DaemonCheckup, "GET", "/daemon/doctor")
+
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
-        return list(self.jobs_page(states, everyone=everyone).jobs)
+        return list(self.jobs_page(JobQuery(states=tuple(states) or None), everyone=everyone).jobs)
 
-    def jobs_page(
-        self, states: Sequence[JobState] = (), *, everyone: bool = False, limit: int | None = None
-    ) -> JobsPage:
-        """As `jobs`, but no more than the newest `limit`, and how many there are beside them."""
-        params: dict[str, Any] = {"state": [state.value for state in states], "everyone": everyone}
-        if limit is not None:
-            params["limit"] = limit
-        return self._record(JobsPage, "GET", "/jobs", params=params)
+    def jobs_page(self, wanted: JobQuery, *, everyone: bool = False) -> JobsPage:
+        """What is asked for of the caller's jobs, or of all that the caller may see, and how many are left out."""
+        params = wanted.model_dump(mode="json", exclude_defaults=True)
+        params = {"state" if name == "states" else name: value for name, value in params.items()}
+        return self._record(JobsPage, "GET", "/jobs", params={**params, "everyone": everyone})
 
     def get(self, ref: str) -> JobView:
         """A job by id, shortened id or unambiguous name."""
@@ -103,21 +106,28 @@ class Client(Submitting):
         """Events past the cursor `after`."""
         return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
 
-    def logs(self, ref: str, *, follow: bool = False, poll: float = 0.5) -> Iterator[EventView | MetricsLine]:
-        """Events and metrics of a job as they come; with `follow`, until it ends. `poll` is in seconds."""
-        seen_events = seen_metrics = 0
+    def logs(
+        self, ref: str, *, follow: bool = False, kind: LogKind = LogKind.ALL, poll: float = 0.5
+    ) -> Iterator[tuple[LogItem, ...]]:
+        """A job's log in pages: all that is there, then with `follow` what comes until it ends. `poll` is in seconds.
+
+        There is a first page in any case, which may be empty.
+        """
+        at_event = at_line = 0
         while True:
             ended = self.get(ref).state.is_final  # asked first: what is read below is then complete
-            events = self.events(ref, seen_events)
-            metrics = self.metrics(ref, seen_metrics)
-            yield from events.events
-            yield from metrics.lines
-            if events.cursor > seen_events or metrics.cursor > seen_metrics:
-                seen_events, seen_metrics = events.cursor, metrics.cursor
-            elif ended or not follow:
+            events: tuple[EventView, ...] = ()
+            lines: tuple[MetricsLine, ...] = ()
+            if kind is not LogKind.METRICS:
+                page = self.events(ref, at_event)
+                events, at_event = page.events, page.cursor
+            if kind is not LogKind.EVENTS:
+                figures = self.metrics(ref, at_line)
+                lines, at_line = figures.lines, figures.cursor
+            yield tuple(merged(events, lines))
+            if ended or not follow:
                 return
-            else:
-                time.sleep(poll)
+            time.sleep(poll)
 
     def wait(self, refs: Sequence[str], *, timeout: float | None = None, poll: float = 0.5) -> list[JobView]:
         """Block until every job has ended; returns them in the order asked. `timeout` and `poll` are in seconds.

@@ -13,9 +13,11 @@ from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
+from mlora_sched import __version__
 from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
+from mlora_sched.client.trouble import no_connection
 from mlora_sched.client.tunnel import Tunnel
-from mlora_sched.client.where import HOST_VARIABLE, SOCKET_VARIABLE, SshTarget, Where
+from mlora_sched.client.where import HOST_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
@@ -69,7 +71,8 @@ class Connection:
             return parse(answer.content)
         except ValidationError:
             raise MloraError(
-                f"the daemon at {self.where} answers in a form this client does not know; install the same version"
+                f"the daemon at {self.where} answers in a form that this client ({__version__}) does not know; "
+                f"install the same version on both sides (`mlora-sched doctor` says which they are)"
             ) from None
 
     def _answer(self, method: str, path: str, **request: Any) -> Answer:
@@ -102,14 +105,17 @@ class Connection:
         if isinstance(self.where, Path) and (length := len(os.fsencode(self.where))) > MAX_SOCKET_PATH:
             return Unreachable(f"{self.where}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
         if isinstance(error, TimedOut):
-            return Unreachable(f"the daemon at {self.where} does not answer; is it overloaded or stopped?")
+            return Unreachable(
+                f"the daemon at {self.where} does not answer: it is stopped or overloaded; "
+                f"try again, and ask its administrator if that does not help"
+            )
         if self._tunnel is not None and (said := self._tunnel.said()):
             return Unreachable(f"the daemon at {self.where} cannot be reached; ssh says: {said}")
         if not isinstance(error, NotConnected):
             return Unreachable(f"the daemon at {self.where} broke off in the middle of an answer ({error}); try again")
-        return Unreachable(f"no daemon answers at {self.where} ({error}); {self._remedy()}")
-
-    def _remedy(self) -> str:
         if isinstance(self.where, Path):
-            return f"start one with `mlora-sched serve`, or name its socket with --socket or {SOCKET_VARIABLE}"
-        return f"is it running there, and is the address in {HOST_VARIABLE} right?"
+            return Unreachable(no_connection(self.where, error))
+        return Unreachable(
+            f"no daemon answers at {self.where} ({error}); is it running there, and is the address in "
+            f"{HOST_VARIABLE} right?"
+        )

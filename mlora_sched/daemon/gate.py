@@ -37,6 +37,10 @@ class Gate:
         """The job may be attached."""
         return not self.closed and not self._quotas.spent(job.owner)
 
+    def admitted(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
+        """Those of these jobs that may be attached."""
+        return [job for job in jobs if self.admits(job)]
+
     def expelled(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
         """Those of these jobs that may not stay attached."""
         return [job for job in jobs if self._quotas.spent(job.owner)]

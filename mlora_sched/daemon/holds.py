@@ -17,6 +17,9 @@ from mlora_sched.store.rows import failed
 RETRY_SECONDS = 30.0
 """How long a job waits before it is tried again for the first time; twice as long before each further try."""
 
+_SHORT_ID = 10
+"""Characters of an id in a reason, which people read in a table."""
+
 _BAD_ENDS = (JobState.FAILED, JobState.CANCELLED)
 
 
@@ -55,7 +58,9 @@ class Holds:
             if one.state in _BAD_ENDS and JobState.FAILED in TRANSITIONS[job.state]:
                 changed |= self._fail(job, one, now)
             else:
-                self._after.setdefault(job.id, f"{WaitReason.AFTER.value}: {one.after_id} ({one.state.value})")
+                self._after.setdefault(
+                    job.id, f"{WaitReason.AFTER.value}: {one.after_id[:_SHORT_ID]} ({one.state.value})"
+                )
         return changed
 
     def may_train(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:

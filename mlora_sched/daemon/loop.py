@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
+from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served, order
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.holds import Holds
@@ -34,7 +35,7 @@ from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import JobState, WaitReason, WorkerPhase
+from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
     CheckpointSaved,
@@ -51,9 +52,6 @@ from mlora_sched.spec.wire import (
 )
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
-
-LONGEST_DRAIN_SECONDS = 600.0
-"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -170,22 +168,22 @@ class DaemonLoop:
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
         self._preparing.next(self._holds.may_prepare(served), now)
-        reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
         ready = self._holds.may_train(served)
         away = self._absence.reason(ready, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(ready, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live))
+        queue = self._schedule(ready, now) if self._ready and away is None else self._not_ready(ready, now)
+        others = not_served(live, self._base) | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live)
+        explain(self._store, live, queue, others)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
         self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+        self._patience = Patience(self._settings.drain_seconds)
         self._let_all_go()
         while self._hands.all and not self._patience.over:
             try:
@@ -212,7 +210,7 @@ class DaemonLoop:
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
         if self._patience is None:
-            self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+            self._patience = Patience(self._settings.drain_seconds)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
             if self._hands.all and not self._patience.over:
@@ -247,8 +245,8 @@ class DaemonLoop:
     def _hear(self, now: float) -> None:
         """Listen to both processes, and take in what they say; see `Inbox` for what that may and may not do."""
         wait = self._poll_seconds
-        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now))
-        self._inbox.add(self._worker, self._worker.poll(wait, now))
+        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now), now)
+        self._inbox.add(self._worker, self._worker.poll(wait, now), now)
         if not (self._worker.running or self._preparer.running):
             time.sleep(wait)
         self._board.flush()
@@ -334,13 +332,13 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
-        """Ask the policy and do what it says; returns why each waiting job waits."""
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
+        """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
         by_id = {job.id: job for job in jobs}
         for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
             self._hands.let_go(job.id, save=True)
         company = self._company(by_id, now)
-        snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
+        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -352,7 +350,13 @@ class DaemonLoop:
             self._hands.attach(start.model_copy(update={"recorded": recorded}))
         self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
-        return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        reasons |= {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        held_back = company is not None or self._gate.closed
+        return Queue(reasons, self._order(jobs, now) if held_back else [waiting.job_id for waiting in plan.waiting])
+
+    def _order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
+        """Who waits, in the order in which the policy would take them when it may."""
+        return order(self._policy, self._snapshot(jobs, now, admitted=False))
 
     def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
         """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
@@ -370,12 +374,13 @@ class DaemonLoop:
     def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in self._waiting(jobs) if job.base == self._base and job.id not in self._hands.all]
 
-    def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
+    def _snapshot(self, jobs: Sequence[LiveJob], now: float, *, admitted: bool = True) -> Snapshot:
+        waiting = self._gate.admitted(self._waiting(jobs)) if admitted else self._waiting(jobs)
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if self._gate.admits(job)),
+            waiting=tuple(self._admission.facts(job) for job in waiting),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
@@ -390,15 +395,6 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
-    def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         going = self._patience is not None and self._worker.running
-        reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
-        return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
-
-    def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
-        """Write the reasons that are new, of jobs that do wait."""
-        waits = (JobState.QUEUED, JobState.PREPARING)
-        shown = {job.id: job.reason for job in live if job.state in waits}
-        news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
-        if news:
-            self._store.set_reasons(news)
+        return Queue(no_worker(jobs, "is being ended" if going else self._board.state), self._order(jobs, now))

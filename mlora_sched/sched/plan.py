@@ -102,7 +102,7 @@ class Plan:
         attach: waiting jobs to attach now, in this order; there is a free place for each, and memory.
         detach: resident jobs to let go; places and memory are free once the worker has let them go.
         shares: every resident job that stays, most deserving first.
-        waiting: every waiting job that is not attached now.
+        waiting: every waiting job that is not attached now, in the order in which they would be as places become free.
         counters: the owners' counters after lifting; only those that changed.
         floor: the new floor.
     """

@@ -28,7 +28,7 @@ from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.door import Door
 from mlora_sched.server.groups import AdminGroup, gid_of
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import audit, daemon, files, jobs, quota, tokens
+from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
 from mlora_sched.server.tcp import Hosts
 from mlora_sched.server.trail import Trail
 from mlora_sched.settings import DaemonSettings
@@ -80,7 +80,7 @@ def create_app(
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
     retention, sizes = Retention(store, settings), ArtifactSizes(settings)
     app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
-    for router in (jobs.router, files.router, daemon.router, quota.router, tokens.router, audit.router):
+    for router in (jobs.router, files.router, daemon.router, doctor.router, quota.router, tokens.router, audit.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     gid = None if settings.admin_group is None else gid_of("--admin-group", settings.admin_group)
@@ -142,7 +142,10 @@ async def _malformed(_request: Request, error: Exception) -> Response:
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == NotFound.http_status else UserError
-    return error_answer(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):  # perhaps a newer client
+        text += f"; this daemon has version {__version__} and no such call"
+    return error_answer(kind, text, error.status_code, error.headers)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlora_sched.errors import Refused, UserError
+from mlora_sched.server.connections import BoundedProtocol
 from mlora_sched.server.groups import gid_of
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.access import Via
@@ -127,7 +127,7 @@ def shared_uid(uid_map: str, overflow: str) -> int | None:
     return None if mapped >= _ALL_UIDS else int(overflow)
 
 
-class PeerProtocol(HttpToolsProtocol):
+class PeerProtocol(BoundedProtocol):
     """uvicorn's HTTP protocol; every request carries its `Peer` in the ASGI scope's state, as `caller`.
 
     `door` puts the `Caller` that it is in its place, or answers itself.

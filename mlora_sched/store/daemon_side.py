@@ -14,7 +14,7 @@ from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Release, WorkerStatus
+from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
 
 
 class DaemonSide:
@@ -96,11 +96,16 @@ class DaemonSide:
             newest = {row.event: row[1] for row in connection.execute(query)}
         return Recorded(step=newest.get("step", 0), evaluated=newest.get("eval", -1))
 
-    def record(self, batch: Sequence[JobReport], now: float) -> None:
-        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored."""
+    def record(self, batch: Sequence[JobReport], now: float, paces: Mapping[str, Pace] | None = None) -> None:
+        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored.
+
+        Args:
+            paces: how fast jobs train of late, where that is known.
+        """
+        known = {} if paces is None else paces
         with writing(self._engine) as connection:
             for report in batch:
-                reports.apply(connection, report, now)
+                reports.apply(connection, report, now, known.get(report.job_id))
 
     def forget_checkpoints(self, job_id: str, steps: Collection[int], note: str, now: float) -> None:
         """Checkpoints of these steps go; `note` says why."""
@@ -122,11 +127,12 @@ class DaemonSide:
         with writing(self._engine) as connection:
             connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
 
-    def set_reasons(self, reasons: Mapping[str, str]) -> None:
-        """Why each of these jobs does not train right now."""
+    def set_waits(self, waits: Mapping[str, Wait]) -> None:
+        """Why each of these jobs does not train right now, and when its turn comes."""
         with writing(self._engine) as connection:
-            for job_id, reason in reasons.items():
-                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
+            for job_id, wait in waits.items():
+                values = {"reason": wait.reason, "position": wait.position}
+                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(values))
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
         """Add an event; None for the daemon itself. One of a job that is not there is dropped."""

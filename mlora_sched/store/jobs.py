@@ -12,14 +12,15 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
 from mlora_sched.spec.api import EventView, JobDetail, JobsPage, JobView, MetricsLine
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request, WaitReason
-from mlora_sched.store import rows, schema, submissions
+from mlora_sched.store import listing, rows, schema, submissions
 from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
@@ -116,23 +117,24 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
     ) -> list[JobView]:
         """Jobs, newest first; of one owner and in some states only, and the newest `limit`, where these are given."""
-        return list(self.page(owner, states, limit=limit).jobs)
+        wanted = JobQuery(states=None if states is None else tuple(states), limit=limit)
+        return list(self.page(owner, wanted).jobs)
 
-    def page(
-        self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
-    ) -> JobsPage:
-        """As `list`, with the number of those that `limit` has left out."""
-        where = _which(owner, states)
+    def page(self, scope: str | None, wanted: JobQuery) -> JobsPage:
+        """What is asked for of the jobs of one owner (None: of everybody), and how many `limit` has left out."""
+        where, order = listing.conditions(scope, wanted), listing.order(wanted)
         seq = schema.jobs.c.seq
         # the newest are found in the index of owners: of the others among 10,000 jobs, no row need be read
-        newest = where if limit is None else [seq.in_(select(seq).where(*where).order_by(seq.desc()).limit(limit))]
-        query = _JOBS.where(*newest).order_by(seq.desc())
+        first = (
+            where if wanted.limit is None else [seq.in_(select(seq).where(*where).order_by(*order).limit(wanted.limit))]
+        )
+        query = _JOBS.where(*first).order_by(*order)
         with reading(self._engine) as connection:
             jobs = tuple(rows.job_view(row) for row in connection.execute(query))
             total = len(jobs)
-            if total == limit:
+            if total == wanted.limit:
                 total = connection.execute(select(func.count()).select_from(schema.jobs).where(*where)).scalar_one()
-        return JobsPage(jobs=jobs, older=total - len(jobs))
+        return JobsPage(jobs=jobs, more=total - len(jobs))
 
     def request(self, job_id: str, request: Request, now: float) -> JobView:
         """Ask the daemon to pause, resume or cancel a job; asking twice is asking once.
@@ -295,7 +297,7 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
     short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
     by_name = schema.jobs.c.name == text
     fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    query = _JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq.desc())
+    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
     found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
@@ -304,12 +306,6 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
         raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
-
-
-def _which(owner: str | None, states: Collection[JobState] | None) -> list[ColumnElement[bool]]:
-    """The conditions that a list of jobs is asked for with."""
-    where = [] if owner is None else [schema.jobs.c.owner == owner]
-    return where if states is None else [*where, schema.jobs.c.state.in_([state.value for state in states])]
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:

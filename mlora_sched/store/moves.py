@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, insert, update
+from sqlalchemy import Connection, Row, case, insert, select, update
 
 from mlora_sched.spec.redact import redact
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request, WaitReason
@@ -30,8 +30,8 @@ def move(
     """Move a job from `source` to `target`; False when it is not in `source` any more.
 
     `done` is the request that this move carries out: it is reset, unless the user has asked for something else since.
-    A final state leaves no request. `columns` are further columns to write; `note` (by default the
-    error among them) explains the move in the events.
+    A final state leaves no request, and any move no place in the queue and no pace. `columns` are further columns to
+    write; `note` (by default the error among them) explains the move in the events.
     """
     assert target in TRANSITIONS[source], f"{job_id}: {source.value} → {target.value} is no transition"
     if columns.get("error") is not None:
@@ -39,6 +39,9 @@ def move(
     values = {
         "state": target.value,
         "reason": _REASONS.get(target, WaitReason.NONE).value,
+        "position": None,
+        "pace": None,
+        "pace_spread": None,
         "request": _request_after(target, done),
         "ended": now if target.is_final else None,
         **columns,
@@ -87,8 +90,10 @@ def clear_request(connection: Connection, job_id: str, done: Request) -> None:
 
 
 def add_event(connection: Connection, job_id: str | None, message: str, now: float) -> None:
-    """Note something for `logs` and `show`, without the secrets that may be in it."""
-    connection.execute(insert(schema.events).values(time=now, job_id=job_id, message=redact(message)))
+    """Note something for `logs` and `show`, without the secrets that may be in it; with the job's step by then."""
+    step = select(schema.jobs.c.step).where(schema.jobs.c.id == job_id).scalar_subquery()
+    values = {"time": now, "job_id": job_id, "message": redact(message), "step": step}
+    connection.execute(insert(schema.events).values(values))
 
 
 def _request_after(target: JobState, done: Request | None) -> Any:

@@ -166,8 +166,6 @@ def test_watch_in_json(served: Served, spec: SpecMaker, act_as: Callable[[Caller
     two_jobs(served, spec, act_as)
     assert run(["watch", "--memory", "--json"]) == 0
     assert MemoryView.model_validate_json(capsys.readouterr().out).base == 100 * MIB
-    assert run(["watch"]) == 2
-    assert "say what to watch: --memory" in capsys.readouterr().err
 
 
 def bar_of(**sizes: int) -> str:

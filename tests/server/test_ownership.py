@@ -69,6 +69,7 @@ FOR_EVERYBODY: set[Route] = {
     ("GET", "/quota"),
     ("GET", "/daemon/memory"),
     ("GET", "/daemon/activity"),
+    ("GET", "/daemon/doctor"),
 }
 """Routes that answer everybody and tell nobody of others' jobs more than user, state and resource use."""
 

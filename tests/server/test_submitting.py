@@ -136,8 +136,9 @@ def test_the_key_outlives_the_job(served: Served, spec: SpecMaker, client: Clien
     [job] = served.store.list()
     served.train(job.id, 10)
     served.finish(job.id)
-    [line], _ = told(capsys, str(spec()), "--key", "k")
+    [line], advice = told(capsys, str(spec()), "--key", "k")
     assert line == f"{job.id[:10]}  toy  SUCCEEDED  already submitted"
+    assert advice == f"next: `mlora-sched pull {job.id[:10]} DIR`\n"
     client.remove(job.id)
     [line], _ = told(capsys, str(spec()), "--key", "k")
     assert "already" not in line
@@ -251,7 +252,9 @@ def test_priority(served: Served, hand_in: HandIn, capsys: Capture) -> None:
     job = hand_in("toy")
     assert run(["priority", "toy", "high"]) == 0
     assert run(["priority", job.id[:8], "high", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.partition("\n")[2])["priority"] == "high"
+    line, _, as_json = capsys.readouterr().out.partition("\n")
+    assert line == f"{job.id[:10]}  toy  PREPARING  priority high"
+    assert json.loads(as_json)["priority"] == "high"
     [live] = served.store.live()
     assert live.priority == "high"
     assert served.store.spec(job.id).priority == "normal", "the spec stays as it was submitted"

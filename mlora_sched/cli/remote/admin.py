@@ -15,7 +15,7 @@ from mlora_sched.client import Client, Where
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.api import DaemonView, GarbageView, GcView
 
-SHORT_NAME = 18
+SHORT_NAME = 34
 """Characters of a name that people are shown: a job's id whole, of a file's hash the beginning."""
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from mlora_sched.cli.output import SHORT_ID, print_json, print_table
+from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import DURATION, daemon_options
+from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client
 from mlora_sched.spec.access import AuditEntry
 

@@ -25,10 +25,10 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 """What a shell says of a process that SIGTERM has ended."""
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
     """A value that a function reads; what it raises is a mistake in the command line."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name, self._parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -41,9 +41,9 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer ve
             self.fail(error.message, param, ctx)
 
 
-SIZE = _Parsed("size", parse_size)
+SIZE = Parsed("size", parse_size)
 """Bytes, written as `20GiB`."""
-DURATION = _Parsed("duration", parse_duration)
+DURATION = Parsed("duration", parse_duration)
 """Seconds, written as `15m`."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")

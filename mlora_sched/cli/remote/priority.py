@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from mlora_sched.cli.output import print_job_line, print_json
+from mlora_sched.cli.completing import complete_jobs
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client
 from mlora_sched.spec.job import Priority
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @click.argument("level", type=click.Choice([level.value for level in Priority]), metavar="low|normal|high")
 @daemon_options
 def priority(job: str, level: str, socket: Path, as_json: bool) -> None:
@@ -23,4 +25,4 @@ def priority(job: str, level: str, socket: Path, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        print_job_line(view)
+        click.echo(f"{view.id[:SHORT_ID]}  {view.name}  {view.shown_state}  priority {view.priority}")

@@ -8,22 +8,31 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.first_rows import first_rows
-from mlora_sched.cli.output import SHORT_ID, print_job_line
+from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
+from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import Priority
 from mlora_sched.spec.override import Override
+from mlora_sched.spec.state import JobState
 from mlora_sched.spec.submission import MAX_RETRIES, Submitted
 
 
 @click.command()
 @spec_arguments
-@click.option("--after", multiple=True, metavar="ID", help="Start when this job of yours has succeeded; repeatable.")
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete_jobs,
+    help="Start when this job of yours has succeeded; repeatable.",
+)
 @click.option(
     "--retries",
     type=click.IntRange(0, MAX_RETRIES),
@@ -97,10 +106,10 @@ def _line(answer: Submitted) -> str:
     parts = [job.id[:SHORT_ID], job.name, job.shown_state]
     if answer.position is not None:
         parts.append(f"position {answer.position} of {answer.queue}")
-    if answer.estimated_bytes is not None:
-        parts.append(f"~{format_size(answer.estimated_bytes)}")
-    if answer.estimated_seconds is not None:
-        parts.append(f"about {duration_text(answer.estimated_seconds)}")
+        if answer.estimated_bytes is not None:
+            parts.append(f"~{format_size(answer.estimated_bytes)}")
+        if answer.estimated_seconds is not None:
+            parts.append(f"about {duration_text(answer.estimated_seconds)}")
     return "  ".join([*parts, *(["already submitted"] if answer.repeated else [])])
 
 
@@ -123,11 +132,15 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
         for answer in answers
         if answer.not_kept
     ]
-    ref = answers[-1].job.id[:SHORT_ID]
-    lines.append(
-        f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, `mlora-sched pull {ref} DIR` when it has ended"
-    )
-    click.echo("\n".join(lines), err=True)
+    job = answers[-1].job
+    ref = job.id[:SHORT_ID]
+    pull = f"`mlora-sched pull {ref} DIR`"
+    if not job.state.is_final:
+        lines.append(f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, {pull} when it has ended")
+    elif job.state is JobState.SUCCEEDED:
+        lines.append(f"next: {pull}")
+    for line in lines:
+        click.echo(line, err=True)
 
 
 def _tell_rest(rest: Sequence[GivenSpec]) -> None:

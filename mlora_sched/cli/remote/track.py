@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.client import Client
@@ -17,7 +18,7 @@ from mlora_sched.track.sink import Run
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @click.option("--to", "tracker", required=True, type=click.Choice([it.value for it in Tracker]), help="The tracker.")
 @click.option("--project", default="mlora_sched", show_default=True, metavar="P", help="Its project or experiment.")
 @click.option(

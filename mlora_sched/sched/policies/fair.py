@@ -13,8 +13,10 @@ let its owner's jobs hold more than they may. Work-conserving: no place stays em
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.quotas import Use
@@ -52,7 +54,7 @@ class _Device:
         return None if memory is None else memory - self._held.total() - max(0, self._chunk - job.chunk)
 
     def allowance(self, job: JobFacts) -> Use:
-        """What the owner's jobs may hold and do."""
+        """What the jobs of its owner may hold, and how much of that they do."""
         return Use(QuotaKind.DEVICE, self._limits.owner_memory.get(job.owner), self._held[job.owner])
 
     def has_room(self, job: JobFacts) -> bool:
@@ -72,7 +74,7 @@ def plan(snapshot: Snapshot) -> Plan:
     stay = [job for job in snapshot.resident if job.id in wanted_ids]
     attach = _attach(snapshot, counters, wanted_ids)
     attached = {job.id for job in attach}
-    still = [job for job in snapshot.waiting if job.id not in attached]
+    still = [job for job in _queue(snapshot, counters, wanted_ids) if job.id not in attached]
     return Plan(
         attach=tuple(job.id for job in attach),
         detach=tuple(job.id for job in sorted(snapshot.resident, key=_merit) if job.id not in wanted_ids),
@@ -105,16 +107,34 @@ def _deal(snapshot: Snapshot, counters: Mapping[str, float], resident: frozenset
         holds = held[owner] > places[owner]
         return places[owner], counters[owner] - holds * snapshot.limits.preempt_tokens, owner
 
-    while queues and len(chosen) < snapshot.limits.max_resident:
-        owner = min(queues, key=deserves)
+    turns = [deserves(owner) for owner in queues]
+    heapq.heapify(turns)
+    while turns and len(chosen) < snapshot.limits.max_resident:
+        owner = turns[0][-1]
         job = queues[owner].popleft()
-        if not queues[owner]:
-            del queues[owner]
         if device.fits(job):
             device.put(job)
             places[owner] += 1
             chosen.append(job)
+        if queues[owner]:
+            heapq.heapreplace(turns, deserves(owner))
+        else:
+            heapq.heappop(turns)
     return chosen
+
+
+def _queue(snapshot: Snapshot, counters: Mapping[str, float], wanted: Collection[str]) -> list[JobFacts]:
+    """Who waits, in the order in which places and memory would go to them if there were ever more of both.
+
+    First those for whom room is being made; then the dealing goes on as if it had no end.
+    """
+    if not snapshot.waiting:
+        return []
+    everybody = len(snapshot.resident) + len(snapshot.waiting)
+    endless = replace(snapshot, limits=replace(snapshot.limits, max_resident=everybody, memory=None, owner_memory={}))
+    waiting = {job.id for job in snapshot.waiting}
+    dealt = [job for job in _deal(endless, counters, frozenset(wanted)) if job.id in waiting]
+    return sorted(dealt, key=lambda job: job.id not in wanted)
 
 
 def _settled(snapshot: Snapshot, counters: Mapping[str, float]) -> list[JobFacts]:

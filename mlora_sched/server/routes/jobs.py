@@ -20,6 +20,7 @@ from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
 from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.query import MAX_LIMIT, NAME_PATTERN, JobQuery, JobSort
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest, Submission, Submitted
 from mlora_sched.store.records import Terms
@@ -27,7 +28,6 @@ from mlora_sched.store.records import Terms
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
 _ID_BYTES = 16
-MAX_LIMIT = 2**31 - 1
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
 
@@ -83,11 +83,24 @@ def list_jobs(
     everyone: Annotated[
         bool, Query(description="Jobs of all users; others than administrators see their own.")
     ] = False,
-    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many; the newest. Else all.")] = None,
+    user: Annotated[
+        str | None, Query(max_length=256, description="Only this user's jobs, as far as they may be seen.")
+    ] = None,
+    name: Annotated[
+        str | None, Query(pattern=NAME_PATTERN, max_length=200, description="Only names that fit this shell pattern.")
+    ] = None,
+    since: Annotated[
+        float | None, Query(ge=0, le=1e11, description="Only jobs submitted since (Unix seconds).")
+    ] = None,
+    sort: Annotated[JobSort, Query(description="What the jobs are ordered by.")] = JobSort.CREATED,
+    reverse: Annotated[bool, Query(description="The other way round.")] = False,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many, the first. Else all.")] = None,
 ) -> JobsPage:
-    """Jobs, newest first."""
-    owner = caller.scope if everyone else caller.user
-    return context.store.page(owner, state, limit=limit)
+    """Jobs, newest first unless another order is asked for."""
+    scope = caller.scope if everyone or user is not None else caller.user
+    states = None if state is None else tuple(state)
+    query = JobQuery(states=states, user=user, name=name, since=since, sort=sort, reverse=reverse, limit=limit)
+    return context.store.page(scope, query)
 
 
 @router.get("/{ref}")

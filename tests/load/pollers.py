@@ -1,7 +1,7 @@
 """Many clients that ask a daemon for the same thing again and again, from one process that does nothing else.
 
 Raw HTTP/1.1 on kept connections, so that the load costs little; what it costs is told beside what it found. Run as
-`python -m mlora_sched.bench.pollers`, which imports no more than the standard library.
+`python -m tests.load.pollers`, which imports no more than the standard library.
 """
 
 from __future__ import annotations
