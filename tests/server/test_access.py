@@ -24,6 +24,7 @@ from mlora_sched.cli.main import run
 from mlora_sched.client import Client
 from mlora_sched.client.administration import token_request
 from mlora_sched.client.http import Http
+from mlora_sched.daemon import lifecycle
 from mlora_sched.errors import NotFound, Refused, Unauthorized, UserError
 from mlora_sched.server import auth, groups
 from mlora_sched.server.attempts import MOST_ADDRESSES, MOST_FAILURES, WINDOW_SECONDS, Attempts
@@ -221,6 +222,37 @@ def test_an_address_in_use_is_named() -> None:
 )
 def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:8080", True), ("127.0.0.1:8080", False)])
+def test_serve_hands_its_doors_on(
+    listen: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from mlora_sched.cli.local import serve
+
+    seen: list[DaemonSettings] = []
+    monkeypatch.setattr(serve, "run_daemon", lambda settings, *_: seen.append(settings))
+    doors = ["--socket-group", "people", "--admin-group", "wheel", "--listen", listen, "--allow-host", "gpu1"]
+    before = os.umask(0o022)
+    try:
+        assert run(["serve", "--base", str(tmp_path), "--state", str(tmp_path / "state"), *doors]) == 0
+        assert os.umask(0o022) == 0o077
+    finally:
+        os.umask(before)
+    (settings,) = seen
+    assert (settings.socket_group, settings.admin_group, settings.allow_hosts) == ("people", "wheel", ("gpu1",))
+    assert settings.listen == parse_listen(listen)
+    assert ("is not encrypted" in capsys.readouterr().err) is warned
+
+
+def test_a_daemon_listens_at_all_its_doors(short_dir: Path) -> None:
+    settings = settings_in(short_dir).model_copy(update={"listen": ANY_PORT})
+    with lifecycle._listeners(settings) as listeners:
+        assert [one.family for one in listeners] == [socket.AF_UNIX, socket.AF_INET]
+    taken = settings.model_copy(update={"listen": Listen(host="192.0.2.1", port=80)})
+    with pytest.raises(UserError, match="--listen"), lifecycle._listeners(taken):
+        pass
+    assert not settings.socket.exists(), "nothing is left where not all of them can be had"
 
 
 # ---------------------------------------------------------------------------------------------------- attempts

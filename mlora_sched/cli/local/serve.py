@@ -187,6 +187,7 @@ def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
     for warning in status.warnings:
         click.echo(f"{name} at {settings.socket}: {warning}")
     if status.state == "ready":
-        click.echo(f"serving {name} at {settings.socket} on {status.device} (results: {status.exactness})")
+        where = settings.socket if settings.listen is None else f"{settings.socket} and http://{settings.listen}"
+        click.echo(f"serving {name} at {where} on {status.device} (results: {status.exactness})")
     else:
         click.echo(f"{name} at {settings.socket}, process {os.getpid()}, worker {status.state}")

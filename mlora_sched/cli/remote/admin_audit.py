@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from pathlib import Path
 
 import click
 from rich.text import Text
@@ -12,7 +11,7 @@ from rich.text import Text
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.cli.style import SHORT_ID
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.spec.access import AuditEntry
 
 
@@ -21,7 +20,7 @@ from mlora_sched.spec.access import AuditEntry
 @click.option("--since", "seconds", type=DURATION, help="Only of so long, such as 1d.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="At most N.")
 @daemon_options
-def audit(user: str | None, seconds: float | None, limit: int, socket: Path, as_json: bool) -> None:
+def audit(user: str | None, seconds: float | None, limit: int, socket: Where, as_json: bool) -> None:
     """Show who asked for what, newest first."""
     since = None if seconds is None else time.time() - seconds
     with Client(socket) as client:

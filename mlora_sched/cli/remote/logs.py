@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options, outcome
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.client.logs import LogItem, LogKind
 
 
@@ -22,7 +21,7 @@ from mlora_sched.client.logs import LogItem, LogKind
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Of what is there, only the last N lines.")
 @daemon_options
 def logs(
-    job: str, follow: bool, only_events: bool, only_metrics: bool, tail: int | None, socket: Path, as_json: bool
+    job: str, follow: bool, only_events: bool, only_metrics: bool, tail: int | None, socket: Where, as_json: bool
 ) -> int:
     """Print a job's events and metrics; with --json one object a line."""
     from mlora_sched.cli.output import print_log

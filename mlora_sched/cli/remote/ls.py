@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
 from mlora_sched.cli.remote.options import Parsed, daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.spec.query import JobQuery, JobSort, check_name_pattern
 from mlora_sched.spec.state import JobState
 
@@ -66,7 +65,7 @@ def ls(
     limit: int | None,
     every: bool,
     queue: bool,
-    socket: Path,
+    socket: Where,
     as_json: bool,
 ) -> None:
     """List your jobs, newest first."""
@@ -89,7 +88,7 @@ def ls(
         _jobs(query, everyone, every, socket, as_json)
 
 
-def _queue(socket: Path, as_json: bool) -> None:
+def _queue(socket: Where, as_json: bool) -> None:
     from mlora_sched.cli.listing import queue_columns, queue_row
     from mlora_sched.cli.output import print_json
     from mlora_sched.cli.table import print_rows
@@ -103,7 +102,7 @@ def _queue(socket: Path, as_json: bool) -> None:
     _warn(view.daemon.warnings)
 
 
-def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Path, as_json: bool) -> None:
+def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: bool) -> None:
     from mlora_sched.cli.listing import fits, foreign_row, job_columns, job_row
     from mlora_sched.cli.output import print_json
     from mlora_sched.cli.table import print_rows

@@ -86,7 +86,7 @@ def outcome(jobs: Sequence[JobView]) -> int:
     return 0 if all(job.state is JobState.SUCCEEDED for job in jobs) else EXIT_JOB_ENDED_BADLY
 
 
-def send_request(ref: str, request: Request, socket: Path, *, as_json: bool) -> None:
+def send_request(ref: str, request: Request, socket: Where, *, as_json: bool) -> None:
     """Ask for a pause, resume or cancel of a job and print how it stands now."""
     with Client(socket) as client:
         job = client.request(ref, request)

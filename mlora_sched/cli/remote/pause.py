@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options, send_request
+from mlora_sched.client import Where
 from mlora_sched.spec.state import Request
 
 
 @click.command()
 @click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @daemon_options
-def pause(job: str, socket: Path, as_json: bool) -> None:
+def pause(job: str, socket: Where, as_json: bool) -> None:
     """Pause a job, queued or running; it keeps its progress."""
     send_request(job, Request.PAUSE, socket, as_json=as_json)

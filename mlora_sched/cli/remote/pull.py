@@ -9,7 +9,7 @@ import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 
 
 class _Checkpoint(click.ParamType[str]):
@@ -30,7 +30,7 @@ class _Checkpoint(click.ParamType[str]):
     "--checkpoint", type=_Checkpoint(), metavar=_Checkpoint.name, help="A saved step instead of the finished adapter."
 )
 @daemon_options
-def pull(job: str, folder: Path, checkpoint: str | None, socket: Path, as_json: bool) -> None:
+def pull(job: str, folder: Path, checkpoint: str | None, socket: Where, as_json: bool) -> None:
     """Fetch a job's adapter into DIR, which is made; it loads with PEFT."""
     with Client(socket) as client:
         written = client.pull(job, folder, checkpoint)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.errors import Refused
 from mlora_sched.spec.api import JobView
 
@@ -17,7 +15,7 @@ from mlora_sched.spec.api import JobView
 @click.command()
 @click.argument("jobs", nargs=-1, required=True, metavar="ID...", shell_complete=complete_jobs)
 @daemon_options
-def rm(jobs: tuple[str, ...], socket: Path, as_json: bool) -> None:
+def rm(jobs: tuple[str, ...], socket: Where, as_json: bool) -> None:
     """Remove jobs that have ended: adapter, checkpoints, figures, and uploads that none of your other jobs names.
 
     None is removed when one of them has not ended or is not there.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 
 PIPE_WIDTH = 80
 
@@ -19,7 +18,7 @@ PIPE_WIDTH = 80
 @click.command()
 @click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @daemon_options
-def show(job: str, socket: Path, as_json: bool) -> None:
+def show(job: str, socket: Where, as_json: bool) -> None:
     """Show one job: state, loss curve, arrival, spec, newest events. ID may be shortened, or be a name."""
     from mlora_sched.cli.detail import Looked, detail_lines
     from mlora_sched.cli.output import print_json

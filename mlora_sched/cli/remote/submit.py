@@ -14,7 +14,7 @@ from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
 from mlora_sched.cli.style import SHORT_ID
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.api import JobView
@@ -50,7 +50,7 @@ def submit(
     retries: int,
     key: str | None,
     wait_for_end: bool,
-    socket: Path,
+    socket: Where,
     as_json: bool,
 ) -> int:
     """Submit jobs from spec files, quoted globs, or - for standard input.

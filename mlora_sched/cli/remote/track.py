@@ -11,7 +11,7 @@ import click
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.track.follow import carry
 from mlora_sched.track.opening import Tracker, open_sink
 from mlora_sched.track.sink import Run
@@ -26,7 +26,7 @@ from mlora_sched.track.sink import Run
 )
 @click.option("--once", is_flag=True, help="End when all that is there has been carried over.")
 @daemon_options
-def track(job: str, tracker: str, project: str, folder: Path | None, once: bool, socket: Path, as_json: bool) -> None:
+def track(job: str, tracker: str, project: str, folder: Path | None, once: bool, socket: Where, as_json: bool) -> None:
     """Carry a job's metrics and spec to an experiment tracker, and go on until the job has ended.
 
     Called again it goes on with the same run. The tracker's own settings and login in your environment are used.

@@ -6,14 +6,13 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.cli.watch_feed import Feed, Scene
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 
 _PATIENCE = 5.0
 """Seconds after which a daemon that does not answer is shown as lost."""
@@ -29,7 +28,7 @@ _SIGNALLED = 128
 )
 @click.option("--once", is_flag=True, help="Look once and end; so it is when standard output is no terminal.")
 @daemon_options
-def watch(memory: bool, every: float, once: bool, socket: Path, as_json: bool) -> int:
+def watch(memory: bool, every: float, once: bool, socket: Where, as_json: bool) -> int:
     """Watch jobs, queue and memory until `q`; with --json one object."""
     with Client(socket, timeout=_PATIENCE) as client:
         if as_json:
