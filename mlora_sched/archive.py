@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from io import BytesIO
+from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
@@ -22,6 +22,8 @@ from mlora_sched.errors import MloraError, UserError
 
 _BLOCK = 1 << 20
 _MAX_MEMBERS = 4096
+_MAX_READ = 4 << 20
+"""Most bytes that are held at once of a stream that is unpacked; a header that says it is longer is none of ours."""
 _ENDING = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -151,9 +153,11 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def _write_members(stream: IO[bytes], folder: Path) -> list[str]:
     written: list[str] = []
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    with tarfile.open(fileobj=_Measured(stream), mode="r:") as archive:
         for member in archive:
-            _check(member, written)
+            _check(member, written, length)
             content = archive.extractfile(member)
             assert content is not None  # checked: an ordinary file
             target = folder / member.name
@@ -164,10 +168,37 @@ def _write_members(stream: IO[bytes], folder: Path) -> list[str]:
     return written
 
 
-def _check(member: tarfile.TarInfo, written: list[str]) -> None:
+class _Measured(RawIOBase):
+    """A stream of which nobody reads much at once: a tar's extended headers would be held whole, however long."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `_MAX_READ` bytes.
+
+        Raises:
+            tarfile.ReadError: more are asked for.
+        """
+        if not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As the stream's."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As the stream's."""
+        return self._stream.tell()
+
+
+def _check(member: tarfile.TarInfo, written: list[str], length: int) -> None:
     path = PurePosixPath(member.name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in member.name
     if not (inside and member.isreg() and not member.issparse()):
         raise MloraError(f"the archive holds {member.name!r}, which is no ordinary file below it; nothing was written")
+    if member.size > length:
+        raise tarfile.ReadError(f"{member.name!r} is said to be longer than the whole of it")
     if len(written) >= _MAX_MEMBERS:
         raise MloraError(f"the archive holds more than {_MAX_MEMBERS} files; nothing was written")

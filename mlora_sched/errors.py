@@ -8,6 +8,8 @@
     ├── NotFound                     no such job, base, file, checkpoint      exit 3   HTTP 404
     ├── Ambiguous                    a shortened id or name fits several      exit 3   HTTP 409
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
+    ├── Unauthorized                 nobody whom the daemon knows asks        exit 4   HTTP 401
+    │   └── TooManyAttempts          nobody known, from there again and again exit 4   HTTP 429
     ├── Unreachable                  no daemon answers                        exit 5   HTTP 503
     ├── StorageTrouble               the daemon's disk or database fails now  exit 6   HTTP 503
     │   └── NoSpace                  the daemon's disk is (nearly) full       exit 6   HTTP 507
@@ -96,6 +98,19 @@ class Refused(MloraError):
     http_status = 409
 
 
+class Unauthorized(MloraError):
+    """Whoever asks is nobody whom the daemon knows: no token, a wrong, expired or revoked one, no user id."""
+
+    exit_code = 4
+    http_status = 401
+
+
+class TooManyAttempts(Unauthorized):
+    """Somebody unknown has asked from one address too often."""
+
+    http_status = 429
+
+
 class Unreachable(MloraError):
     """No daemon answers at the socket."""
 
@@ -177,6 +192,8 @@ _BY_NAME: dict[str, type[MloraError]] = {
         NotFound,
         Ambiguous,
         Refused,
+        Unauthorized,
+        TooManyAttempts,
         Unreachable,
         StorageTrouble,
         NoSpace,

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import grp
 import os
+import pwd
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +118,25 @@ def list_checkpoints(job_dir: Path) -> list[int]:
     folder = job_dir / "checkpoints"
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in map(_CHECKPOINT.match, names) if match)
+
+
+def ownership(known: os.stat_result) -> str:
+    """Whose a file is and who may do what with it: `owner ann, group lab, mode 0660`."""
+    mode = stat.S_IMODE(known.st_mode)
+    return f"owner {user_name(known.st_uid)}, group {group_name(known.st_gid)}, mode {mode:04o}"
+
+
+def user_name(uid: int) -> str:
+    """A user's login name, or the id in digits where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """A group's name, or the id in digits where it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -20,6 +20,7 @@ MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_LISTEN = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})$")
 
 
 class BaseRef(Frozen):
@@ -77,6 +78,28 @@ def parse_base(text: str) -> BaseRef:
     return BaseRef(name=name, location=location)
 
 
+class Listen(Frozen):
+    """A TCP address to answer at; `host` is an address or a name of this machine, port 0 any that is free."""
+
+    host: str
+    port: int = Field(ge=0, le=65535)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> Listen:
+    """Read `HOST:PORT`, with an IPv6 address in brackets.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    match = _LISTEN.match(text)
+    if match is None or not 0 < int(match["port"]) <= 65535:
+        raise UserError(f"--listen {text}: write HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    return Listen(host=match["v6"] or match["host"], port=int(match["port"]))
+
+
 class DaemonSettings(Frozen):
     """How one daemon runs.
 
@@ -99,6 +122,10 @@ class DaemonSettings(Frozen):
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
+        socket_group: the Unix group whose members may connect to the socket; None for the daemon's user alone.
+        admin_group: the Unix group whose members are administrators beside root and the daemon's user.
+        listen: where it answers over TCP, to tokens; None for nowhere.
+        allow_hosts: names by which it may be asked over TCP, beside the address and name it listens at.
     """
 
     state_dir: Path
@@ -126,6 +153,10 @@ class DaemonSettings(Frozen):
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"
+    socket_group: str | None = None
+    admin_group: str | None = None
+    listen: Listen | None = None
+    allow_hosts: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,12 +12,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from mlora_sched import __version__
 from mlora_sched.errors import EXIT_INTERRUPTED, MloraError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,29 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("cancel", "Cancel a job."),
         _remote("pause", "Pause a job; it keeps its progress."),
         _remote("resume", "Let a paused job go on."),
+        _remote("priority", "Let a job come before or after your others."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
-        _remote("watch", "Watch the device's memory."),
+    ),
+    "Look": (
+        _remote("watch", "Watch jobs, queue and memory on a live screen."),
+        _remote("doctor", "Check machine, socket and daemon, and say what to do."),
+        _remote("track", "Carry a job's metrics to an experiment tracker."),
+        _local("completion", "Teach bash, zsh or fish to complete this command."),
     ),
     "Specs and data": (
         _local("validate", "Check job specs and their files."),
         _local("dataset", "Show what the model will see of a data file."),
+        _local("convert", "Turn an Axolotl or LLaMA-Factory config into a job spec."),
         _local("estimate", "Tell how much memory jobs will take, without a daemon or weights."),
     ),
     "Server": (
         _local("serve", "Start the training daemon."),
-        _remote("admin", "Steer the daemon: its device, its queue, its disk."),
         _local("run", "Train jobs together without a daemon."),
         _local("base", "Make a small base model to try things on."),
-        _local("demo", "See the whole system at work."),
+        _remote("admin", "Steer the daemon: its device, its queue, its disk."),
         _local("bench", "Measure training together beside PEFT and the frozen base."),
+        _local("demo", "See the whole system at work."),
     ),
 }
 """Every verb, in the order in which help shows it."""
@@ -96,6 +106,14 @@ class LazyGroup(click.Group):
             remedy = f"did you mean {near[0]}?" if near else f"try `{ctx.command_path} --help`"
             raise click.UsageError(f"{name}: no such verb; {remedy}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs that begin so, from `SECTIONS` alone; options as click finds them."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [verb for verbs in SECTIONS.values() for verb in verbs if verb.name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(verb.name, help=verb.summary) for verb in verbs), *options]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the sections from `SECTIONS` alone, importing no verb."""

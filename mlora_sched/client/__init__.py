@@ -1,4 +1,4 @@
-"""A typed, synchronous client of the daemon's native API over its Unix socket.
+"""A typed, synchronous client of the daemon's native API, over its Unix socket, through ssh or over TCP.
 
 It uploads what a spec names, submits, watches and fetches adapters; errors of the daemon come back as the classes of
 `mlora_sched.errors`. It prints nothing and knows no command line. Unpacking a fetched adapter is `archive`'s work.
@@ -6,20 +6,25 @@ It uploads what a spec names, submits, watches and fetches adapters; errors of t
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 from urllib.parse import quote
 
 from mlora_sched.archive import prepare_target, unpack
-from mlora_sched.client.administration import Administration
-from mlora_sched.client.connection import BLOCK, SOCKET_VARIABLE, default_socket
-from mlora_sched.errors import NotFound, SpecError, WaitTimeout
+from mlora_sched.client.logs import LogItem, LogKind, merged
+from mlora_sched.client.submitting import Submitting, check_reference
+from mlora_sched.client.where import (
+    HOST_VARIABLE,
+    SOCKET_VARIABLE,
+    HttpTarget,
+    SshTarget,
+    Where,
+    default_socket,
+    default_where,
+)
+from mlora_sched.errors import WaitTimeout
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.api import (
     EventsPage,
@@ -30,63 +35,36 @@ from mlora_sched.spec.api import (
     MemoryView,
     MetricsLine,
     MetricsPage,
-    Submission,
 )
-from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.doctor import DaemonCheckup
+from mlora_sched.spec.job import Priority
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.submission import PriorityRequest
 
-__all__ = ["SOCKET_VARIABLE", "Client", "default_socket"]
+__all__ = [
+    "HOST_VARIABLE",
+    "SOCKET_VARIABLE",
+    "Client",
+    "HttpTarget",
+    "SshTarget",
+    "Where",
+    "default_socket",
+    "default_where",
+]
 
-_REFERENCE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
-
-class Client(Administration):
-    """Speaks to the daemon at `socket`; close it, or use it as a context manager.
+class Client(Submitting):
+    """Speaks to the daemon at `where`; close it, or use it as a context manager.
 
     Args:
-        socket: path of the daemon's Unix socket.
+        where: path of the daemon's Unix socket, or the address of one elsewhere.
         timeout: seconds of silence after which a request is given up.
-        transport: how requests travel; the Unix socket unless a test gives another.
+        transport: how requests travel, as `where` says unless a test gives another.
 
     Every method raises the errors of `mlora_sched.errors` that the daemon answers with, and `Unreachable` when
     nobody answers.
     """
-
-    # ------------------------------------------------------------------ submitting
-
-    def submit(self, spec_path: Path) -> JobView:
-        """Read a spec, upload the files it names and submit it.
-
-        Raises:
-            SpecError: the spec is malformed or names a missing file; nothing has been sent.
-        """
-        spec = load_job(spec_path)
-        return self.submit_spec(spec, local_files(spec, spec_path.parent))
-
-    def submit_spec(self, spec: JobSpec, files: Mapping[str, Path]) -> JobView:
-        """Upload `files` (local path by the name the spec uses) and submit `spec`."""
-        uploaded = {name: self.upload(path) for name, path in files.items()}
-        body = Submission(spec=spec, files=uploaded)
-        return self._record(JobView, "POST", "/jobs", json=body.model_dump(mode="json"))
-
-    def upload(self, path: Path) -> str:
-        """Give the daemon a file, unless this user gave it before; returns its sha256 in hex."""
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if not self._holds(digest):
-                    size = file.seek(0, os.SEEK_END)
-                    file.seek(0)
-                    self._answer(
-                        "PUT", f"/files/{digest}", content=_blocks(file), headers={"content-length": str(size)}
-                    )
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-        return digest
-
-    def _holds(self, digest: str) -> bool:
-        """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
-        return self._send("HEAD", f"/files/{digest}").is_success
 
     # ------------------------------------------------------------------ looking
 
@@ -98,18 +76,19 @@ class Client(Administration):
         """The daemon, its memory and everybody's live jobs; of others' only what they use."""
         return self._record(ActivityView, "GET", "/daemon/activity")
 
+    def checkup(self) -> DaemonCheckup:
+        """What the daemon finds out about itself and the caller; may take some seconds."""
+        return self._record(DaemonCheckup, "GET", "/daemon/doctor")
+
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
         """The caller's jobs, newest first; `everyone` asks for all jobs, which administrators may see."""
-        return list(self.jobs_page(states, everyone=everyone).jobs)
+        return list(self.jobs_page(JobQuery(states=tuple(states) or None), everyone=everyone).jobs)
 
-    def jobs_page(
-        self, states: Sequence[JobState] = (), *, everyone: bool = False, limit: int | None = None
-    ) -> JobsPage:
-        """As `jobs`, but no more than the newest `limit`, and how many there are beside them."""
-        params: dict[str, Any] = {"state": [state.value for state in states], "everyone": everyone}
-        if limit is not None:
-            params["limit"] = limit
-        return self._record(JobsPage, "GET", "/jobs", params=params)
+    def jobs_page(self, wanted: JobQuery, *, everyone: bool = False) -> JobsPage:
+        """What is asked for of the caller's jobs, or of all that the caller may see, and how many are left out."""
+        params = wanted.model_dump(mode="json", exclude_defaults=True)
+        params = {"state" if name == "states" else name: value for name, value in params.items()}
+        return self._record(JobsPage, "GET", "/jobs", params={**params, "everyone": everyone})
 
     def get(self, ref: str) -> JobView:
         """A job by id, shortened id or unambiguous name."""
@@ -127,21 +106,28 @@ class Client(Administration):
         """Events past the cursor `after`."""
         return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
 
-    def logs(self, ref: str, *, follow: bool = False, poll: float = 0.5) -> Iterator[EventView | MetricsLine]:
-        """Events and metrics of a job as they come; with `follow`, until it ends. `poll` is in seconds."""
-        seen_events = seen_metrics = 0
+    def logs(
+        self, ref: str, *, follow: bool = False, kind: LogKind = LogKind.ALL, poll: float = 0.5
+    ) -> Iterator[tuple[LogItem, ...]]:
+        """A job's log in pages: all that is there, then with `follow` what comes until it ends. `poll` is in seconds.
+
+        There is a first page in any case, which may be empty.
+        """
+        at_event = at_line = 0
         while True:
             ended = self.get(ref).state.is_final  # asked first: what is read below is then complete
-            events = self.events(ref, seen_events)
-            metrics = self.metrics(ref, seen_metrics)
-            yield from events.events
-            yield from metrics.lines
-            if events.cursor > seen_events or metrics.cursor > seen_metrics:
-                seen_events, seen_metrics = events.cursor, metrics.cursor
-            elif ended or not follow:
+            events: tuple[EventView, ...] = ()
+            lines: tuple[MetricsLine, ...] = ()
+            if kind is not LogKind.METRICS:
+                page = self.events(ref, at_event)
+                events, at_event = page.events, page.cursor
+            if kind is not LogKind.EVENTS:
+                figures = self.metrics(ref, at_line)
+                lines, at_line = figures.lines, figures.cursor
+            yield tuple(merged(events, lines))
+            if ended or not follow:
                 return
-            else:
-                time.sleep(poll)
+            time.sleep(poll)
 
     def wait(self, refs: Sequence[str], *, timeout: float | None = None, poll: float = 0.5) -> list[JobView]:
         """Block until every job has ended; returns them in the order asked. `timeout` and `poll` are in seconds.
@@ -165,6 +151,11 @@ class Client(Administration):
         """Ask for a pause, a resume or a cancel; the answer shows it as pending until the daemon has done it."""
         return self._record(JobView, "POST", _job(ref, f"/{request.value}"))
 
+    def set_priority(self, ref: str, priority: Priority) -> JobView:
+        """Order a job otherwise among its owner's."""
+        body = PriorityRequest(priority=priority)
+        return self._record(JobView, "POST", _job(ref, "/priority"), json=body.model_dump(mode="json"))
+
     def remove(self, ref: str) -> JobView:
         """Remove a job that has ended, with everything of it; returns it as it was."""
         return self._record(JobView, "DELETE", _job(ref))
@@ -184,16 +175,10 @@ class Client(Administration):
 
 
 def _job(ref: str, rest: str = "") -> str:
-    """The path of a job; what cannot be an id or a name is not sent, lest it become another path."""
-    if not _REFERENCE.match(ref):
-        raise NotFound(f"{ref!r}: no job has such an id or name; `mlora-sched ls` lists yours")
+    """The path of a job."""
+    check_reference(ref)
     return f"/jobs/{quote(ref, safe='')}{rest}"
 
 
 def _named(jobs: Sequence[JobView]) -> str:
     return ", ".join(f"{job.name} ({job.id}, {job.shown_state})" for job in jobs)
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
-        yield block

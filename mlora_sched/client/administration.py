@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from mlora_sched.client.connection import Connection
-from mlora_sched.errors import MloraError, Refused, UserError
+from mlora_sched.errors import MloraError, NotFound, Refused, UserError
 from mlora_sched.files import DISK, DRAFT
+from mlora_sched.spec.access import AuditEntry, AuditPage, NewToken, TokenRequest, TokenView
 from mlora_sched.spec.api import BackupView, DaemonView, GcRequest, GcView, ReleaseRequest
+from mlora_sched.spec.explain import explain
+from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
 from mlora_sched.spec.state import WorkerPhase
+
+_AUDIT_PAGE = 500
+_TOKEN_ID = re.compile(r"^t-[0-9a-f]{16}$")
+_TOKENS = TypeAdapter(tuple[TokenView, ...])
 
 
 class Administration(Connection):
@@ -108,3 +119,79 @@ class Administration(Connection):
         """
         body = GcRequest(dry_run=dry_run)
         return self._record(GcView, "POST", "/daemon/gc", json=body.model_dump(), timeout=None)
+
+    def quota(self) -> QuotaView:
+        """The caller's own quotas, and what of them is used."""
+        return self._record(QuotaView, "GET", "/quota")
+
+    def quotas(self, user: str | None = None) -> QuotaPage:
+        """What holds by default, and how one user stands, or everybody who uses something or has a quota.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        params = {} if user is None else {"user": user}
+        return self._record(QuotaPage, "GET", "/quotas", params=params)
+
+    def set_quota(self, change: QuotaChange) -> QuotaPage:
+        """Set or lift limits; answers with what holds by default and how the user stands now.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._record(QuotaPage, "POST", "/quotas", json=change.model_dump(mode="json"))
+
+    def create_token(self, request: TokenRequest) -> NewToken:
+        """Have a token made; the answer holds the secret, which the daemon does not keep.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._record(NewToken, "POST", "/tokens", json=request.model_dump())
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        """All tokens, oldest first, without their secrets.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        return self._parsed(_TOKENS.validate_json, self._answer("GET", "/tokens"))
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        """Have a token hold no more.
+
+        Raises:
+            NotFound: there is no such token.
+            Refused: the caller is no administrator, or it was revoked before.
+        """
+        if not _TOKEN_ID.match(token_id):
+            raise NotFound(f"{token_id!r}: no token has such an id; `mlora-sched admin token ls` lists them")
+        return self._record(TokenView, "DELETE", f"/tokens/{token_id}")
+
+    def audit(self, *, user: str | None = None, since: float | None = None) -> Iterator[AuditEntry]:
+        """Who asked for what, newest first, page after page; of one user and since a time (Unix seconds) if given.
+
+        Raises:
+            Refused: the caller is no administrator.
+        """
+        params = {name: value for name, value in (("user", user), ("since", since)) if value is not None}
+        before: dict[str, int] = {}
+        while True:
+            page = self._record(AuditPage, "GET", "/audit", params={**params, **before, "limit": _AUDIT_PAGE})
+            yield from page.entries
+            if page.cursor is None:
+                return
+            before = {"before": page.cursor}
+
+
+def token_request(user: str, *, admin: bool = False, note: str = "", seconds: float | None = None) -> TokenRequest:
+    """What to ask for a token with.
+
+    Raises:
+        UserError: the user or the note cannot be one.
+    """
+    raw = {"user": user, "admin": admin, "note": note, "seconds": seconds}
+    try:
+        return TokenRequest.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(explain(error, raw, TokenRequest, "token")) from None

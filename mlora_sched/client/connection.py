@@ -1,4 +1,7 @@
-"""How a client reaches its daemon: where that is, requests, answers, errors as our own classes. It names no calls."""
+"""How a client reaches its daemon: connections, requests, answers, errors as our own classes. It names no calls.
+
+Which daemon it is, `where` says; `tunnel` holds the ssh that one of another machine takes.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,31 @@ from typing import IO, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from mlora_sched.client.http import Answer, Http, NotConnected, TimedOut, Transport, TransportError
+from mlora_sched import __version__
+from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
+from mlora_sched.client.trouble import no_connection
+from mlora_sched.client.tunnel import Tunnel
+from mlora_sched.client.where import HOST_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.common import Frozen
 
-SOCKET_VARIABLE = "MLORA_SCHED_SOCKET"
 BLOCK = 1 << 20
 _PREFIX = "/api/v1"
 _Parsed = TypeVar("_Parsed")
 _Record = TypeVar("_Record", bound=Frozen)
 
 
-def default_socket(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where client and daemon meet when nobody says otherwise: in a directory that only this user can enter."""
-    if named := environment.get(SOCKET_VARIABLE):
-        return Path(named)
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "mlora_sched.sock"
-    return Path.home() / ".mlora_sched" / "daemon.sock"
-
-
 class Connection:
-    """Requests to the daemon at `socket` and what it answers; the base of `Client`, which names the arguments."""
+    """Requests to the daemon at `where` and what it answers; the base of `Client`, which names the arguments."""
 
-    def __init__(self, socket: Path, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
-        self.socket = socket
-        self._http: Transport = transport or Http(socket, timeout)
+    def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
+        self.where = where
+        self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
+        place = self._tunnel.socket if self._tunnel is not None else where
+        assert not isinstance(place, SshTarget)
+        self._http: Transport = transport or Http(place, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +50,8 @@ class Connection:
     def close(self) -> None:
         """Let go of the connection."""
         self._http.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def _download(self, path: str, params: Mapping[str, str], target: IO[bytes]) -> None:
         try:
@@ -69,7 +71,8 @@ class Connection:
             return parse(answer.content)
         except ValidationError:
             raise MloraError(
-                f"the daemon at {self.socket} answers in a form this client does not know; install the same version"
+                f"the daemon at {self.where} answers in a form that this client ({__version__}) does not know; "
+                f"install the same version on both sides (`mlora-sched doctor` says which they are)"
             ) from None
 
     def _answer(self, method: str, path: str, **request: Any) -> Answer:
@@ -78,29 +81,41 @@ class Connection:
             raise self._error(answer)
         return answer
 
-    def _send(self, method: str, path: str, **request: Any) -> Answer:
-        """What the daemon answers, be it an error."""
+    def _send(self, method: str, path: str, *, repeatable: bool = False, **request: Any) -> Answer:
+        """What the daemon answers, be it an error.
+
+        Args:
+            repeatable: asking twice is asking once, so it is sent once more when the connection breaks off.
+        """
         try:
             return self._http.request(method, _PREFIX + path, **request)
         except TransportError as error:
+            if repeatable and isinstance(error, BrokenOff):
+                return self._send(method, path, **request)
             raise self._unreachable(error) from None
 
     def _error(self, answer: Answer) -> MloraError:
         try:
             body = ErrorBody.model_validate_json(answer.content)
         except ValidationError:
-            return MloraError(f"the daemon at {self.socket} answers {answer.status} {answer.reason}")
+            return MloraError(f"the daemon at {self.where} answers {answer.status} {answer.reason}")
         return from_name(body.error, body.message)
 
     def _unreachable(self, error: TransportError) -> Unreachable:
-        length = len(os.fsencode(self.socket))
-        if length > MAX_SOCKET_PATH:
-            return Unreachable(f"{self.socket}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
+        if isinstance(self.where, Path) and (length := len(os.fsencode(self.where))) > MAX_SOCKET_PATH:
+            return Unreachable(f"{self.where}: {length} bytes are too long for a socket's path ({MAX_SOCKET_PATH})")
         if isinstance(error, TimedOut):
-            return Unreachable(f"the daemon at {self.socket} does not answer; is it overloaded or stopped?")
+            return Unreachable(
+                f"the daemon at {self.where} does not answer: it is stopped or overloaded; "
+                f"try again, and ask its administrator if that does not help"
+            )
+        if self._tunnel is not None and (said := self._tunnel.said()):
+            return Unreachable(f"the daemon at {self.where} cannot be reached; ssh says: {said}")
         if not isinstance(error, NotConnected):
-            return Unreachable(f"the daemon at {self.socket} broke off in the middle of an answer ({error}); try again")
+            return Unreachable(f"the daemon at {self.where} broke off in the middle of an answer ({error}); try again")
+        if isinstance(self.where, Path):
+            return Unreachable(no_connection(self.where, error))
         return Unreachable(
-            f"no daemon answers at {self.socket} ({error}); start one with `mlora-sched serve`, "
-            f"or name its socket with --socket or {SOCKET_VARIABLE}"
+            f"no daemon answers at {self.where} ({error}); is it running there, and is the address in "
+            f"{HOST_VARIABLE} right?"
         )

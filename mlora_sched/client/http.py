@@ -1,4 +1,4 @@
-"""HTTP requests over one kept connection to a Unix socket, by the standard library's client.
+"""HTTP requests over one kept connection, to a Unix socket or over TCP, by the standard library's client.
 
 A command of ours asks one or two questions and ends. Importing an HTTP library of the usual size would take longer than
 all the rest of it, and nothing that such a library is for (pools, redirects, cookies, proxies) is wanted here.
@@ -13,10 +13,12 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+
+from mlora_sched.client.where import HttpTarget
 
 USUAL = -1.0
 """The timeout of the transport."""
@@ -125,16 +127,28 @@ class _UnixConnection(HTTPConnection):
         self.sock = connection
 
 
+def _connection_to(place: Path | HttpTarget, timeout: float | None) -> HTTPConnection:
+    if isinstance(place, Path):
+        return _UnixConnection(place, timeout)
+    url = urlsplit(place.url)
+    assert url.hostname is not None
+    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    return kind(url.hostname, url.port, timeout=timeout)
+
+
 class Http:
-    """A `Transport` over the Unix socket at `path`.
+    """A `Transport` to the Unix socket at a path, or to an address with a token.
 
     Args:
+        place: where.
         timeout: seconds of silence after which a request is given up; None for never.
     """
 
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        self._connection = _UnixConnection(path, timeout)
+    def __init__(self, place: Path | HttpTarget, timeout: float | None) -> None:
+        self._connection = _connection_to(place, timeout)
         self._timeout = timeout
+        self._prefix = urlsplit(place.url).path if isinstance(place, HttpTarget) else ""
+        self._headers = {"authorization": f"Bearer {place.token}"} if isinstance(place, HttpTarget) else {}
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -186,7 +200,7 @@ class Http:
         if self._connection.sock is not None and select.select([self._connection.sock], [], [], 0)[0]:
             self._connection.close()  # the other side has: it keeps connections for some seconds only
         query = urlencode({name: _plain(value) for name, value in params.items()}, doseq=True)
-        target = f"{path}?{query}" if query else path
+        target = self._prefix + (f"{path}?{query}" if query else path)
         if self._connection.sock is None:
             try:
                 self._connection.connect()
@@ -196,7 +210,7 @@ class Http:
                 raise NotConnected(str(error)) from None
         # a daemon that refuses a body answers before it has all of it
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.request(method, target, content, sent)
+            self._connection.request(method, target, content, self._headers | sent)
         return self._connection.getresponse()
 
     @contextlib.contextmanager

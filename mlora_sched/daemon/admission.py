@@ -6,7 +6,8 @@ that reports none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, capacity, corrected, unshrunk
 from mlora_sched.memory.formula import FORMULA_REVISION
@@ -14,9 +15,11 @@ from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
+from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import Ready, WorkerConfig
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
+from mlora_sched.store.rows import failed
 
 SHRINK = 0.8
 """What is left of the jobs' part of the memory when the kernel has ended the worker for want of it."""
@@ -127,14 +130,13 @@ class Admission:
             chunk = min(chunk, max(0, budget - needs.resident))
         return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, chunk)
 
-    def limits(self, tokens_per_second: float, now: float) -> Limits:
-        """What a plan must keep to, at a pace and a time."""
+    def limits(self, tokens_per_second: float, owner_memory: Mapping[str, int], now: float) -> Limits:
+        """What a plan must keep to, at a pace and a time; `owner_memory` as in `Limits`."""
         settings = self._settings
         tokens = max(settings.pack_tokens, int(tokens_per_second * settings.slice_seconds))
-        if self._fit is None or self._report is None:
-            return Limits(settings.max_resident_jobs, slice_tokens=tokens)
-        memory = self._steady(self._report, now)
-        return Limits(settings.max_resident_jobs, slice_tokens=tokens, memory=memory)
+        report = self._report
+        memory = None if self._fit is None or report is None else self._steady(report, now)
+        return Limits(settings.max_resident_jobs, slice_tokens=tokens, memory=memory, owner_memory=owner_memory)
 
     def _steady(self, report: MemoryReport, now: float) -> int:
         """The budget without small rises of late."""
@@ -144,13 +146,19 @@ class Admission:
         assert self._budget is not None
         return self._budget
 
-    def fits_now(self, job: LiveJob) -> bool:
-        """There is memory for the job alone."""
-        return self._fit is None or self._report is None or self.needs(job).total <= self._report.budget
+    def fits_now(self, job: LiveJob, allowed: int | None = None) -> bool:
+        """There is memory for the job alone, and it holds no more than is allowed."""
+        if self._fit is None or self._report is None:
+            return True
+        needs = self.needs(job)
+        return needs.total <= self._report.budget and (allowed is None or needs.resident <= allowed)
 
-    def held(self, jobs: Iterable[LiveJob]) -> int:
-        """Bytes that jobs hold while they are attached."""
-        return sum(self.needs(job).resident for job in jobs)
+    def held(self, jobs: Iterable[LiveJob]) -> Counter[str]:
+        """Bytes that jobs hold while they are attached, by owner."""
+        held = Counter[str]()
+        for job in jobs:
+            held[job.owner] += self.needs(job).resident
+        return held
 
     def impossible(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
         """The jobs that can never run on this device, with why and what would help.
@@ -163,6 +171,14 @@ class Admission:
         known = [job for job in jobs if job.step == 0 and job.largest_chunk is not None]
         found = {job.id: self._fit.refusal(job.spec, _sizes(job)) for job in known}
         return {job_id: message for job_id, message in found.items() if message is not None}
+
+    def fail_impossible(self, jobs: Sequence[LiveJob], now: float) -> bool:
+        """End those of these queued jobs that can never run; True when there was one. No further try would help."""
+        found = self.impossible(jobs)
+        for job_id, message in found.items():
+            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
+            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
+        return bool(found)
 
 
 def worker_config(settings: DaemonSettings) -> WorkerConfig:

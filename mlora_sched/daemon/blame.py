@@ -12,7 +12,6 @@ from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import AtWork, Note, StepDone
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
-from mlora_sched.store.rows import failed
 
 MAX_SOLO_CRASHES = 2
 """How many deaths with one job alone in the worker make that job FAILED …"""
@@ -97,11 +96,8 @@ class Blame:
             self._alone_at[job.id] = job.step
             self._suspects.accuse({job.id: job.step})
             return
-        reason = failed(
-            ErrorCode.WORKER_CRASH,
-            f"the worker died {crashes} times with this job alone in it, after step {job.step}; the other jobs go on",
-        )
-        self._store.transition(job.id, JobState.QUEUED, JobState.FAILED, now, crashes=crashes, **reason)
+        died = f"the worker died {crashes} times with this job alone in it, after step {job.step}"
+        self._store.fail(job.id, ErrorCode.WORKER_CRASH, f"{died}; the other jobs go on", now, crashes=crashes)
         self._alone_at.pop(job.id, None)
         self._suspects.convict(job.id)
 

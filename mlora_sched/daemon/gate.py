@@ -1,35 +1,57 @@
 """Whether waiting jobs are started: an administrator may close the gate (`admin drain`), over restarts, too.
 
-Jobs that are attached go on to their end; whoever comes back to the queue waits with the others. What the worker does
-is not affected: letting it go is `release`'s part.
+Jobs that are attached go on to their end; whoever comes back to the queue waits with the others. Jobs of a user who has
+used up a quota stay outside, and those that are attached are sent out. What the worker does is not affected: letting it
+go is `release`'s part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mlora_sched.daemon.quotas import QuotaWatch
 from mlora_sched.spec.state import WaitReason
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Drain, LiveJob
 
 
 class Gate:
-    """Reads the wish once a tick, so that one tick does not see two."""
+    """Reads the wish and the quotas once a tick, so that one tick does not see two."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._wish = Drain()
+        self._quotas = QuotaWatch(store)
 
-    def look(self) -> None:
-        """See what is wanted now."""
+    def look(self, now: float) -> None:
+        """See what is wanted, and what is used, now."""
         self._wish = self._store.drain()
+        self._quotas.look(now)
 
     @property
     def closed(self) -> bool:
         """No waiting job may be attached."""
         return self._wish.wanted
 
+    def admits(self, job: LiveJob) -> bool:
+        """The job may be attached."""
+        return not self.closed and not self._quotas.spent(job.owner)
+
+    def admitted(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
+        """Those of these jobs that may be attached."""
+        return [job for job in jobs if self.admits(job)]
+
+    def expelled(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
+        """Those of these jobs that may not stay attached."""
+        return [job for job in jobs if self._quotas.spent(job.owner)]
+
+    def device(self, jobs: Iterable[LiveJob]) -> dict[str, int]:
+        """Bytes that attached jobs of their owners may hold, of those for whom there is a limit."""
+        return self._quotas.device(job.owner for job in jobs)
+
     def reasons(self, waiting: Iterable[LiveJob]) -> dict[str, str]:
         """Why these jobs wait, as far as it is the gate."""
-        reason = f"{WaitReason.DRAINING.value}: no job is started, asked for by {self._wish.caller}"
-        return {job.id: reason for job in waiting} if self.closed else {}
+        draining = f"{WaitReason.DRAINING.value}: no job is started, asked for by {self._wish.caller}"
+        if self.closed:
+            return {job.id: draining for job in waiting}
+        return {job.id: self._quotas.reason(job.owner) for job in self.expelled(waiting)}

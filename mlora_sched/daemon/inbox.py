@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
+from mlora_sched.daemon.pace import Paces
 from mlora_sched.daemon.supervisor import Heard, Supervisor
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.wire import Beat, JobReport, Note, Report
@@ -48,14 +49,17 @@ class Inbox:
         self._store = store
         self._unwritten: list[JobReport] = []
         self._news: deque[tuple[Supervisor, News]] = deque()
+        self._paces = Paces()
 
-    def add(self, source: Supervisor, heard: Heard) -> None:
+    def add(self, source: Supervisor, heard: Heard, now: float) -> None:
         """Keep what one look at a process brought."""
+        self._paces.hear(heard.reports, now)  # once: writing may have to be tried again
         self._unwritten += [report for report in heard.reports if isinstance(report, get_args(JobReport))]
         if any(isinstance(report, MemoryReport) for report in heard.reports):  # the newest says all there is to say
             self._news = deque((who, what) for who, what in self._news if not isinstance(what, MemoryReport))
         self._news += [(source, report) for report in heard.reports if not isinstance(report, Beat)]
         if heard.died:
+            self._paces.forget()
             self._news.append((source, Death(heard.killed, heard.last_words)))
 
     def put(self, source: Supervisor, what: Note | Ended) -> None:
@@ -69,7 +73,7 @@ class Inbox:
             StorageTrouble: the database refuses; what was not taken in is still here.
         """
         if self._unwritten:
-            self._store.record(self._unwritten, now)
+            self._store.record(self._unwritten, now, self._paces.known)
             self._unwritten = []
         while self._news:
             handle(*self._news[0], now)

@@ -6,6 +6,7 @@ It neither schedules (`loop`) nor answers requests (`mlora_sched.server`).
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,12 +29,14 @@ from mlora_sched.daemon.systemd import Notifier
 from mlora_sched.errors import EXIT_INTERRUPTED, Refused, StorageTrouble, UserError
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
+from mlora_sched.server.tcp import bind_tcp
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.store.db import open_database
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import WorkerStatus
 
 _LOCK = "daemon.lock"
+_LOG = logging.getLogger(__name__)
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -65,7 +68,7 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
     notifier = Notifier.of(os.environ, os.getpid())
-    with state_lock(settings.state_dir), _listener(settings.socket) as listener, _store(settings.database) as store:
+    with state_lock(settings.state_dir), _listeners(settings) as listeners, _store(settings.database) as store:
         orphans = end_orphans(settings.log_dir)
         sweep_drafts(settings)
         if orphans:
@@ -79,7 +82,7 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
             work = thread.submit(loop.run, stop)
             work.add_done_callback(lambda _: setattr(server, "should_exit", True))  # nothing to serve without it
             try:
-                server.run(sockets=[listener])
+                server.run(sockets=listeners)
             finally:
                 notifier.stopping()
                 stop.set()
@@ -123,6 +126,8 @@ def state_lock(state_dir: Path) -> Iterator[None]:
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if state_dir.stat().st_mode & 0o077:
+            _LOG.warning("--state %s: others may look into it; `chmod 700 %s`", state_dir, state_dir)
         _refuse_network(state_dir)
         with (state_dir / _LOCK).open("a+") as file:
             file.seek(0)
@@ -156,11 +161,15 @@ def _refuse_network(folder: Path) -> None:
 
 
 @contextmanager
-def _listener(path: Path) -> Iterator[socket.socket]:
-    with bind(path) as listener:
+def _listeners(settings: DaemonSettings) -> Iterator[list[socket.socket]]:
+    path = settings.socket
+    with ExitStack() as opened:
+        listeners = [opened.enter_context(bind(path, settings.socket_group))]
         ours = path.stat().st_ino
         try:
-            yield listener
+            if settings.listen is not None:
+                listeners.append(opened.enter_context(bind_tcp(settings.listen)))
+            yield listeners
         finally:
             if path.exists() and path.stat().st_ino == ours:  # not that of a daemon that has taken the place
                 path.unlink()

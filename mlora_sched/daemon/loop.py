@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
+from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served, order
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
@@ -33,7 +35,7 @@ from mlora_sched.sched.plan import Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import ErrorCode, JobState, WaitReason, WorkerPhase
+from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
     CheckpointSaved,
@@ -50,10 +52,6 @@ from mlora_sched.spec.wire import (
 )
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Fairness, LiveJob
-from mlora_sched.store.rows import failed
-
-LONGEST_DRAIN_SECONDS = 600.0
-"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -106,6 +104,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
+        self._holds = Holds(store)
         self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
@@ -159,30 +158,32 @@ class DaemonLoop:
     def _round(self, now: float) -> None:
         self._preparer.ensure(now)
         self._hear(now)
-        self._gate.look()
+        self._gate.look(now)
         live = self._store.live()
-        if self._requests.obey(live, now) or self._fail_impossible(live, now):
+        changed = self._holds.look(live, now) or self._requests.obey(live, now)
+        if changed or self._admission.fail_impossible(self._new(live), now):
             live = self._store.live()
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
         served = [job for job in live if job.base == self._base]
-        self._preparing.next(served, now)
-        reasons = {job.id: f"{WaitReason.BASE.value}: {self._base} is loaded" for job in live if job.base != self._base}
-        away = self._absence.reason(served, now)
+        self._preparing.next(self._holds.may_prepare(served), now)
+        ready = self._holds.may_train(served)
+        away = self._absence.reason(ready, now)
         if away is not None:
             self._send_away(*away, now)
         else:
             self._be_there(now)
-        reasons |= self._schedule(served, now) if self._ready and away is None else self._not_ready(served)
-        self._explain(live, reasons | self._gate.reasons(self._waiting(served)))
+        queue = self._schedule(ready, now) if self._ready and away is None else self._not_ready(ready, now)
+        others = not_served(live, self._base) | self._gate.reasons(self._waiting(served)) | self._holds.reasons(live)
+        explain(self._store, live, queue, others)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
         self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+        self._patience = Patience(self._settings.drain_seconds)
         self._let_all_go()
         while self._hands.all and not self._patience.over:
             try:
@@ -209,7 +210,7 @@ class DaemonLoop:
     def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
         """Let every job save itself and end the worker; called until it has happened, and after."""
         if self._patience is None:
-            self._patience = Patience(self._settings.drain_seconds, LONGEST_DRAIN_SECONDS)
+            self._patience = Patience(self._settings.drain_seconds)
         if self._worker.running and self._ready:
             self._hands.let_all_go()
             if self._hands.all and not self._patience.over:
@@ -244,8 +245,8 @@ class DaemonLoop:
     def _hear(self, now: float) -> None:
         """Listen to both processes, and take in what they say; see `Inbox` for what that may and may not do."""
         wait = self._poll_seconds
-        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now))
-        self._inbox.add(self._worker, self._worker.poll(wait, now))
+        self._inbox.add(self._preparer, self._preparer.poll(0.0 if self._worker.running else wait, now), now)
+        self._inbox.add(self._worker, self._worker.poll(wait, now), now)
         if not (self._worker.running or self._preparer.running):
             time.sleep(wait)
         self._board.flush()
@@ -331,16 +332,13 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ what the plan says
 
-    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> dict[str, str]:
-        """Ask the policy and do what it says; returns why each waiting job waits."""
+    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
+        """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
         by_id = {job.id: job for job in jobs}
-        company = self._blame.company(jobs, now)
-        shut_out = company is not None and self._gate.closed and not company.jobs & self._hands.all
-        if company is not None and not any(self._admission.fits_now(by_id[job_id]) for job_id in company.jobs):
-            company = None  # others need not wait until there is memory for them
-        if shut_out:
-            company = None  # nor until they may come in
-        snapshot = self._snapshot(jobs, now) if company is None else self._among(by_id, company, now)
+        for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
+            self._hands.let_go(job.id, save=True)
+        company = self._company(by_id, now)
+        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, now)
         plan = self._policy(snapshot)
         if company is None and (plan.counters or plan.floor != snapshot.floor):
             self._store.set_fairness(Fairness(plan.counters, plan.floor))
@@ -352,22 +350,42 @@ class DaemonLoop:
             self._hands.attach(start.model_copy(update={"recorded": recorded}))
         self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
         reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
-        return reasons | {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        reasons |= {waiting.job_id: waiting.reason for waiting in plan.waiting}
+        held_back = company is not None or self._gate.closed
+        return Queue(reasons, self._order(jobs, now) if held_back else [waiting.job_id for waiting in plan.waiting])
+
+    def _order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
+        """Who waits, in the order in which the policy would take them when it may."""
+        return order(self._policy, self._snapshot(jobs, now, admitted=False))
+
+    def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
+        """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
+        company = self._blame.company(list(jobs.values()), now)
+        if company is None:
+            return None
+        limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
+        can = [job for job in members if self._admission.fits_now(job, limits.get(job.owner))]
+        may = company.jobs & self._hands.attached or any(self._gate.admits(job) for job in can)
+        return company if can and may else None
 
     def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
 
-    def _snapshot(self, jobs: Sequence[LiveJob], now: float) -> Snapshot:
+    def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
+        return [job for job in self._waiting(jobs) if job.base == self._base and job.id not in self._hands.all]
+
+    def _snapshot(self, jobs: Sequence[LiveJob], now: float, *, admitted: bool = True) -> Snapshot:
+        waiting = self._gate.admitted(self._waiting(jobs)) if admitted else self._waiting(jobs)
         fairness = self._store.fairness()
         attached, staying = self._hands.attached, self._hands.staying
         return Snapshot(
             resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in self._waiting(jobs) if not self._gate.closed),
+            waiting=tuple(self._admission.facts(job) for job in waiting),
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
             floor=fairness.floor,
-            limits=self._admission.limits(self._board.tokens_per_second, now),
+            limits=self._admission.limits(self._board.tokens_per_second, self._gate.device(jobs), now),
         )
 
     def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
@@ -377,24 +395,6 @@ class DaemonLoop:
             self._hands.let_go(job_id, save=True)
         return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
 
-    def _not_ready(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
         going = self._patience is not None and self._worker.running
-        reason = f"{WaitReason.WORKER.value}: {'is being ended' if going else self._board.state}"
-        return {job.id: reason for job in jobs if job.state is JobState.QUEUED}
-
-    def _fail_impossible(self, live: Sequence[LiveJob], now: float) -> bool:
-        """A job whose sizes are known now and can never fit ends; True when there was one."""
-        new = [job for job in self._waiting(live) if job.base == self._base and job.id not in self._hands.all]
-        found = self._admission.impossible(new)
-        for job_id, message in found.items():
-            reason = failed(ErrorCode.OUT_OF_MEMORY, message)
-            self._store.transition(job_id, JobState.QUEUED, JobState.FAILED, now, **reason)
-        return bool(found)
-
-    def _explain(self, live: Sequence[LiveJob], reasons: Mapping[str, str]) -> None:
-        """Write the reasons that are new, of jobs that do wait."""
-        waits = (JobState.QUEUED, JobState.PREPARING)
-        shown = {job.id: job.reason for job in live if job.state in waits}
-        news = {job_id: text for job_id, text in reasons.items() if shown.get(job_id, text) != text}
-        if news:
-            self._store.set_reasons(news)
+        return Queue(no_worker(jobs, "is being ended" if going else self._board.state), self._order(jobs, now))

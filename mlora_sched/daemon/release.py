@@ -11,6 +11,9 @@ from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
 
+LONGEST_DRAIN_SECONDS = 600.0
+"""How long jobs are waited for in all that save their state: what is parked may be many GiB, on a slow disk."""
+
 _NEEDS_WORKER = (JobState.PREPARING, JobState.QUEUED, JobState.RUNNING)
 
 
@@ -55,7 +58,9 @@ class Patience:
         quiet: seconds without progress after which it is over. longest: seconds after which it is over in any case.
     """
 
-    def __init__(self, quiet: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, quiet: float, longest: float = LONGEST_DRAIN_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._quiet, self._clock = quiet, clock
         self._moved = clock()
         self._end = self._moved + longest

@@ -23,6 +23,12 @@ from mlora_sched.store.jobs import JobStore
 SWEEP_SECONDS = 300.0
 """How often the daemon looks for what can go."""
 
+USAGE_SECONDS = 30 * 86_400.0
+"""How long it is known who trained how many tokens on which day; a quota asks for today's only."""
+KEEP_AUDIT_SECONDS = 90 * 86_400.0
+MOST_AUDIT_ROWS = 200_000
+"""How long, and how many entries of, the record of requests is kept."""
+
 BITE_SECONDS = 0.02
 """How long one bite of a sweep takes, one file more or less: requests and slices wait meanwhile."""
 
@@ -78,12 +84,15 @@ class Retention:
         self._sweep = None
 
     def _steps(self, now: float) -> Iterator[None]:
+        self._store.forget_usage(now - USAGE_SECONDS)
         try:
             for garbage in self.find(now, sizes=False):
                 try:
                     yield from self._remove(garbage, now)
                 except OSError as error:
                     self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
+            while self._store.trim_audit(now - KEEP_AUDIT_SECONDS, MOST_AUDIT_ROWS):
+                yield
         except OSError as error:
             self._store.note(None, f"cleaning up has stopped, and begins anew later: {error}", now)
 

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlora_sched.data.jinja import Span
+from mlora_sched.data.plain import LaidOut, Layout
 from mlora_sched.data.shapes import Shape, recognise
 from mlora_sched.data.source import Record, read
-from mlora_sched.data.template import LaidOut, Layout, choose_layout
+from mlora_sched.data.template import choose_layout
 from mlora_sched.spec.data import DataSpec
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ text, else what the model would see at that turn differs from what it is trained
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mlora_sched.data.jinja import Rendered, Span, Template, TemplateFault
-from mlora_sched.data.shapes import Conversation, Message, Shape, conversation, text_of
+from mlora_sched.data.plain import AlpacaLayout, LaidOut, Layout, PlainLayout, chosen
+from mlora_sched.data.shapes import Conversation, Message, Shape, conversation
 from mlora_sched.data.source import Record
 from mlora_sched.errors import DataError, NotFound
 from mlora_sched.spec.data import DataSpec, TrainOn
@@ -24,40 +24,10 @@ from mlora_sched.spec.data import DataSpec, TrainOn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ALPACA_PREAMBLE = "Below is an instruction that describes a task"
 _MARK_OR_ALL = "wrap what the model is to write in {% generation %} … {% endgeneration %}, or set data.train_on: all"
 _UNSTABLE_REMEDY = (
     "train_on: last, a template file with {% generation %} blocks, or one row for each answer would make it trainable"
 )
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """A row as text.
-
-    Attributes:
-        text: what the model sees.
-        answers: the characters that carry loss; None for all of them.
-        complete: the text brings its own begin and end tokens, none are added.
-    """
-
-    text: str
-    answers: tuple[Span, ...] | None
-    complete: bool
-
-
-class Layout(Protocol):
-    """How rows become text."""
-
-    needs_shape: bool
-
-    def lay_out(self, shape: Shape | None, record: Record, /) -> LaidOut:
-        """Turn a row into text; shape is None only where `needs_shape` is false.
-
-        Raises:
-            DataError: the row does not fit; the message names file, line and remedy.
-        """
-        ...
 
 
 def choose_layout(data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> Layout:
@@ -136,55 +106,6 @@ class AutoLayout:
         return (self._alpaca if shape is Shape.ALPACA else self._plain).lay_out(shape, record)
 
 
-class PlainLayout:
-    """Columns written one after another: prompt + completion as they are, alpaca's with line breaks between."""
-
-    needs_shape = True
-
-    def __init__(self, train_on: TrainOn) -> None:
-        self._train_on = train_on
-
-    def lay_out(self, shape: Shape | None, record: Record, /) -> LaidOut:
-        if shape is Shape.TEXT:
-            return _prompt_and_answer("", text_of(record, "text"), self._train_on)
-        if shape is Shape.PROMPT_COMPLETION:
-            return _prompt_and_answer(text_of(record, "prompt"), text_of(record, "completion"), self._train_on)
-        if shape is Shape.ALPACA:
-            parts = filter(None, (text_of(record, "instruction"), text_of(record, "input")))
-            prompt = "".join(part + "\n" for part in parts)
-            return _prompt_and_answer(prompt, text_of(record, "output"), self._train_on)
-        raise record.error("a conversation cannot be written without a template; set data.template: chat")
-
-
-class AlpacaLayout:
-    """The prompt of Stanford Alpaca (Taori et al., 2023)."""
-
-    needs_shape = True
-
-    def __init__(self, train_on: TrainOn) -> None:
-        self._train_on = train_on
-
-    def lay_out(self, shape: Shape | None, record: Record, /) -> LaidOut:
-        if shape is Shape.ALPACA:
-            instruction, context, answer = (text_of(record, name) for name in ("instruction", "input", "output"))
-        elif shape is Shape.PROMPT_COMPLETION:
-            instruction, context, answer = text_of(record, "prompt"), "", text_of(record, "completion")
-        else:
-            raise record.error(
-                f"data.template: alpaca needs instruction and output, or prompt and completion; this row is {shape}"
-            )
-        return _prompt_and_answer(alpaca_prompt(instruction, context), answer, self._train_on)
-
-
-def alpaca_prompt(instruction: str, context: str) -> str:
-    """The published wording, with and without an input."""
-    paired = ", paired with an input that provides further context" if context else ""
-    return (
-        f"{ALPACA_PREAMBLE}{paired}. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{context}\n\n" if context else "") + "### Response:\n"
-    )
-
-
 class ColumnsLayout:
     """A user's Jinja file that prints the row's columns and marks its answers."""
 
@@ -208,7 +129,7 @@ class ColumnsLayout:
             rendered = self._template.render({**self._special_tokens, **record.values})
         except TemplateFault as fault:
             raise record.error(f"{self._name}: {fault}") from None
-        return LaidOut(rendered.text, _chosen(rendered.answers, self._train_on), complete=False)
+        return LaidOut(rendered.text, chosen(rendered.answers, self._train_on), complete=False)
 
 
 class ChatLayout:
@@ -305,14 +226,3 @@ def _require_all_shown(messages: Sequence[Message], text: str, record: Record) -
                 f"the chat template leaves out message {index + 1} ({message['role']}); "
                 "use a role that it knows, or another template"
             )
-
-
-def _prompt_and_answer(prompt: str, answer: str, train_on: TrainOn) -> LaidOut:
-    span = Span(len(prompt), len(prompt) + len(answer))
-    return LaidOut(prompt + answer, _chosen((span,), train_on), complete=False)
-
-
-def _chosen(answers: tuple[Span, ...], train_on: TrainOn) -> tuple[Span, ...] | None:
-    if train_on == "all":
-        return None
-    return answers[-1:] if train_on == "last" else answers

@@ -60,12 +60,10 @@ def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Pat
 
 
 def _view(client: Client) -> DaemonView | None:
-    if not client.socket.exists():
-        return None
     try:
         return client.daemon()
     except Unreachable:
-        return None  # bound and not listening yet
+        return None  # not bound or not listening yet
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

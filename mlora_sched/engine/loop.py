@@ -22,7 +22,7 @@ from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Member, Packer
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
-from mlora_sched.engine.reports import attached, detached, eval_done, failed, put_off, step_done
+from mlora_sched.engine.reports import attached, detached, eval_done, failed, held, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
 from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
@@ -34,7 +34,6 @@ from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
-from mlora_sched.spec.memory import JobBytes
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Note, Report, Slice, SliceDone
 
@@ -185,12 +184,8 @@ class Trainer:
 
     def news(self) -> list[Report]:
         """What has been saved, and how memory stands where that is known and has changed, since this was last asked."""
-        return [*self.saver.written(), *([] if self.memory is None else self.memory.news(self._bytes()))]
-
-    def _bytes(self) -> tuple[JobBytes, ...]:
-        here = [JobBytes(job_id=name, device=one.bytes, host=0) for name, one in self.residents.items()]
-        away = [JobBytes(job_id=name, device=0, host=one.bytes) for name, one in self.parking.jobs.items()]
-        return (*here, *away)
+        here, away = self.residents.values(), self.parking.jobs.values()
+        return [*self.saver.written(), *([] if self.memory is None else self.memory.news(held(here, away)))]
 
     # ------------------------------------------------------------------ a slice
 
@@ -286,7 +281,7 @@ class Trainer:
         states = {name: resident.state for name, resident in choice.members.items()}
         pack = build_pack([(chunk, states[chunk.job_id].rows(chunk)) for chunk in choice.chunks], self.packer.buckets)
         plan = self.packer.plan(choice)
-        found, said = Measurement(), None
+        found, said, began = Measurement(), None, time.monotonic()
         try:
             begin_steps(states)
             with self._measuring(plan) as found:
@@ -296,6 +291,8 @@ class Trainer:
             return self._drop_culprit(error, choice), pack.length
         except torch.OutOfMemoryError as error:
             said = str(error)  # and no more of it: its traceback holds the pack's tensors
+        finally:
+            choice.charge(time.monotonic() - began)
         if said is not None:
             return self._recover(choice, plan, found, said), pack.length
         self.packer.went_well()
@@ -363,7 +360,7 @@ class Trainer:
             if resident is None:  # failed on an earlier chunk of this pack
                 continue
             try:
-                with own_code(resident.start):
+                with own_code(resident.start), resident.at_work():
                     if resident.state.take(result):
                         reports.extend(self._finish(resident, phase))
             except FAULTS as error:
@@ -375,12 +372,12 @@ class Trainer:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
         if phase is Phase.TRAIN:
-            yield step_done(resident.start, stepped := state.finish_step(resident.lap()))
+            yield step_done(resident, stepped := state.finish_step(resident.lap()))
             stepped.check()
         else:
             figures = state.finish_evaluation(resident.lap())
             best = figures.best and state.save_steps is not None and state.step > 0
-            yield eval_done(resident.start, figures)
+            yield eval_done(resident, figures)
         if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):
             yield from once_more(self.base.device, lambda: self._save(resident))
         if state.phase is Phase.DONE:

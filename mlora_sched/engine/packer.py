@@ -41,6 +41,12 @@ class Choice:
         """Real rows of the pack."""
         return sum(chunk.tokens for chunk in self.chunks)
 
+    def charge(self, seconds: float) -> None:
+        """Divide the time that the pack took among its jobs, by their tokens."""
+        tokens = self.tokens
+        for chunk in self.chunks:
+            self.members[chunk.job_id].worked += seconds * chunk.tokens / tokens
+
 
 class Packer:
     """Chooses packs.

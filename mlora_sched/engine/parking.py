@@ -88,7 +88,7 @@ class ParkedJob:
             raise
         move = Move(self.bytes, time.monotonic() - began)
         resident = Resident(start, self.resident.state)
-        resident.saved = self.resident.saved
+        resident.saved, resident.worked = self.resident.saved, self.resident.worked
         return resident, [f"unparked: {move} from the host's memory"]
 
     def _empty(self) -> None:

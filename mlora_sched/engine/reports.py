@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from mlora_sched.engine.parking import ParkedJob
 from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import EvalFigures, StepFigures
 from mlora_sched.errors import DataError, JobFault, NotFound, SpecError
 from mlora_sched.files import list_checkpoints
+from mlora_sched.spec.memory import JobBytes
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobStart, StepDone
 
@@ -52,11 +55,18 @@ def put_off(start: JobStart) -> Detached:
     return Detached(job_id=start.job_id, epoch=start.epoch, step=steps[-1] if steps else 0)
 
 
-def step_done(start: JobStart, figures: StepFigures) -> StepDone:
+def held(residents: Iterable[Resident], parked: Iterable[ParkedJob]) -> tuple[JobBytes, ...]:
+    """What every job holds, of the device or, parked, of the host's memory."""
+    here = [JobBytes(job_id=one.start.job_id, device=one.bytes, host=0) for one in residents]
+    away = [JobBytes(job_id=one.resident.start.job_id, device=0, host=one.bytes) for one in parked]
+    return (*here, *away)
+
+
+def step_done(resident: Resident, figures: StepFigures) -> StepDone:
     """It has finished a step."""
     return StepDone(
-        job_id=start.job_id,
-        epoch=start.epoch,
+        job_id=resident.start.job_id,
+        epoch=resident.start.epoch,
         step=figures.step,
         loss=figures.loss,
         lr=figures.lr,
@@ -64,16 +74,18 @@ def step_done(start: JobStart, figures: StepFigures) -> StepDone:
         tokens=figures.tokens,
         target_tokens=figures.target_tokens,
         extra=figures.extra,
+        seconds=resident.account(),
     )
 
 
-def eval_done(start: JobStart, figures: EvalFigures) -> EvalDone:
+def eval_done(resident: Resident, figures: EvalFigures) -> EvalDone:
     """It has finished an evaluation."""
     return EvalDone(
-        job_id=start.job_id,
-        epoch=start.epoch,
+        job_id=resident.start.job_id,
+        epoch=resident.start.epoch,
         step=figures.step,
         loss=figures.loss,
         accuracy=figures.accuracy,
         tokens=figures.tokens,
+        seconds=resident.account(),
     )

@@ -53,6 +53,7 @@ class Resident:
         saved: how it is saved.
         since: when its last phase was finished, or it came, by a monotonic clock in seconds.
         bytes: what it holds of the device for as long as it is attached.
+        worked: seconds of the device's time that went into it and were not told yet.
     """
 
     start: JobStart
@@ -61,6 +62,7 @@ class Resident:
     named: bool = False
     starved: int = 0
     ran: bool = False
+    worked: float = 0.0
     saved: Saved = field(init=False)
     since: float = field(init=False)
     bytes: int = field(init=False)
@@ -80,6 +82,20 @@ class Resident:
         """Seconds on the device since this was last asked, or since it came: of the phase that is finished now."""
         began, self.since = self.since, time.monotonic()
         return self.since - began
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The device's time in here goes into this job alone."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.worked += time.monotonic() - began
+
+    def account(self) -> float:
+        """Seconds of the device's time that went into it since this was last asked."""
+        seconds, self.worked = self.worked, 0.0
+        return seconds
 
     @property
     def job_dir(self) -> Path:

@@ -7,7 +7,7 @@ carrying a plan out is the daemon's, cutting steps into packs the worker's busin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlora_sched.spec.job import Priority
 
@@ -42,12 +42,14 @@ class Limits:
         preempt_tokens: how far, in tokens served, an owner must be ahead before a job of theirs gives up its place;
             it keeps jobs from changing places all the time.
         memory: bytes for all that is attached and one chunk of any of it; may be negative, None for no bound.
+        owner_memory: bytes that the attached jobs of an owner may hold; no bound for an owner who is missing.
     """
 
     max_resident: int
     slice_tokens: int
     preempt_tokens: int = 100_000
     memory: int | None = None
+    owner_memory: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.max_resident >= 1
@@ -64,7 +66,7 @@ class Snapshot:
         leaving: how many more jobs still hold a place, since the worker is letting them go.
         counters: tokens served by owner, in virtual tokens; an owner who is missing has 0.
         floor: the counter to which an owner is lifted who comes back.
-        leaving_bytes: what those that leave still hold of the device.
+        leaving_bytes: what those that leave still hold of the device, by owner.
     """
 
     resident: tuple[JobFacts, ...]
@@ -73,7 +75,7 @@ class Snapshot:
     counters: Mapping[str, float]
     floor: float
     limits: Limits
-    leaving_bytes: int = 0
+    leaving_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Plan:
         attach: waiting jobs to attach now, in this order; there is a free place for each, and memory.
         detach: resident jobs to let go; places and memory are free once the worker has let them go.
         shares: every resident job that stays, most deserving first.
-        waiting: every waiting job that is not attached now.
+        waiting: every waiting job that is not attached now, in the order in which they would be as places become free.
         counters: the owners' counters after lifting; only those that changed.
         floor: the new floor.
     """

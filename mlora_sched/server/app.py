@@ -5,14 +5,13 @@ It serves whoever `auth` says is asking; it never trains, never imports a worker
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -21,10 +20,17 @@ from mlora_sched.daemon.disk import Look, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
 from mlora_sched.memory.fit import Estimating, corrected
+from mlora_sched.server.answers import answer_of, error_answer
+from mlora_sched.server.artifact_sizes import ArtifactSizes
+from mlora_sched.server.attempts import Attempts
 from mlora_sched.server.auth import PeerProtocol
 from mlora_sched.server.context import MAX_FILE_BYTES, Context
+from mlora_sched.server.door import Door
+from mlora_sched.server.groups import AdminGroup, gid_of
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import daemon, files, jobs
+from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
+from mlora_sched.server.tcp import Hosts
+from mlora_sched.server.trail import Trail
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.explain import explain_items
@@ -39,9 +45,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "What was asked cannot be done as asked.",
+        401: "Nobody whom the daemon knows: no token, or one that does not hold (TCP only).",
         404: "No such job, base, file or checkpoint.",
-        409: "Ambiguous, or not allowed in this state.",
+        409: "Ambiguous, or not allowed in this state or by a quota.",
         413: "The body is too large.",
+        429: "Somebody unknown has asked from one address too often.",
         503: "The disk or the database refuses for now.",
         507: "The disk is nearly full.",
         422: "The spec or a parameter is malformed.",
@@ -65,13 +73,25 @@ def create_app(
         max_file_bytes: largest file a user may upload.
         estimating: how memory is estimated.
         disk_space: how a file system stands.
+
+    Raises:
+        UserError: the administrators' group does not exist.
     """
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
-    retention = Retention(store, settings)
-    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, disk_space)
-    for router in (jobs.router, files.router, daemon.router):
+    retention, sizes = Retention(store, settings), ArtifactSizes(settings)
+    app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
+    for router in (jobs.router, files.router, daemon.router, doctor.router, quota.router, tokens.router, audit.router):
         app.include_router(router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
+    gid = None if settings.admin_group is None else gid_of("--admin-group", settings.admin_group)
+    app.add_middleware(
+        Door,
+        store=store,
+        admins=AdminGroup(gid),
+        hosts=Hosts(settings.listen, settings.allow_hosts),
+        attempts=Attempts(),
+    )
+    app.add_middleware(Trail, store=store)  # the last one is the outermost
     app.add_exception_handler(MloraError, _ours)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _of_http)
@@ -81,7 +101,7 @@ def create_app(
 
 
 def http_server(app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = None) -> uvicorn.Server:
-    """A uvicorn server for `app`; run it with sockets made by `auth.bind`, since only peers of those have an identity.
+    """A uvicorn server for `app`; run it with sockets made by `auth.bind` and `tcp.bind_tcp`.
 
     Args:
         on_tick: awaited every second while the server runs.
@@ -94,6 +114,7 @@ def http_server(app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = No
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks is the peer, whatever a header says
         callback_notify=on_tick,
         timeout_notify=0,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -101,13 +122,9 @@ def http_server(app: FastAPI, on_tick: Callable[[], Awaitable[None]] | None = No
     return uvicorn.Server(config)
 
 
-def _body(kind: type[MloraError], message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorBody(error=kind.__name__, message=message).model_dump(), status, headers)
-
-
 async def _ours(_request: Request, error: Exception) -> Response:
     assert isinstance(error, MloraError)
-    return _body(type(error), error.message, error.http_status)
+    return answer_of(error)
 
 
 async def _malformed(_request: Request, error: Exception) -> Response:
@@ -117,15 +134,18 @@ async def _malformed(_request: Request, error: Exception) -> Response:
     of_spec = [item for item in error.errors() if item["loc"][:2] == ("body", "spec")]
     if of_spec:
         items = [{**item, "loc": item["loc"][2:]} for item in of_spec]
-        return _body(SpecError, explain_items(items, body.get("spec"), JobSpec, "spec"), SpecError.http_status)
+        return error_answer(SpecError, explain_items(items, body.get("spec"), JobSpec, "spec"), SpecError.http_status)
     lines = [f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()]
-    return _body(UserError, "\n".join(lines), HTTPStatus.UNPROCESSABLE_ENTITY)
+    return error_answer(UserError, "\n".join(lines), HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == NotFound.http_status else UserError
-    return _body(kind, f"{request.method} {request.url.path}: {error.detail}", error.status_code, error.headers)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):  # perhaps a newer client
+        text += f"; this daemon has version {__version__} and no such call"
+    return error_answer(kind, text, error.status_code, error.headers)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
@@ -135,4 +155,4 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 async def _bug(_request: Request, _error: Exception) -> Response:
     """An error nobody planned: its trace is in the daemon's log (uvicorn writes it), not in the answer."""
-    return _body(MloraError, "the daemon met an error of its own; its log has the details", 500)
+    return error_answer(MloraError, "the daemon met an error of its own; its log has the details", 500)

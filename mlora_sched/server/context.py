@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -11,7 +11,9 @@ from fastapi import Depends, Request
 from mlora_sched.daemon.disk import Look, check_room, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
+from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.auth import Caller
+from mlora_sched.server.trail import Note
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.store.jobs import JobStore
@@ -21,14 +23,16 @@ MAX_FILE_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Context:
-    """One daemon, as its routes see it."""
+    """One daemon, as its routes see it, and the note of the request that one of them answers."""
 
     store: JobStore
     settings: DaemonSettings
     max_file_bytes: int
     estimating: Estimating
     retention: Retention
+    artifact_sizes: ArtifactSizes
     disk_space: Look = space_of
+    note: Note = field(default_factory=Note)
 
     def check_room(self, size: int = 0) -> None:
         """There is room on the disk for what somebody wants to hand in.
@@ -45,7 +49,9 @@ class Context:
             NotFound: the caller has no such job.
             Ambiguous: several fit.
         """
-        return self.store.resolve(ref, caller.scope)
+        job_id = self.store.resolve(ref, caller.scope)
+        self.note.target = job_id
+        return job_id
 
     def job(self, ref: str, caller: Caller) -> JobView:
         """The job that `caller` calls `ref`, as `job_id` finds it."""
@@ -60,7 +66,7 @@ class Context:
 async def _context_of(request: Request) -> Context:  # a coroutine, since it needs no thread of its own
     found = request.app.state.context
     assert isinstance(found, Context)
-    return found
+    return replace(found, note=request.state.note)
 
 
 ContextOf = Annotated[Context, Depends(_context_of)]

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from mlora_sched.errors import UserError, disk_trouble
 from mlora_sched.files import DISK, DRAFT, Disk, discard, make_folder
+from mlora_sched.quotas import Use
 
 
 class Incoming:
@@ -20,16 +21,19 @@ class Incoming:
         sha256: what the content must hash to, in hex.
         max_bytes: most bytes accepted.
         disk: what the spool lies on.
+        room: the uploader's, by their quota.
 
     Raises:
         UserError: the content is too large or is not what it was announced to be.
+        Refused: there is no room for so much.
         StorageTrouble: the disk is full or fails.
     """
 
-    def __init__(self, spool: Path, sha256: str, max_bytes: int, disk: Disk = DISK) -> None:
+    def __init__(self, spool: Path, sha256: str, max_bytes: int, disk: Disk = DISK, *, room: Use | None = None) -> None:
         self._disk = disk
         self._target = spool / sha256
         self._max_bytes = max_bytes
+        self._room = room
         self._size = 0
         self._hash = hashlib.sha256()
         with _refusing():
@@ -53,6 +57,8 @@ class Incoming:
         self._size += len(block)
         if self._size > self._max_bytes:
             raise UserError(f"the file is larger than {self._max_bytes} bytes, the most this daemon takes; split it")
+        if self._room is not None:
+            self._room.demand(self._size)
         self._hash.update(block)
         with _refusing():
             self._disk.write(self._part, lambda _: self._append(block))

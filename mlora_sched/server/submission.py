@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlora_sched.errors import NotFound, SpecError
-from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
+from mlora_sched.memory.fit import Estimating, Sizes
+from mlora_sched.quotas import Use
+from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.api import Submission
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.quota import QuotaKind
+from mlora_sched.spec.redact import redact_values
+from mlora_sched.spec.submission import Submission
 from mlora_sched.store.jobs import JobStore
 
 
@@ -46,20 +50,27 @@ def check_size(spec: JobSpec) -> None:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
 
 
-def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating) -> None:
+def without_secrets(spec: JobSpec) -> tuple[JobSpec, tuple[str, ...]]:
+    """The spec as it is kept, and which entries of its metadata are not, since they look like secrets."""
+    metadata, found = redact_values(spec.metadata)
+    return spec.model_copy(update={"metadata": metadata}), tuple(f"metadata.{path}" for path in found)
+
+
+def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str) -> None:
     """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
 
     Raises:
         SpecError: it does not, whoever leaves; the message says what would make it fit.
+        Refused: it alone holds more than its owner's quota allows.
     """
-    status = store.worker_status()
-    if status.shape is None or status.memory is None:
+    fit = fit_of(store.worker_status(), settings, estimating)
+    if fit is None:
         return
-    report = unshrunk(status.memory, settings.memory_budget)
-    fit = Fit(status.shape, status.buckets, report, estimating)
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
     if refusal is not None:
         raise SpecError(f"{spec.name}: {refusal}")
+    device = Use(QuotaKind.DEVICE, store.quotas().of(owner).limit(QuotaKind.DEVICE), 0)
+    device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
 
 
 def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:

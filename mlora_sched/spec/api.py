@@ -16,20 +16,14 @@ if TYPE_CHECKING:
     from mlora_sched.spec.wire import EvalDone, StepDone
 
 
-class Submission(Frozen):
-    """A spec and the spool keys (sha256, hex) of the files it names; the files are uploaded first."""
-
-    spec: JobSpec
-    files: dict[str, str]
-
-
 class JobView(Frozen):
     """A job as people see it. Times are seconds since the Unix epoch; `artifacts_removed` when they are gone.
 
     Attributes:
         retries, retried: how often it may be, and was, tried again after a failure that may be of its surroundings.
         work_seconds: the device's time that was spent on it, its part of the packs it shared.
-        pace: optimiser steps per second of late, None before the first ones.
+        pace: optimiser steps per second of late, None before the first ones and while it does not train.
+        pace_spread: by what part (0.1: a tenth) the pace is off its average as a rule; None while that is not known.
         position: place in the queue, 1 for the next; None when it does not wait to be attached.
     """
 
@@ -58,6 +52,7 @@ class JobView(Frozen):
     retried: int = 0
     work_seconds: float = 0.0
     pace: float | None = None
+    pace_spread: float | None = None
     position: int | None = None
 
     @property
@@ -67,10 +62,10 @@ class JobView(Frozen):
 
 
 class JobsPage(Frozen):
-    """The newest jobs that fit what was asked for, newest first, and how many `older` ones fit beside them."""
+    """The jobs that were asked for, in the order that was asked for; `more` fit and are beyond the limit."""
 
     jobs: tuple[JobView, ...]
-    older: int
+    more: int
 
 
 class MetricsLine(Frozen):
@@ -116,11 +111,12 @@ class MetricsPage(Frozen):
 
 
 class EventView(Frozen):
-    """Something that happened to a job (a transition, a checkpoint, a note)."""
+    """Something that happened to a job (a transition, a checkpoint, a note); `step` are its finished steps by then."""
 
     time: float
     job_id: str | None
     message: str
+    step: int | None = None
 
 
 class EventsPage(Frozen):
@@ -134,6 +130,7 @@ class JobDetail(Frozen):
     """`show`: the job, its resolved spec, its checkpoints and its newest events.
 
     `exactness` says in words whether its results are those it would have got alone; empty before it first trains.
+    `after` are the ids of the jobs that must have succeeded before it starts.
     """
 
     job: JobView
@@ -142,6 +139,7 @@ class JobDetail(Frozen):
     best_checkpoint: int | None
     events: tuple[EventView, ...]
     exactness: str
+    after: tuple[str, ...] = ()
 
 
 class ReleaseRequest(Frozen):

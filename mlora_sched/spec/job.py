@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
 from mlora_sched.spec.limits import GuardsSpec, LimitsSpec
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
+from mlora_sched.spec.override import Override, apply_overrides
 from mlora_sched.spec.training import TrainingSpec
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -70,21 +72,28 @@ def parse_job(raw: object, where: str = "spec") -> JobSpec:
         raise SpecError(explain(error, raw, JobSpec, where)) from None
 
 
-def load_job(path: Path) -> JobSpec:
-    """Read a YAML spec.
+def load_job(path: Path, overrides: Iterable[Override] = ()) -> JobSpec:
+    """Read a YAML spec, with some fields set otherwise.
 
     Raises:
         SpecError: the file is missing, is no YAML or is no valid spec.
     """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    return read_job(text, str(path), overrides)
+
+
+def read_job(text: bytes, where: str, overrides: Iterable[Override] = ()) -> JobSpec:
+    """Read a spec from the bytes of its YAML; `where` names them in errors. See `load_job`."""
     from mlora_sched.spec.strict_yaml import load_yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+        raw = load_yaml(text.decode("utf-8"), where)
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: is not YAML: {error}") from None
-    return parse_job(load_yaml(text, str(path)), str(path))
+        raise SpecError(f"{where}: is not YAML: {error}") from None
+    return parse_job(apply_overrides(raw, overrides), where)
 
 
 def local_files(spec: JobSpec, folder: Path) -> dict[str, Path]:

@@ -67,6 +67,11 @@ class ErrorCode(StrEnum):
     DIVERGED = "diverged"
     DEPENDENCY = "dependency"
 
+    @property
+    def may_pass(self) -> bool:
+        """It may be of the job's surroundings, so that another try can go better; others come again bit by bit."""
+        return self in (ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_CRASH, ErrorCode.STORAGE)
+
 
 class StoppedBy(StrEnum):
     """Why a job SUCCEEDED before its last planned step; the limits are named as in the spec's `limits`."""
@@ -100,4 +105,5 @@ class WaitReason(StrEnum):
     WORKER = "worker"
     DRAINING = "draining"
     AFTER = "after"
+    RETRY = "retry"
     QUOTA = "quota"

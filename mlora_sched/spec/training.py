@@ -63,11 +63,16 @@ class TrainingSpec(Frozen):
             raise ValueError("epochs and max_steps are both set; keep one of them")
         return self
 
+    @property
+    def passes(self) -> float:
+        """Passes over the data, where `max_steps` does not say how long the job is."""
+        return 3.0 if self.epochs is None else self.epochs
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole job: exact, the last batch of an epoch may be smaller."""
         if self.max_steps is not None:
             return self.max_steps
-        return max(1, math.ceil((3.0 if self.epochs is None else self.epochs) * steps_per_epoch))
+        return max(1, math.ceil(self.passes * steps_per_epoch))
 
 
 def interval_steps(every: Every | None, steps_per_epoch: int) -> int | None:

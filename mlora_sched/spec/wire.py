@@ -209,7 +209,11 @@ class Attached(Frozen):
 
 
 class StepDone(Frozen):
-    """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …)."""
+    """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …).
+
+    `seconds` of the device's time went into the job since it was attached or its last step or evaluation was told: its
+    part, by tokens, of the packs it shared. The one figure that depends on who else is there.
+    """
 
     kind: Literal["step"] = "step"
     job_id: str
@@ -221,10 +225,14 @@ class StepDone(Frozen):
     tokens: int
     target_tokens: int
     extra: dict[str, float] = Field(default_factory=dict)
+    seconds: float = Field(default=0.0, ge=0)
 
 
 class EvalDone(Frozen):
-    """Held-out loss after `step` steps; `tokens` are target tokens, `accuracy` is of greedy next tokens."""
+    """Held-out loss after `step` steps; `tokens` are target tokens, `accuracy` is of greedy next tokens.
+
+    `seconds` as in `StepDone`.
+    """
 
     kind: Literal["eval"] = "eval"
     job_id: str
@@ -233,6 +241,7 @@ class EvalDone(Frozen):
     loss: float
     accuracy: float
     tokens: int
+    seconds: float = Field(default=0.0, ge=0)
 
 
 class CheckpointSaved(Frozen):

@@ -10,11 +10,11 @@ from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
-from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Drain, Fairness, LiveJob, Release, WorkerStatus
+from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
 
 
 class DaemonSide:
@@ -54,6 +54,27 @@ class DaemonSide:
         with writing(self._engine) as connection:
             return moves.move(connection, job_id, from_state, to_state, now, done=done, note=note, **columns)
 
+    def fail(self, job_id: str, code: ErrorCode, message: str, now: float, *, crashes: int) -> None:
+        """A job that is there and has not ended cannot go on; see `moves.fail`."""
+        with writing(self._engine) as connection:
+            row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
+            moves.fail(connection, row, code, message, now, crashes=crashes)
+
+    def dependences(self) -> list[Dependence]:
+        """Which live jobs start after which others, in the order of submission."""
+        live, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
+        query = (
+            select(table.c.job_id, table.c.after_id, other.c.name, other.c.state)
+            .join(live, live.c.id == table.c.job_id)
+            .join(other, other.c.id == table.c.after_id)
+            .where(live.c.state.not_in([state.value for state in schema.FINAL_STATES]))
+            .order_by(live.c.seq, other.c.seq)
+        )
+        with reading(self._engine) as connection:
+            return [
+                Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in connection.execute(query)
+            ]
+
     def clear_request(self, job_id: str, done: Request) -> None:
         """Reset a request that is void (resuming a job that runs), unless the user has asked anew since."""
         with writing(self._engine) as connection:
@@ -75,11 +96,16 @@ class DaemonSide:
             newest = {row.event: row[1] for row in connection.execute(query)}
         return Recorded(step=newest.get("step", 0), evaluated=newest.get("eval", -1))
 
-    def record(self, batch: Sequence[JobReport], now: float) -> None:
-        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored."""
+    def record(self, batch: Sequence[JobReport], now: float, paces: Mapping[str, Pace] | None = None) -> None:
+        """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored.
+
+        Args:
+            paces: how fast jobs train of late, where that is known.
+        """
+        known = {} if paces is None else paces
         with writing(self._engine) as connection:
             for report in batch:
-                reports.apply(connection, report, now)
+                reports.apply(connection, report, now, known.get(report.job_id))
 
     def forget_checkpoints(self, job_id: str, steps: Collection[int], note: str, now: float) -> None:
         """Checkpoints of these steps go; `note` says why."""
@@ -101,11 +127,12 @@ class DaemonSide:
         with writing(self._engine) as connection:
             connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
 
-    def set_reasons(self, reasons: Mapping[str, str]) -> None:
-        """Why each of these jobs does not train right now."""
+    def set_waits(self, waits: Mapping[str, Wait]) -> None:
+        """Why each of these jobs does not train right now, and when its turn comes."""
         with writing(self._engine) as connection:
-            for job_id, reason in reasons.items():
-                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(reason=reason))
+            for job_id, wait in waits.items():
+                values = {"reason": wait.reason, "position": wait.position}
+                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(values))
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
         """Add an event; None for the daemon itself. One of a job that is not there is dropped."""

@@ -1,7 +1,8 @@
 """`JobStore`: every question and change the API and the daemon have for the database.
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
-of `Upkeep` remove what is of no more use.
+of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
+those of `Audit` who asked for what, those of `Submissions` go with submitting.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -11,18 +12,23 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
 from mlora_sched.spec.api import EventView, JobDetail, JobsPage, JobView, MetricsLine
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request, WaitReason
-from mlora_sched.store import rows, schema
+from mlora_sched.store import listing, rows, schema, submissions
+from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
-from mlora_sched.store.records import Drain, Release
+from mlora_sched.store.quotas import QuotaSide, check_submission, check_upload
+from mlora_sched.store.records import Drain, Release, Terms
+from mlora_sched.store.submissions import Submissions
+from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
 
 MIN_PREFIX = 4
@@ -43,23 +49,41 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Upkeep):
+class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
-        self, job_id: str, spec: JobSpec, files: Mapping[str, str], owner: str, base: str, now: float
+        self,
+        job_id: str,
+        spec: JobSpec,
+        files: Mapping[str, str],
+        owner: str,
+        base: str,
+        now: float,
+        terms: Terms = Terms(),  # noqa: B008 (frozen)
     ) -> JobView:
-        """Add a job in PREPARING.
+        """Add a job in PREPARING, unless `owner` has submitted it before under the same key: then it is that one.
 
         Args:
             files: sha256 of every file of `spec.files`, by the name the spec uses; spooled by `owner` before.
             base: the served base that `spec.base_model` means.
             now: seconds since the Unix epoch.
+
+        Raises:
+            NotFound: one of `terms.after` is gone.
+            Refused: one of them has not succeeded and never will; another job has the key; or a quota of `owner` stands
+                against it.
         """
         with writing(self._engine) as connection:
-            connection.execute(insert(schema.jobs).values(_new_row(job_id, spec, owner, base, now)))
+            before = submissions.under_key(connection, owner, spec, files, terms)
+            if before is not None:
+                return before
+            row = _new_row(job_id, spec, owner, base, now) | {"key": terms.key, "retries": terms.retries}
+            connection.execute(insert(schema.jobs).values(row))
             for name, sha256 in files.items():
                 connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
+            check_submission(connection, job_id, owner)
+            submissions.begin_after(connection, job_id, terms.after)
             add_event(connection, job_id, "submitted", now)
             return rows.job_view(job_row(connection, job_id))
 
@@ -93,23 +117,24 @@ class JobStore(DaemonSide, Upkeep):
         self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
     ) -> list[JobView]:
         """Jobs, newest first; of one owner and in some states only, and the newest `limit`, where these are given."""
-        return list(self.page(owner, states, limit=limit).jobs)
+        wanted = JobQuery(states=None if states is None else tuple(states), limit=limit)
+        return list(self.page(owner, wanted).jobs)
 
-    def page(
-        self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
-    ) -> JobsPage:
-        """As `list`, with the number of those that `limit` has left out."""
-        where = _which(owner, states)
+    def page(self, scope: str | None, wanted: JobQuery) -> JobsPage:
+        """What is asked for of the jobs of one owner (None: of everybody), and how many `limit` has left out."""
+        where, order = listing.conditions(scope, wanted), listing.order(wanted)
         seq = schema.jobs.c.seq
         # the newest are found in the index of owners: of the others among 10,000 jobs, no row need be read
-        newest = where if limit is None else [seq.in_(select(seq).where(*where).order_by(seq.desc()).limit(limit))]
-        query = _JOBS.where(*newest).order_by(seq.desc())
+        first = (
+            where if wanted.limit is None else [seq.in_(select(seq).where(*where).order_by(*order).limit(wanted.limit))]
+        )
+        query = _JOBS.where(*first).order_by(*order)
         with reading(self._engine) as connection:
             jobs = tuple(rows.job_view(row) for row in connection.execute(query))
             total = len(jobs)
-            if total == limit:
+            if total == wanted.limit:
                 total = connection.execute(select(func.count()).select_from(schema.jobs).where(*where)).scalar_one()
-        return JobsPage(jobs=jobs, older=total - len(jobs))
+        return JobsPage(jobs=jobs, more=total - len(jobs))
 
     def request(self, job_id: str, request: Request, now: float) -> JobView:
         """Ask the daemon to pause, resume or cancel a job; asking twice is asking once.
@@ -146,6 +171,7 @@ class JobStore(DaemonSide, Upkeep):
             best_checkpoint=self.best_checkpoint(job_id),
             events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
             exactness=row.exactness,
+            after=self.after(job_id),
         )
 
     def spec(self, job_id: str) -> JobSpec:
@@ -234,9 +260,13 @@ class JobStore(DaemonSide, Upkeep):
         Args:
             place: puts the file where it belongs; called inside the transaction, so that nobody who removes files
                 that no row names can take it away in between.
+
+        Raises:
+            Refused: the owner's quota stands against it.
         """
         values = {"sha256": sha256, "size": size, "owner": owner, "created": now, "used": now}
         with writing(self._engine) as connection:
+            check_upload(connection, owner, sha256, size)
             place()
             upsert = sqlite.insert(schema.spool).values(values)
             connection.execute(
@@ -267,7 +297,7 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
     short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
     by_name = schema.jobs.c.name == text
     fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    query = _JOBS.where(fits, *_which(owner, None)).order_by(schema.jobs.c.seq.desc())
+    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
     found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
@@ -276,12 +306,6 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
         raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
-
-
-def _which(owner: str | None, states: Collection[JobState] | None) -> list[ColumnElement[bool]]:
-    """The conditions that a list of jobs is asked for with."""
-    where = [] if owner is None else [schema.jobs.c.owner == owner]
-    return where if states is None else [*where, schema.jobs.c.state.in_([state.value for state in states])]
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:

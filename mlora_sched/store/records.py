@@ -22,7 +22,9 @@ class LiveJob:
         epoch: how often the job was sent to a worker; reports of another epoch are stale.
         step, total_steps: finished optimiser steps; all of them, None before the data is prepared.
         crashes: how often a worker died while this job was alone in it.
+        retried: how often it was tried again after it had failed.
         largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
+        position: place in the queue as last written, 1 for the next; None when it has none.
     """
 
     id: str
@@ -41,6 +43,48 @@ class LiveJob:
     crashes: int
     largest_chunk: int | None = None
     longest: int | None = None
+    retried: int = 0
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job does not train right now, and its place in the queue: 1 for the next, None when it has none."""
+
+    reason: str
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a job trains of late.
+
+    Attributes:
+        rate: optimiser steps per second.
+        spread: by what part (0.1: a tenth) the rate is off its average as a rule, None while that is not known.
+    """
+
+    rate: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a job is submitted; see `spec.submission.Submission`. `after` are full ids."""
+
+    key: str | None = None
+    after: tuple[str, ...] = ()
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """A live job `job_id` starts when the job `after_id`, of this name, has succeeded; that one is in `state` now."""
+
+    job_id: str
+    after_id: str
+    name: str
+    state: JobState
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store import moves, rows, schema
-from mlora_sched.store.records import WorkerStatus
+from mlora_sched.store.quotas import count_tokens
+from mlora_sched.store.records import Pace, WorkerStatus
 
 _AFTER_DETACH = {
     Request.NONE: JobState.QUEUED,
@@ -34,7 +35,7 @@ _AFTER_DETACH = {
 """A detached job goes where its owner wants it by then: the daemon may have let it go for another reason."""
 
 
-def apply(connection: Connection, report: JobReport, now: float) -> None:
+def apply(connection: Connection, report: JobReport, now: float, pace: Pace | None = None) -> None:
     """Write what `report` says, unless it is of an earlier epoch or of a job that has ended."""
     row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == report.job_id)).one_or_none()
     if row is None or row.epoch != report.epoch or JobState(row.state).is_final:
@@ -45,7 +46,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case Attached():
             _attached(connection, row, report, now)
         case StepDone():
-            _step(connection, row, report)
+            _step(connection, row, report, now, pace)
         case EvalDone():
             _eval(connection, report)
         case CheckpointSaved():
@@ -53,7 +54,7 @@ def apply(connection: Connection, report: JobReport, now: float) -> None:
         case JobFinished():
             _finished(connection, row, report, now)
         case JobFailed():
-            _move(connection, row, JobState.FAILED, now, **rows.failed(report.code, report.message))
+            moves.fail(connection, row, report.code, report.message, now)
         case Detached():
             _detached(connection, row, report, now)
         case _:
@@ -120,23 +121,27 @@ def _exactness(connection: Connection, row: Row[Any], report: Attached) -> str:
     return "" if status is None else WorkerStatus.model_validate_json(status).exactness
 
 
-def _step(connection: Connection, row: Row[Any], report: StepDone) -> None:
-    """A step that is computed again counts once for the job, and each time for its owner's share of the device."""
+def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, pace: Pace | None) -> None:
+    """A step that is computed again counts once for the job, and each time for its owner's share and quota."""
     table = schema.metrics
     before = connection.scalar(
         select(table.c.tokens).where(table.c.job_id == row.id, table.c.event == "step", table.c.step == report.step)
     )
     _upsert_metric(connection, row.id, MetricsLine.of(report))
     tokens = schema.jobs.c.tokens + report.tokens - (before or 0)
-    _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens)
+    going = {"pace": None, "pace_spread": None} if pace is None else {"pace": pace.rate, "pace_spread": pace.spread}
+    worked = schema.jobs.c.work_seconds + report.seconds
+    _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens, work_seconds=worked, **going)
     count = sqlite.insert(schema.counters).values(owner=row.owner, tokens=report.tokens)
     more = {"tokens": schema.counters.c.tokens + report.tokens}
     connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
+    count_tokens(connection, row.owner, report.tokens, now)
 
 
 def _eval(connection: Connection, report: EvalDone) -> None:
     _upsert_metric(connection, report.job_id, MetricsLine.of(report))
-    _set(connection, report.job_id, eval_loss=report.loss)
+    worked = schema.jobs.c.work_seconds + report.seconds
+    _set(connection, report.job_id, eval_loss=report.loss, work_seconds=worked)
 
 
 def _upsert_metric(connection: Connection, job_id: str, line: MetricsLine) -> None:

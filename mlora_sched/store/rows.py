@@ -40,12 +40,14 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         crashes=row.crashes,
         largest_chunk=row.largest_chunk,
         longest=row.longest,
+        position=row.position,
+        retried=row.retried,
     )
 
 
 def event_view(row: Row[Any]) -> EventView:
     """A row of `events`."""
-    return EventView(time=row.time, job_id=row.job_id, message=row.message)
+    return EventView(time=row.time, job_id=row.job_id, message=row.message, step=row.step)
 
 
 def metrics_values(line: MetricsLine) -> dict[str, Any]:

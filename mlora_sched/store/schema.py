@@ -85,6 +85,7 @@ jobs = Table(
     Column("retried", Integer, nullable=False, server_default="0"),
     Column("work_seconds", Float, nullable=False, server_default="0"),
     Column("pace", Float),
+    Column("pace_spread", Float),
     Column("position", Integer),
     UniqueConstraint("id"),
     _one_of("state", JobState),
@@ -140,6 +141,7 @@ events = Table(
     Column("time", Float, nullable=False),
     Column("job_id", Text, ForeignKey("jobs.id")),
     Column("message", Text, nullable=False),
+    Column("step", Integer),
     Index(None, "job_id"),
     sqlite_autoincrement=True,
 )

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, delete, e
 
 from mlora_sched.errors import NotFound, Refused
 from mlora_sched.spec.api import JobView
+from mlora_sched.spec.state import JobState
 from mlora_sched.store import rows, schema
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
@@ -37,7 +38,7 @@ class Upkeep:
 
         Raises:
             NotFound: there is no such job.
-            Refused: it has not ended.
+            Refused: it has not ended, or jobs that have not started yet name it as one that must succeed before.
         """
         with writing(self._engine) as connection:
             view = rows.job_view(job_row(connection, job_id))
@@ -45,6 +46,7 @@ class Upkeep:
                 raise Refused(
                     f"job {job_id} is {view.shown_state}; `mlora-sched cancel {job_id}` and wait until it has ended"
                 )
+            _release_dependents(connection, view)
             forgotten = _forget_uploads(connection, job_id, view.owner)
             for table in (schema.metrics, schema.events, schema.checkpoints, schema.job_files):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
@@ -132,6 +134,22 @@ def job_row(connection: Connection, job_id: str) -> Row[Any]:
     if row is None:
         raise NotFound(f"no job {job_id}; `ls` lists yours")
     return row
+
+
+def _release_dependents(connection: Connection, view: JobView) -> None:
+    """Forget which jobs start after a job that is removed, and after which it did.
+
+    Raises:
+        Refused: one is live still and would never learn how the job has ended.
+    """
+    table, jobs = schema.job_after, schema.jobs
+    final = [state.value for state in schema.FINAL_STATES]
+    waiting = select(jobs.c.name, jobs.c.id).join(table, table.c.job_id == jobs.c.id)
+    waiting = waiting.where(table.c.after_id == view.id, jobs.c.state.not_in(final)).order_by(jobs.c.seq)
+    found = [f"{row.name} ({row.id})" for row in connection.execute(waiting)]
+    if found and view.state is not JobState.SUCCEEDED:
+        raise Refused(f"job {view.id} is waited for by {', '.join(found)}; `mlora-sched cancel` those first")
+    connection.execute(delete(table).where(or_(table.c.after_id == view.id, table.c.job_id == view.id)))
 
 
 def _in_use(cut: float) -> ColumnElement[bool]:

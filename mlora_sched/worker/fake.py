@@ -54,7 +54,7 @@ class FakeScript(Frozen):
 
     Attributes:
         steps: how long it is.
-        fail_at: the step that fails with `code`; 0 for the preparation.
+        fail_at: the step that fails with `code`; 0 for the preparation, which fails with `prepare_code`.
         crash_at: the step at which the worker dies; 0 for the preparation.
         crash_times: how often it dies there, None for every time.
         crash_beside: it dies there, and at every later step, when the job of this name is in the pack, and else not.
@@ -70,6 +70,7 @@ class FakeScript(Frozen):
     steps: int = Field(default=4, ge=1)
     fail_at: int | None = None
     code: ErrorCode = ErrorCode.NON_FINITE_LOSS
+    prepare_code: ErrorCode = ErrorCode.BAD_DATA
     crash_at: int | None = None
     crash_times: int | None = None
     crash_beside: str | None = None
@@ -218,7 +219,7 @@ class FakeWorker:
             return
         if script.fail_at == 0:
             self._outbox.append(
-                JobFailed(job_id=start.job_id, epoch=start.epoch, code=ErrorCode.BAD_DATA, message="no rows")
+                JobFailed(job_id=start.job_id, epoch=start.epoch, code=script.prepare_code, message="no rows")
             )
             return
         prepared = Prepared(
@@ -376,6 +377,7 @@ def _step_done(job: _Resident) -> StepDone:
         grad_norm=1.0,
         tokens=job.script.step_tokens,
         target_tokens=job.script.step_tokens // 2,
+        seconds=0.25,
     )
 
 

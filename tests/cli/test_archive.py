@@ -7,6 +7,7 @@ import io
 import os
 import tarfile
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,32 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MloraError, match="more than 8 files"):
         unpack(buffer, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_that_cannot_be_true_are_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("large")
+    info.size = 1 << 50
+    with pytest.raises(MloraError, match="is no archive: 'large' is said to be longer"):
+        unpack(io.BytesIO(info.tobuf() + bytes(1024)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_without_end_are_not_held(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 64 << 20
+    stream = tmp_path / "stream"
+    with stream.open("wb") as file:
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(info.size + 2048)
+    tracemalloc.start()
+    try:
+        with stream.open("rb") as file, pytest.raises(MloraError, match="is no archive"):
+            unpack(file, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert list(tmp_path.iterdir()) == [stream]
 
 
 @given(st.binary(max_size=2000))

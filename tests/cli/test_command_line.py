@@ -11,8 +11,10 @@ import click
 import pytest
 import yaml
 
-from mlora_sched.cli import output
+from mlora_sched.cli import table
+from mlora_sched.cli.listing import job_columns, job_row
 from mlora_sched.cli.main import SECTIONS, cli, run
+from mlora_sched.cli.style import why
 from mlora_sched.client import default_socket
 from mlora_sched.daemon.admission import worker_config
 from mlora_sched.errors import WaitTimeout
@@ -44,7 +46,7 @@ def test_help_imports_next_to_nothing() -> None:
 
 def test_remote_verbs_never_load_the_engine() -> None:
     remote = [verb.name for verb in VERBS if ".remote." in verb.module]
-    assert len(remote) == 12
+    assert len(remote) == 15
     assert modules_after(*([name, "--help"] for name in remote)) & HEAVY == set()
 
 
@@ -265,10 +267,10 @@ FAILED = JOB.model_copy(
 
 
 def test_tables_in_a_pipe_are_one_line_a_job(capsys: Capture) -> None:
-    output.print_jobs([JOB, FAILED], owners=True)
+    table.print_rows(job_columns(owners=True), [job_row(job, owners=True) for job in (JOB, FAILED)])
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["ID", "NAME", "OWNER", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "REASON"]
-    assert lines[1] == ["j-01234567", "toy", "ann", "RUNNING (cancelling)", "lora", "3", "1.5000", "", ""]
+    assert lines[0] == ["ID", "NAME", "OWNER", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "TOKENS", "ETA", "REASON"]
+    assert lines[1] == ["j-01234567", "toy", "ann", "RUNNING (cancelling)", "lora", "3", "1.5000", "", "10", "", ""]
     assert lines[2][-1] == "bad_data: a.jsonl, line 3: no [2J'text' add it"
 
 
@@ -279,7 +281,7 @@ def test_tables_on_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("TERM", "xterm-256color")
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    output.print_jobs([JOB.model_copy(update={"name": "[bold]x"})])
+    table.print_rows(job_columns(owners=False), [job_row(JOB.model_copy(update={"name": "[bold]x"}), owners=False)])
     text = capsys.readouterr().out
     assert "RUNNING (cancelling)" in text
     assert "[bold]x" in text  # a name is never markup
@@ -287,5 +289,5 @@ def test_tables_on_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_reasons() -> None:
-    assert output.why(JOB.model_copy(update={"reason": "slots"})) == "slots"
-    assert output.why(JOB.model_copy(update={"stopped_by": "early stop"})) == "stopped by early stop"
+    assert why(JOB.model_copy(update={"reason": "slots"})) == "slots"
+    assert why(JOB.model_copy(update={"stopped_by": "early stop"})) == "stopped by early stop"

@@ -20,6 +20,7 @@ from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.wire import Attach, Command, Report
 from mlora_sched.store.db import BUSY_SECONDS, open_database
 from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import Terms
 from mlora_sched.worker.fake import FakeWorker
 
 from .stand_in import stand_in
@@ -118,7 +119,15 @@ class Rig:
         self.preparers.append(self.make_preparer())
         return self.preparers[-1]
 
-    def submit(self, name: str, owner: str = "ann", base: str = "demo", r: int = 8, **fake: object) -> str:
+    def submit(
+        self,
+        name: str,
+        owner: str = "ann",
+        base: str = "demo",
+        r: int = 8,
+        terms: Terms | None = None,
+        **fake: object,
+    ) -> str:
         """A job whose fate is `fake`; returns its id."""
         job_id = f"j-{name}"
         training = {"save_every": fake.pop("save_every")} if "save_every" in fake else {}
@@ -129,7 +138,7 @@ class Rig:
             "training": training,
             "metadata": {"fake": fake},
         }
-        self.store.insert(job_id, parse_job(raw), {"a.jsonl": "1" * 64}, owner, base, self.clock())
+        self.store.insert(job_id, parse_job(raw), {"a.jsonl": "1" * 64}, owner, base, self.clock(), terms or Terms())
         return job_id
 
     def request(self, job_id: str, request: Request) -> JobView:

@@ -11,6 +11,7 @@ import pytest
 
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.store.backup import copy_database
+from mlora_sched.store.records import Drain
 from mlora_sched.worker.fake import fake_loss
 
 from .rig import Rig
@@ -24,6 +25,7 @@ def test_jobs_of_an_earlier_version_go_on(start: Callable[..., Rig], tmp_path: P
     with closing(sqlite3.connect(tmp_path / "mlora.sqlite")) as connection:
         connection.executescript(fixture.read_text())
     rig = start()
+    rig.store.set_drain(Drain(False, "root", rig.clock()))  # one of the databases was left draining
     live = {"preparing", "queued", "running"}
     rig.until(lambda: all(rig.states()[name] is JobState.SUCCEEDED for name in live))
     assert rig.states() == ENDED | dict.fromkeys(live, JobState.SUCCEEDED) | {"paused": JobState.PAUSED}

@@ -123,7 +123,7 @@ class Bench:
     def figures(self, name: str = "job") -> dict[tuple[str, int], str]:
         """Every step's and evaluation's figures as they were told, the last word where one was told twice."""
         told = [*self.of(StepDone, name), *self.of(EvalDone, name)]
-        return {(report.kind, report.step): report.model_dump_json() for report in told}
+        return {(report.kind, report.step): report.model_dump_json(exclude={"seconds"}) for report in told}
 
     def adapter(self, name: str = "job") -> bytes:
         """The exported weights."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlora_sched.data.pack import Chunk, bucket_ladder
-from mlora_sched.engine.packer import RECOVERY, Member, Packer
+from mlora_sched.engine.packer import RECOVERY, Choice, Member, Packer
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.spec.adapter import LoraSpec
@@ -47,6 +48,7 @@ class State:
 class Job:
     state: State
     served: int
+    worked: float = 0.0
 
 
 def member(job_id: str, sizes: tuple[int, ...], phase: Phase = Phase.TRAIN, served: int = 0, share: int = 1) -> Member:
@@ -143,3 +145,14 @@ def test_room_halves_with_each_failure_and_comes_back(packs: list[int | None]) -
     for _ in range(10 * RECOVERY):
         packer.went_well()
     assert packer.room == 320
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500)), min_size=1, max_size=8), st.floats(0, 1e3))
+def test_a_packs_time_is_divided_by_tokens_and_none_is_lost(rows: list[tuple[str, int]], seconds: float) -> None:
+    chunks = tuple(Chunk(name, at, (at,), tokens) for at, (name, tokens) in enumerate(rows))
+    members = {name: member(name, (1,)).resident for name, _ in rows}
+    Choice(chunks, members, Phase.TRAIN).charge(seconds)
+    tokens = {name: sum(size for owner, size in rows if owner == name) for name in members}
+    for name, resident in members.items():
+        assert resident.worked == pytest.approx(seconds * tokens[name] / sum(tokens.values()))
+    assert sum(resident.worked for resident in members.values()) == pytest.approx(seconds)

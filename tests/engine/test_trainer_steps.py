@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def test_evaluating_often_changes_no_training_figure(tmp_path: Path) -> None:
     for bench, every in ((seldom, 100), (often, 1)):
         job = bench.start(held_out=(30, 12), adapter={"dropout": 0.3}, max_steps=4, eval_every=every)
         bench.run(job)
-    assert seldom.of(StepDone) == often.of(StepDone)
+    figures = [[step.model_dump(exclude={"seconds"}) for step in bench.of(StepDone)] for bench in (seldom, often)]
+    assert figures[0] == figures[1]
     assert seldom.adapter() == often.adapter()
 
 
@@ -120,3 +122,14 @@ def test_a_checkpoint_holds_the_adapter_as_it_was(tmp_path: Path) -> None:
     short.run(short.start(max_steps=2, lr_scheduler="constant", warmup_ratio=0))
     saved = tmp_path / "long" / "job" / "checkpoints" / "step-000002" / "adapter_model.safetensors"
     assert saved.read_bytes() == short.adapter()
+
+
+def test_the_devices_time_that_a_job_takes_is_told_with_its_steps_and_evaluations(tmp_path: Path) -> None:
+    """Every report has its part, and all of them together no more than there was."""
+    bench, began = Bench(tmp_path), time.monotonic()
+    bench.run(*(bench.start(name, held_out=(30, 12), max_steps=3, eval_every=2) for name in ("one", "two")))
+    told = [[*bench.of(StepDone, name), *bench.of(EvalDone, name)] for name in ("one", "two")]
+    seconds = [report.seconds for reports in told for report in reports]
+    assert len(seconds) == 2 * (3 + 3)
+    assert min(seconds) > 0
+    assert sum(seconds) <= time.monotonic() - began

@@ -227,7 +227,7 @@ class Run:
         for report in reports:
             match report:
                 case StepDone() | EvalDone():
-                    self.got[report.job_id].figures.append(report.model_dump_json())
+                    self.got[report.job_id].figures.append(report.model_dump_json(exclude={"seconds"}))
                 case JobFailed():
                     self.got[report.job_id].failed = f"{report.code.value}: {report.message}"
                 case JobFinished():

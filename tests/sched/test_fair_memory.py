@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -18,10 +18,27 @@ GIB = 1 << 30
 fair = find_policy("fair")
 
 
-def taken(jobs: Iterable[JobFacts], leaving_bytes: int = 0) -> int:
+def taken(jobs: Iterable[JobFacts], leaving: Mapping[str, int] | None = None) -> int:
     """What jobs take together: what each holds, and the largest chunk."""
     there = list(jobs)
-    return leaving_bytes + sum(job.resident for job in there) + max((job.chunk for job in there), default=0)
+    return (
+        sum((leaving or {}).values())
+        + sum(job.resident for job in there)
+        + max((job.chunk for job in there), default=0)
+    )
+
+
+def held(jobs: Iterable[JobFacts], leaving: Mapping[str, int] | None = None) -> Counter[str]:
+    """What owners' jobs hold, and still hold who leave."""
+    there = Counter(leaving or {})
+    for job in jobs:
+        there[job.owner] += job.resident
+    return there
+
+
+def allowed(there: Mapping[str, int], limits: Limits, owner: str) -> bool:
+    """An owner's jobs hold no more than they may."""
+    return owner not in limits.owner_memory or there[owner] <= limits.owner_memory[owner]
 
 
 @st.composite
@@ -46,10 +63,16 @@ def snapshots(draw: st.DrawFn, settled: bool = False) -> Snapshot:
         resident=jobs[:resident],
         waiting=jobs[resident:],
         leaving=leaving,
-        leaving_bytes=draw(st.integers(0, 12)) if leaving else 0,
+        leaving_bytes=draw(st.dictionaries(st.sampled_from(OWNERS), st.integers(0, 6))) if leaving else {},
         counters=draw(st.dictionaries(st.sampled_from(OWNERS), st.integers(0, 30).map(float))),
         floor=0.0,
-        limits=Limits(places, 1000, draw(st.integers(0, 20)), memory=draw(st.integers(-3, 60))),
+        limits=Limits(
+            places,
+            1000,
+            draw(st.integers(0, 20)),
+            memory=draw(st.integers(-3, 60)),
+            owner_memory=draw(st.dictionaries(st.sampled_from(OWNERS), st.integers(0, 25))),
+        ),
     )
 
 
@@ -65,7 +88,7 @@ def carried_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
         resident=tuple(job for job in everybody if job.id in resident),
         waiting=tuple(job for job in everybody if job.id not in resident),
         leaving=0,
-        leaving_bytes=0,
+        leaving_bytes={},
         counters={**snapshot.counters, **plan.counters},
         floor=plan.floor,
     )
@@ -94,6 +117,34 @@ def test_never_over_memory(snapshot: Snapshot) -> None:
 
 
 @given(snapshots())
+def test_no_owner_holds_more_than_they_may(snapshot: Snapshot) -> None:
+    plan, jobs = fair(snapshot), by_id(snapshot)
+    joining = [jobs[job_id] for job_id in plan.attach]
+    now = held([*snapshot.resident, *joining], snapshot.leaving_bytes)
+    assert all(allowed(now, snapshot.limits, job.owner) for job in joining)
+    stay = [job for job in snapshot.resident if job.id not in plan.detach]
+    assert all(allowed(held([*stay, *joining]), snapshot.limits, job.owner) for job in stay)
+
+
+@given(snapshots())
+def test_the_bound_of_one_owner_takes_nothing_from_others(snapshot: Snapshot) -> None:
+    """As if the owner's jobs that can never come in were not there."""
+    limits = snapshot.limits
+
+    def can(job: JobFacts) -> bool:
+        return job.resident <= limits.owner_memory.get(job.owner, job.resident)
+
+    without = replace(
+        snapshot,
+        resident=tuple(job for job in snapshot.resident if can(job)),
+        waiting=tuple(job for job in snapshot.waiting if can(job)),
+    )
+    if without.resident == snapshot.resident:
+        assert fair(snapshot).attach == fair(without).attach
+        assert fair(snapshot).detach == fair(without).detach
+
+
+@given(snapshots())
 def test_no_job_waits_that_fits(snapshot: Snapshot) -> None:
     plan, jobs = fair(snapshot), by_id(snapshot)
     memory = snapshot.limits.memory
@@ -102,17 +153,18 @@ def test_no_job_waits_that_fits(snapshot: Snapshot) -> None:
         return
     there = [*snapshot.resident, *(jobs[job_id] for job_id in plan.attach)]
     if len(there) < snapshot.limits.max_resident:
-        assert all(taken([*there, jobs[waiting.job_id]]) > memory for waiting in plan.waiting)
+        for job in (jobs[waiting.job_id] for waiting in plan.waiting):
+            assert taken([*there, job]) > memory or not allowed(held([*there, job]), snapshot.limits, job.owner)
 
 
 @given(snapshots())
 def test_every_waiting_job_says_what_is_missing(snapshot: Snapshot) -> None:
     plan = fair(snapshot)
     assert {waiting.job_id for waiting in plan.waiting} == {job.id for job in snapshot.waiting} - set(plan.attach)
-    assert all(waiting.reason.startswith(("slots: ", "memory: needs ")) for waiting in plan.waiting)
+    assert all(waiting.reason.startswith(("slots: ", "memory: needs ", "quota: device: ")) for waiting in plan.waiting)
     there = len(snapshot.resident) + snapshot.leaving + len(plan.attach)
     if there < snapshot.limits.max_resident and not plan.detach and not snapshot.leaving:
-        assert all(waiting.reason.startswith("memory: ") for waiting in plan.waiting)
+        assert all(waiting.reason.startswith(("memory: ", "quota: ")) for waiting in plan.waiting)
 
 
 @given(snapshots(), st.randoms())
@@ -202,9 +254,24 @@ def test_what_does_not_fit_is_passed_over_and_says_what_it_needs() -> None:
 
 
 def test_what_those_who_leave_still_hold_is_not_given_away() -> None:
-    plan = fair(replace(snapshot_of(job(0, "ann", 1.0, 1.0), memory=2.5), leaving=1, leaving_bytes=GIB))
+    plan = fair(replace(snapshot_of(job(0, "ann", 1.0, 1.0), memory=2.5), leaving=1, leaving_bytes={"bob": GIB}))
     assert plan.attach == ()
     assert plan.waiting[0].reason == "memory: needs 2.0 GiB, free 1.5 GiB"
+
+
+def test_an_owner_who_may_hold_no_more_is_passed_over_and_told() -> None:
+    jobs = (job(0, "ann", 1.0, 1.0), job(1, "ann", 1.5, 1.0), job(2, "ann", 0.5, 1.0), job(3, "bob", 3.0, 1.0))
+    snapshot = snapshot_of(*jobs, memory=20.0)
+    plan = fair(replace(snapshot, limits=replace(snapshot.limits, owner_memory={"ann": 2 * GIB})))
+    assert set(plan.attach) == {"j-0", "j-2", "j-3"}
+    assert [(w.job_id, w.reason) for w in plan.waiting] == [
+        ("j-1", "quota: device: 1.5 GiB of 2.0 GiB used, needs 1.5 GiB")
+    ]
+
+
+def test_residents_leave_when_their_owner_may_hold_less() -> None:
+    snapshot = snapshot_of(memory=20.0, resident=(job(0, "ann", 1.0, 1.0), job(1, "ann", 1.0, 1.0)))
+    assert fair(replace(snapshot, limits=replace(snapshot.limits, owner_memory={"ann": GIB}))).detach == ("j-1",)
 
 
 def test_residents_leave_when_the_budget_shrinks() -> None:

@@ -192,3 +192,29 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
     assert policy_names() == ("fair",)
     with pytest.raises(UserError, match=r"policy 'best' is not known; choose one of fair"):
         find_policy("best")
+
+
+@given(snapshots(), st.integers(1, 12))
+def test_the_queue_is_told_in_the_order_in_which_its_turn_comes(snapshot: Snapshot, more: int) -> None:
+    """With so many places more, those are attached who come first in it, and nobody else."""
+    snapshot = _settled(replace(snapshot, leaving=0))
+    queue = [job.job_id for job in fair(snapshot).waiting]
+    wider = replace(snapshot, limits=replace(snapshot.limits, max_resident=snapshot.limits.max_resident + more))
+    plan = fair(wider)
+    assert set(plan.attach) == set(queue[:more])
+    assert [job.job_id for job in plan.waiting] == queue[more:]
+
+
+def _settled(snapshot: Snapshot) -> Snapshot:
+    while (plan := fair(snapshot)).attach or plan.detach:
+        snapshot = _carried_out(snapshot, plan)
+    return snapshot
+
+
+def test_owners_take_turns_in_the_queue() -> None:
+    """Who has fewest places is next; a crowd of one owner's jobs does not stand before another's first."""
+    crowd = [job(number, "ann", steps=number + 1) for number in range(4)]
+    snapshot = snapshot_of(*crowd, job(10, "bob", steps=99), job(11, "bob", Priority.HIGH, steps=99), places=1)
+    plan = fair(snapshot)
+    assert plan.attach == ("j-0",)
+    assert [waiting.job_id for waiting in plan.waiting] == ["j-11", "j-1", "j-10", "j-2", "j-3"]

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from serving import MAX_FILE_BYTES, Served, SpecMaker, settings_in
 from mlora_sched.client import Client
 from mlora_sched.server.app import create_app, http_server
 from mlora_sched.server.auth import bind
+from mlora_sched.server.tcp import bind_tcp
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.store.db import BUSY_SECONDS, open_database
 from mlora_sched.store.jobs import JobStore
@@ -47,14 +49,17 @@ def served(serve_settings: DaemonSettings, busy_seconds: float, monkeypatch: pyt
     engine = open_database(settings.database, busy_seconds)
     store = JobStore(engine)
     server = http_server(create_app(store, settings, max_file_bytes=MAX_FILE_BYTES, estimating=stand_in))
-    with bind(settings.socket) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(bind(settings.socket, settings.socket_group))]
+        if settings.listen is not None:
+            sockets.append(opened.enter_context(bind_tcp(settings.listen)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
         thread.start()
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
         monkeypatch.setenv("MLORA_SCHED_SOCKET", str(settings.socket))
-        yield Served(store, settings)
+        yield Served(store, settings, sockets[-1].getsockname()[1] if settings.listen is not None else None)
         server.should_exit = True
         thread.join()
     engine.dispose()

@@ -21,6 +21,7 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import Pace
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -31,6 +32,7 @@ class Served:
 
     store: JobStore
     settings: DaemonSettings
+    port: int | None = None
 
     @property
     def socket(self) -> Path:
@@ -75,6 +77,21 @@ class Served:
                 kept = tuple(sorted(at for at in save if at <= step))
                 saved = CheckpointSaved(job_id=job_id, epoch=epoch, step=step, best=step == best, kept=kept)
                 self.store.record([held_out, saved], now=time.time())
+
+    def go_on(self, job_id: str, pace: Pace) -> None:
+        """Train one more step, at this pace."""
+        step = self.store.get(job_id).step + 1
+        line = StepDone(
+            job_id=job_id,
+            epoch=self._epoch(job_id),
+            step=step,
+            loss=0.1,
+            lr=0.1,
+            grad_norm=1.0,
+            tokens=12,
+            target_tokens=6,
+        )
+        self.store.record([line], time.time(), {job_id: pace})
 
     def finish(self, job_id: str) -> None:
         epoch = self._epoch(job_id)

@@ -170,7 +170,7 @@ def test_a_state_directory_that_cannot_be_made(short_dir: Path) -> None:
 
 def test_a_socket_taken_over_is_not_removed(short_dir: Path) -> None:
     path = short_dir / "s"
-    with lifecycle._listener(path):
+    with lifecycle._listeners(settings_in(short_dir)):
         path.unlink()
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(str(path))

@@ -166,8 +166,6 @@ def test_watch_in_json(served: Served, spec: SpecMaker, act_as: Callable[[Caller
     two_jobs(served, spec, act_as)
     assert run(["watch", "--memory", "--json"]) == 0
     assert MemoryView.model_validate_json(capsys.readouterr().out).base == 100 * MIB
-    assert run(["watch"]) == 2
-    assert "say what to watch: --memory" in capsys.readouterr().err
 
 
 def bar_of(**sizes: int) -> str:
@@ -270,7 +268,7 @@ def test_only_administrators_steer_the_device(served: Served, act_as: Callable[[
     act_as(ANN)
     with Client(served.socket) as client:
         for ask in (client.release, client.reclaim):
-            with pytest.raises(Refused, match="ann: only root and the daemon's own user"):
+            with pytest.raises(Refused, match="ann: only administrators"):
                 ask()
     assert not served.store.release().wanted
     assert served.store.events(None) == []

@@ -140,6 +140,9 @@ def test_long_form(operations: list[APIOperation], mode: GenerationMode, subtest
     ask(operations, mode, 300, subtests)
 
 
+PLACES = {"ref": "toy", "sha256": "0" * 64, "token_id": "t-" + "0" * 16}
+
+
 def test_other_methods_are_refused_and_the_right_ones_named(operations: list[APIOperation]) -> None:
     methods: dict[str, set[str]] = {}
     for operation in operations:
@@ -147,7 +150,7 @@ def test_other_methods_are_refused_and_the_right_ones_named(operations: list[API
     for path, known in methods.items():
         first = next(one for one in operations if one.path == path)
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - known:
-            case = first.Case(path_parameters={"ref": "toy", "sha256": "0" * 64}, headers={WHO: "ann"}, method=method)
+            case = first.Case(path_parameters=PLACES, headers={WHO: "ann"}, method=method)
             answer = case.call()
             assert answer.status_code == 405, (method, path)
             assert answer.json()["error"] == "UserError"

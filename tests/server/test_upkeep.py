@@ -257,6 +257,6 @@ def test_only_administrators_drain_and_clean_up(served: Served, act_as: Callable
     act_as(ANN)
     with Client(served.socket) as client:
         for ask in (client.drain, client.undrain, client.collect_garbage):
-            with pytest.raises(Refused, match="ann: only root and the daemon's own user"):
+            with pytest.raises(Refused, match="ann: only administrators"):
                 ask()
     assert not served.store.drain().wanted

@@ -107,7 +107,7 @@ def test_ls_filters_by_state(served: Served, spec: SpecMaker, capsys: Capture) -
     assert [job["id"] for job in answer(capsys, "ls", "--state", "running")] == [second]
     assert run(["ls"]) == 0
     title, row, _ = capsys.readouterr().out.splitlines()
-    assert title.split("\t") == ["ID", "NAME", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "REASON"]
+    assert title.split("\t") == ["ID", "NAME", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "TOKENS", "ETA", "REASON"]
     assert row.split("\t")[:6] == [second[:10], "two", "RUNNING", "lora", "3/10", "0.3333"]
 
 
@@ -117,7 +117,7 @@ def test_ls_shows_the_newest_and_says_how_many_are_older(served: Served, spec: S
     assert run(["ls", "--limit", "2"]) == 0
     printed = capsys.readouterr()
     assert [row.split("\t")[1] for row in printed.out.splitlines()[1:]] == ["job2", "job1"]
-    assert "1 older (--all)" in printed.err
+    assert "1 more (--all)" in printed.err
     assert run(["ls", "--all"]) == 0
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 4

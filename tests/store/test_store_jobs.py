@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from mlora_sched.errors import Ambiguous, NotFound, Refused
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, parse_job
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, Request, StoppedBy
 from mlora_sched.spec.wire import (
     Attached,
@@ -151,7 +152,7 @@ def test_a_full_id_wins_and_several_are_listed(store: JobStore) -> None:
     assert store.resolve("j-aabb", "ann") == "j-aabb"
     with pytest.raises(Ambiguous, match=r"twin fits several jobs: j-aabbcc, j-aabb;"):
         store.resolve("twin", "ann")
-    with pytest.raises(Ambiguous, match="j-aabbcc, j-ccdd"):
+    with pytest.raises(Ambiguous, match="j-ccdd, j-aabbcc"):
         store.resolve("aabbcc", "ann")
 
 
@@ -185,9 +186,9 @@ def test_a_page_has_the_newest_and_counts_the_others(store: JobStore) -> None:
             store.transition(f"j-{number:06d}", JobState.PREPARING, JobState.CANCELLED, 12.0)
     for owner, states, limit in itertools.product([None, "ann", "bob"], [None, [JobState.CANCELLED], []], range(1, 8)):
         fitting = store.list(owner, states)
-        page = store.page(owner, states, limit=limit)
+        page = store.page(owner, JobQuery(states=None if states is None else tuple(states), limit=limit))
         assert list(page.jobs) == store.list(owner, states, limit=limit) == fitting[:limit]
-        assert page.older == len(fitting) - len(page.jobs)
+        assert page.more == len(fitting) - len(page.jobs)
 
 
 # ---------------------------------------------------------------- requests

@@ -10,12 +10,13 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import SIZE, json_option
+from mlora_sched.cli.specs import read_spec, spec_arguments
 from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.memory.fit import Sizes
 from mlora_sched.settings import BaseRef, parse_base
-from mlora_sched.spec.job import load_job
 from mlora_sched.spec.numerics import Quantize
+from mlora_sched.spec.override import Override
 from mlora_sched.spec.placement import placed
 from mlora_sched.spec.wire import WorkerConfig
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
+@spec_arguments
 @click.option("--base", required=True, metavar="[NAME=]DIR|CONFIG|REPO[@REV]", help="The base, or its config.json.")
 @click.option("--device-memory", type=SIZE, help="What the daemon may use of the device, base included: 80GiB.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @json_option
 def estimate(
     specs: tuple[Path, ...],
+    overrides: tuple[Override, ...],
     base: str,
     device_memory: int | None,
     dtype: str,
@@ -59,7 +61,7 @@ def estimate(
 
     Needs no daemon, no data and no weights: of the base only its config is read.
     """
-    jobs = [(path, load_job(path)) for path in specs]
+    jobs = [read_spec(path, overrides) for path in specs]
     ref = base_or_config(base)
     config = WorkerConfig.model_validate(
         {
@@ -76,7 +78,7 @@ def estimate(
     from mlora_sched.cli.local.estimate_tables import print_outlook
     from mlora_sched.memory.outlook import Wanted
 
-    outlook = _look(config, [Wanted(str(path), spec) for path, spec in jobs], traced)
+    outlook = _look(config, [Wanted(str(job.path), job.spec) for job in jobs], traced)
     if as_json:
         print_json(outlook)
     else:

@@ -10,16 +10,19 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mlora_sched.cli.remote.options import SIZE, json_option
+from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
 from mlora_sched.environment import prepare_process
 from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
-from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.override import Override
 from mlora_sched.spec.wire import Detached, JobFailed, JobStart, Note, Report, WorkerConfig
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ _SLICE_SECONDS = 1.0
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
+@spec_arguments
 @click.option("--base", required=True, metavar="[NAME=]DIR|REPO[@REV]", help="The base model of all jobs.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where each job's directory is made.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
@@ -50,6 +53,7 @@ _SLICE_SECONDS = 1.0
 @json_option
 def run(
     specs: tuple[Path, ...],
+    overrides: tuple[Override, ...],
     base: str,
     out: Path,
     device: str,
@@ -83,18 +87,18 @@ def run(
             "memory_margin": memory_margin,
         }
     )
-    jobs = _read(specs, ref, out)
+    jobs = _read([read_spec(path, overrides) for path in specs], ref, out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".work-") as work:
         starts = [_start(spec, files, Path(work)) for spec, files in jobs]
         sys.exit(_train(starts, config, out, as_json=as_json))
 
 
-def _read(specs: tuple[Path, ...], ref: BaseRef, out: Path) -> list[tuple[JobSpec, dict[str, Path]]]:
+def _read(specs: Sequence[GivenSpec], ref: BaseRef, out: Path) -> list[tuple[JobSpec, dict[str, Path]]]:
     """Every spec with its files, checked as far as can be without the base."""
     jobs: dict[str, tuple[JobSpec, dict[str, Path]]] = {}
-    for path in specs:
-        spec = load_job(path)
+    for given in specs:
+        path, spec = given.path, given.spec
         if spec.name in jobs:
             raise SpecError(f"{path}: name: {spec.name} is the name of another spec here too; each needs its own")
         if spec.base_model not in (None, ref.name):
@@ -104,7 +108,7 @@ def _read(specs: tuple[Path, ...], ref: BaseRef, out: Path) -> list[tuple[JobSpe
             )
         if (out / spec.name).exists():
             raise UserError(f"--out: {out / spec.name} is there already; choose another --out, or remove it")
-        jobs[spec.name] = (spec, local_files(spec, path.parent))
+        jobs[spec.name] = (spec, given.files())
     return list(jobs.values())
 
 

@@ -14,7 +14,8 @@ from mlora_sched.client import SOCKET_VARIABLE, default_socket
 from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
 from mlora_sched.sched.policies import policy_names
-from mlora_sched.settings import DaemonSettings, parse_base
+from mlora_sched.server.tcp import is_loopback
+from mlora_sched.settings import DaemonSettings, parse_base, parse_listen
 from mlora_sched.spec.explain import explain
 from mlora_sched.store.records import WorkerStatus
 from mlora_sched.worker.local import LocalWorker, Role
@@ -86,6 +87,12 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option(
     "--max-jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Most jobs that train at once."
 )
+@click.option("--socket-group", metavar="GROUP", help="Let the members of this Unix group connect, too.")
+@click.option("--admin-group", metavar="GROUP", help="Members of this Unix group are administrators, too.")
+@click.option("--listen", metavar="HOST:PORT", help="Answer over TCP as well, to tokens (`admin token create`).")
+@click.option(
+    "--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A name by which it may be asked over TCP."
+)
 @click.option("--policy", type=click.Choice(policy_names()), default="fair", show_default=True, help="Who trains next.")
 def serve(
     bases: tuple[str, ...],
@@ -111,6 +118,10 @@ def serve(
     keep_artifacts: float | None,
     keep_uploads: float,
     max_jobs: int,
+    socket_group: str | None,
+    admin_group: str | None,
+    listen: str | None,
+    allow_hosts: tuple[str, ...],
     policy: str,
 ) -> None:
     """Start the training daemon: one frozen base model, jobs of everybody.
@@ -145,12 +156,23 @@ def serve(
         "keep_uploads": keep_uploads,
         "max_resident_jobs": max_jobs,
         "policy": policy,
+        "socket_group": socket_group,
+        "admin_group": admin_group,
+        "listen": None if listen is None else parse_listen(listen),
+        "allow_hosts": allow_hosts,
     }
     try:
         settings = DaemonSettings.model_validate(raw)
     except ValidationError as error:
         raise UserError(explain(error, raw, DaemonSettings, "serve")) from None
+    os.umask(0o077)  # what daemon and workers write is nobody else's to read, wherever the state directory lies
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.listen is not None and not is_loopback(settings.listen.host):
+        click.echo(
+            f"--listen {settings.listen}: is not encrypted: whoever sees the network sees tokens and data; "
+            "put a proxy with TLS before it, or let people come through ssh (MLORA_SCHED_HOST=ssh://…)",
+            err=True,
+        )
     run_daemon(
         settings,
         lambda: LocalWorker(Role.TRAIN, settings.log_dir),

@@ -12,11 +12,13 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
 from mlora_sched.data.check import count_rows
 from mlora_sched.errors import DataError, MloraError, NotFound, UserError
 from mlora_sched.settings import parse_base
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.override import Override
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,10 +49,10 @@ class Checked(Frozen):
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
+@spec_arguments
 @click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also tokenise the data, with this base's tokenizer.")
 @json_option
-def validate(specs: tuple[Path, ...], base: str | None, as_json: bool) -> None:
+def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str | None, as_json: bool) -> None:
     """Check job specs, their files and the rows in them.
 
     With --base the rows are tokenised too, as the daemon would do it. Every bad spec is named, not only the first.
@@ -60,7 +62,7 @@ def validate(specs: tuple[Path, ...], base: str | None, as_json: bool) -> None:
     faults: list[MloraError] = []
     for path in specs:
         try:
-            checked.append(_check(path, tokenizer))
+            checked.append(_check(read_spec(path, overrides), tokenizer))
         except DataError as error:
             faults.append(DataError(f"{path}: {error.message}"))
         except (UserError, NotFound) as error:
@@ -87,10 +89,9 @@ def _together(faults: Sequence[MloraError]) -> MloraError:
     return kind("\n".join(fault.message for fault in faults))
 
 
-def _check(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
-    spec = load_job(path)
-    files = local_files(spec, path.parent)
-    known = {"spec": str(path), "name": spec.name, "method": spec.adapter.method, "files": spec.files}
+def _check(given: GivenSpec, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
+    spec, files = given.spec, given.files()
+    known = {"spec": str(given.path), "name": spec.name, "method": spec.adapter.method, "files": spec.files}
     if tokenizer is None:
         return Checked.model_validate(known | {"rows_read": count_rows(spec.data, files)})
     return Checked.model_validate(known | _counts(spec, files, tokenizer))

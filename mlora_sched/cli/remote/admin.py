@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.remote.admin_audit import audit
+from mlora_sched.cli.remote.admin_quota import quota
+from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.api import DaemonView, GarbageView, GcView
 
-SHORT_NAME = 18
+SHORT_NAME = 34
 """Characters of a name that people are shown: a job's id whole, of a file's hash the beginning."""
 
 
@@ -26,7 +27,7 @@ def admin() -> None:
 @admin.command()
 @click.option("--for", "seconds", type=DURATION, help="How long, such as 2h; until `admin reclaim` when left out.")
 @daemon_options
-def release(seconds: float | None, socket: Path, as_json: bool) -> None:
+def release(seconds: float | None, socket: Where, as_json: bool) -> None:
     """Save every job and free the device; returns when that has happened. The jobs wait."""
     with Client(socket) as client:
         _show(client.release(seconds), as_json=as_json)
@@ -34,7 +35,7 @@ def release(seconds: float | None, socket: Path, as_json: bool) -> None:
 
 @admin.command()
 @daemon_options
-def reclaim(socket: Path, as_json: bool) -> None:
+def reclaim(socket: Where, as_json: bool) -> None:
     """Load the base again and let the jobs go on; returns when it is loaded."""
     with Client(socket) as client:
         _show(client.reclaim(), as_json=as_json)
@@ -43,7 +44,7 @@ def reclaim(socket: Path, as_json: bool) -> None:
 @admin.command()
 @click.option("--wait", is_flag=True, help="Return when no job is attached any more.")
 @daemon_options
-def drain(wait: bool, socket: Path, as_json: bool) -> None:
+def drain(wait: bool, socket: Where, as_json: bool) -> None:
     """Start no waiting job any more, until `admin undrain`; those that train go on to their end."""
     with Client(socket) as client:
         _show(client.drain(wait=wait), as_json=as_json)
@@ -51,7 +52,7 @@ def drain(wait: bool, socket: Path, as_json: bool) -> None:
 
 @admin.command()
 @daemon_options
-def undrain(socket: Path, as_json: bool) -> None:
+def undrain(socket: Where, as_json: bool) -> None:
     """Let waiting jobs start again."""
     with Client(socket) as client:
         _show(client.undrain(), as_json=as_json)
@@ -60,7 +61,7 @@ def undrain(socket: Path, as_json: bool) -> None:
 @admin.command()
 @click.option("--dry-run", is_flag=True, help="Only list what would go.")
 @daemon_options
-def gc(dry_run: bool, socket: Path, as_json: bool) -> int:
+def gc(dry_run: bool, socket: Where, as_json: bool) -> int:
     """Remove now what is kept no longer: old artifacts, uploads and cached tokens, leftovers of removed jobs."""
     with Client(socket) as client:
         view = client.collect_garbage(dry_run=dry_run)
@@ -85,6 +86,9 @@ def _failed(view: GcView) -> int:
 
 
 admin.add_command(backup)
+admin.add_command(token)
+admin.add_command(quota)
+admin.add_command(audit)
 
 
 def _show(view: DaemonView, *, as_json: bool) -> None:

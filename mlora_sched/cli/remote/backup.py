@@ -8,13 +8,13 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.client import Client
+from mlora_sched.client import Client, Where
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @daemon_options
-def backup(file: Path, socket: Path, as_json: bool) -> None:
+def backup(file: Path, socket: Where, as_json: bool) -> None:
     """Copy the daemon's database to FILE, as it is at one moment; the daemon and its jobs go on."""
     with Client(socket) as client:
         view = client.backup(file)

@@ -1,18 +1,29 @@
-"""`ls`: list jobs."""
+"""`ls`: list jobs, or what trains and the queue in its order."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
-from mlora_sched.cli.output import print_jobs, print_json
-from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.remote.options import Parsed, daemon_options
 from mlora_sched.client import Client
+from mlora_sched.spec.query import JobQuery, JobSort, check_name_pattern
 from mlora_sched.spec.state import JobState
 
 SHOWN = 100
 """Jobs in a table unless somebody asks for more: a screen or two, however many have been trained here."""
+
+
+def _since(text: str) -> float:
+    from mlora_sched.cli.times import parse_since
+
+    return parse_since(text, time.time())
+
+
+_GLOB = Parsed("glob", check_name_pattern)
+_TIME = Parsed("time", _since)
 
 
 @click.command()
@@ -23,29 +34,99 @@ SHOWN = 100
     type=click.Choice([state.value for state in JobState], case_sensitive=False),
     help="Only jobs in this state; may be given several times.",
 )
-@click.option("--everyone", is_flag=True, help="Jobs of all users (administrators only).")
+@click.option("--user", metavar="USER", help="Only this user's jobs.")
+@click.option("--name", metavar="GLOB", type=_GLOB, help="Only jobs whose name fits, such as 'mood-*'.")
+@click.option("--since", metavar="TIME", type=_TIME, help="Only jobs submitted since: 2h, 2026-11-01.")
+@click.option(
+    "--sort",
+    type=click.Choice([sort.value for sort in JobSort]),
+    default=JobSort.CREATED.value,
+    show_default=True,
+    help="What to order by.",
+)
+@click.option("-r", "--reverse", is_flag=True, help="The other way round.")
+@click.option("--everyone", is_flag=True, help="Jobs of all users; of others' what you may see.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help=f"Only the newest N; else all in JSON, and {SHOWN} in a table.",
+    help=f"Only the first N; else all in JSON, and {SHOWN} in a table.",
     metavar="N",
 )
 @click.option("--all", "every", is_flag=True, help="All of them, however many.")
+@click.option("--queue", is_flag=True, help="Who trains and who waits, in order, and why.")
 @daemon_options
-def ls(states: tuple[str, ...], everyone: bool, limit: int | None, every: bool, socket: Path, as_json: bool) -> None:
+def ls(
+    states: tuple[str, ...],
+    user: str | None,
+    name: str | None,
+    since: float | None,
+    sort: str,
+    reverse: bool,
+    everyone: bool,
+    limit: int | None,
+    every: bool,
+    queue: bool,
+    socket: Path,
+    as_json: bool,
+) -> None:
     """List your jobs, newest first."""
     if every and limit is not None:
         raise click.UsageError(f"--limit {limit} and --all exclude each other; give one of them")
-    if limit is None and not every and not as_json:
-        limit = SHOWN
+    query = JobQuery(
+        states=tuple(JobState(state) for state in states) or None,
+        user=user,
+        name=name,
+        since=since,
+        sort=JobSort(sort),
+        reverse=reverse,
+        limit=limit,
+    )
+    if queue:
+        if query != JobQuery() or every or everyone:
+            raise click.UsageError("--queue shows every live job in its place; leave the other options out")
+        _queue(socket, as_json)
+    else:
+        _jobs(query, everyone, every, socket, as_json)
+
+
+def _queue(socket: Path, as_json: bool) -> None:
+    from mlora_sched.cli.listing import queue_columns, queue_row
+    from mlora_sched.cli.output import print_json
+    from mlora_sched.cli.table import print_rows
+
     with Client(socket) as client:
-        page = client.jobs_page([JobState(state) for state in states], everyone=everyone, limit=limit)
-        warnings = () if as_json else client.daemon().warnings
+        view = client.activity()
     if as_json:
-        print_json(page.jobs)
+        print_json(view.jobs)
         return
-    print_jobs(page.jobs, owners=everyone)
-    if page.older:
-        click.echo(f"… and {page.older:,} older (--all)", err=True)
+    print_rows(queue_columns(), [queue_row(job) for job in view.jobs])
+    _warn(view.daemon.warnings)
+
+
+def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Path, as_json: bool) -> None:
+    from mlora_sched.cli.listing import fits, foreign_row, job_columns, job_row
+    from mlora_sched.cli.output import print_json
+    from mlora_sched.cli.table import print_rows
+
+    if query.limit is None and not every and not as_json:
+        query = query.model_copy(update={"limit": SHOWN})
+    owners = everyone or query.user is not None
+    unnamed = owners and query.name is None and query.since is None  # others' jobs have neither name nor time to see
+    with Client(socket) as client:
+        page = client.jobs_page(query, everyone=everyone)
+        live = client.activity().jobs if unnamed else ()
+        warnings = () if as_json else client.daemon().warnings
+    foreign = [job for job in live if job.job is None and fits(job, query.states or (), query.user)]
+    if as_json:
+        print_json([*page.jobs, *foreign])
+        return
+    rows = [job_row(job, owners=owners) for job in page.jobs]
+    print_rows(job_columns(owners=owners), rows + [foreign_row(job) for job in foreign])
+    if page.more:
+        click.echo(f"… and {page.more:,} more (--all)", err=True)
+    _warn(warnings)
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         click.echo(warning, err=True)

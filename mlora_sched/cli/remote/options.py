@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from mlora_sched.cli.output import print_job_line, print_json
-from mlora_sched.client import SOCKET_VARIABLE, Client, default_socket
+from mlora_sched.client import HOST_VARIABLE, SOCKET_VARIABLE, Client, HttpTarget, SshTarget, Where, default_where
 from mlora_sched.errors import UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.spec.api import JobView
@@ -20,12 +21,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 EXIT_JOB_ENDED_BADLY = 1
 """A job that was waited for failed or was cancelled."""
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""What a shell says of a process that SIGTERM has ended."""
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
     """A value that a function reads; what it raises is a mistake in the command line."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name, self._parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -38,22 +41,42 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer ve
             self.fail(error.message, param, ctx)
 
 
-SIZE = _Parsed("size", parse_size)
+SIZE = Parsed("size", parse_size)
 """Bytes, written as `20GiB`."""
-DURATION = _Parsed("duration", parse_duration)
+DURATION = Parsed("duration", parse_duration)
 """Seconds, written as `15m`."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 
+def _place() -> Where:
+    """Where the daemon is. ssh is to end with the verb that needs it, however that ends: SIGTERM unwinds it, too."""
+    where = default_where()
+    if isinstance(where, SshTarget):
+        signal.signal(signal.SIGTERM, _terminated)
+    return where
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+class _Socket(click.Path):
+    """The path of a socket; where the environment names a daemon elsewhere, that is left as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path, or the address."""
+        return value if isinstance(value, SshTarget | HttpTarget) else super().convert(value, param, ctx)
+
+
 def daemon_options(verb: _Function) -> _Function:
-    """Add `--socket` (a Path) and `--json` (`as_json`) to a verb."""
+    """Add `--socket` (a `Where`) and `--json` (`as_json`) to a verb."""
     socket = click.option(
         "--socket",
-        type=click.Path(path_type=Path),
-        default=default_socket,
+        type=_Socket(path_type=Path),
+        default=_place,
         show_default="the user's own",
-        help=f"Socket of the daemon; else {SOCKET_VARIABLE}.",
+        help=f"Socket of the daemon; else {HOST_VARIABLE} or {SOCKET_VARIABLE}.",
     )
     return json_option(socket(verb))
 

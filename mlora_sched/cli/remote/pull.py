@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.client import Client
 
@@ -23,7 +24,7 @@ class _Checkpoint(click.ParamType[str]):
 
 
 @click.command()
-@click.argument("job", metavar="ID")
+@click.argument("job", metavar="ID", shell_complete=complete_jobs)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--checkpoint", type=_Checkpoint(), metavar=_Checkpoint.name, help="A saved step instead of the finished adapter."

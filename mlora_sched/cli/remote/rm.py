@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.client import Client
@@ -14,7 +15,7 @@ from mlora_sched.spec.api import JobView
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="ID...")
+@click.argument("jobs", nargs=-1, required=True, metavar="ID...", shell_complete=complete_jobs)
 @daemon_options
 def rm(jobs: tuple[str, ...], socket: Path, as_json: bool) -> None:
     """Remove jobs that have ended: adapter, checkpoints, figures, and uploads that none of your other jobs names.

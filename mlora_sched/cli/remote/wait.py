@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_job_line, print_json
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.client import Client
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="ID...")
+@click.argument("jobs", nargs=-1, required=True, metavar="ID...", shell_complete=complete_jobs)
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which to give up with exit code 124.")
 @daemon_options
 def wait(jobs: tuple[str, ...], timeout: float | None, socket: Path, as_json: bool) -> int:

@@ -7,18 +7,22 @@ lowest counter of all owners with work, it never falls, and no owner with work i
 
 Places (resident jobs) are dealt round by round, one to each owner, so that nobody holds more than an equal share
 while another waits. A job takes memory with its place: what it holds, beside the largest chunk of all who train. One
-that does not fit beside those who come before it is passed over, and the owner's next one tried. Work-conserving: no
-place stays empty while a job waits that fits.
+that does not fit beside those who come before it is passed over, and the owner's next one tried; so is one that would
+let its owner's jobs hold more than they may. Work-conserving: no place stays empty while a job waits that fits.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mlora_sched.memory.sizes import format_size
-from mlora_sched.sched.plan import JobFacts, JobShare, Plan, Snapshot, Waiting
+from mlora_sched.quotas import Use
+from mlora_sched.sched.plan import JobFacts, JobShare, Limits, Plan, Snapshot, Waiting
 from mlora_sched.spec.job import Priority
+from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.state import WaitReason
 
 _RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
@@ -30,24 +34,35 @@ _ROUNDS = 8
 
 
 class _Device:
-    """The memory of the device while jobs are put on it one after another; without a bound everything fits."""
+    """The memory of the device while jobs are put on it one after another; without a bound everything fits.
 
-    def __init__(self, memory: int | None, held: int = 0, jobs: Iterable[JobFacts] = ()) -> None:
-        self._memory, self._held, self._chunk = memory, held, 0
+    `held` is what owners' jobs hold of it that are not put.
+    """
+
+    def __init__(self, limits: Limits, held: Mapping[str, int], jobs: Iterable[JobFacts] = ()) -> None:
+        self._limits, self._held, self._chunk = limits, Counter(held), 0
         for job in jobs:
             self.put(job)
 
     def put(self, job: JobFacts) -> None:
-        self._held += job.resident
+        self._held[job.owner] += job.resident
         self._chunk = max(self._chunk, job.chunk)
 
     def free_for(self, job: JobFacts) -> int | None:
         """Bytes for what the job holds and a chunk of its own; None without a bound."""
-        return None if self._memory is None else self._memory - self._held - max(0, self._chunk - job.chunk)
+        memory = self._limits.memory
+        return None if memory is None else memory - self._held.total() - max(0, self._chunk - job.chunk)
 
-    def fits(self, job: JobFacts) -> bool:
+    def allowance(self, job: JobFacts) -> Use:
+        """What the jobs of its owner may hold, and how much of that they do."""
+        return Use(QuotaKind.DEVICE, self._limits.owner_memory.get(job.owner), self._held[job.owner])
+
+    def has_room(self, job: JobFacts) -> bool:
         free = self.free_for(job)
         return free is None or job.resident + job.chunk <= free
+
+    def fits(self, job: JobFacts) -> bool:
+        return self.has_room(job) and self.allowance(job).fits(job.resident)
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -59,7 +74,7 @@ def plan(snapshot: Snapshot) -> Plan:
     stay = [job for job in snapshot.resident if job.id in wanted_ids]
     attach = _attach(snapshot, counters, wanted_ids)
     attached = {job.id for job in attach}
-    still = [job for job in snapshot.waiting if job.id not in attached]
+    still = [job for job in _queue(snapshot, counters, wanted_ids) if job.id not in attached]
     return Plan(
         attach=tuple(job.id for job in attach),
         detach=tuple(job.id for job in sorted(snapshot.resident, key=_merit) if job.id not in wanted_ids),
@@ -86,22 +101,40 @@ def _deal(snapshot: Snapshot, counters: Mapping[str, float], resident: frozenset
     for job in sorted(jobs, key=lambda job: (job.id not in resident, _merit(job))):
         queues[job.owner].append(job)
     held = Counter(job.owner for job in jobs if job.id in resident)
-    device, places, chosen = _Device(snapshot.limits.memory), Counter[str](), list[JobFacts]()
+    device, places, chosen = _Device(snapshot.limits, {}), Counter[str](), list[JobFacts]()
 
     def deserves(owner: str) -> tuple[int, float, str]:
         holds = held[owner] > places[owner]
         return places[owner], counters[owner] - holds * snapshot.limits.preempt_tokens, owner
 
-    while queues and len(chosen) < snapshot.limits.max_resident:
-        owner = min(queues, key=deserves)
+    turns = [deserves(owner) for owner in queues]
+    heapq.heapify(turns)
+    while turns and len(chosen) < snapshot.limits.max_resident:
+        owner = turns[0][-1]
         job = queues[owner].popleft()
-        if not queues[owner]:
-            del queues[owner]
         if device.fits(job):
             device.put(job)
             places[owner] += 1
             chosen.append(job)
+        if queues[owner]:
+            heapq.heapreplace(turns, deserves(owner))
+        else:
+            heapq.heappop(turns)
     return chosen
+
+
+def _queue(snapshot: Snapshot, counters: Mapping[str, float], wanted: Collection[str]) -> list[JobFacts]:
+    """Who waits, in the order in which places and memory would go to them if there were ever more of both.
+
+    First those for whom room is being made; then the dealing goes on as if it had no end.
+    """
+    if not snapshot.waiting:
+        return []
+    everybody = len(snapshot.resident) + len(snapshot.waiting)
+    endless = replace(snapshot, limits=replace(snapshot.limits, max_resident=everybody, memory=None, owner_memory={}))
+    waiting = {job.id for job in snapshot.waiting}
+    dealt = [job for job in _deal(endless, counters, frozenset(wanted)) if job.id in waiting]
+    return sorted(dealt, key=lambda job: job.id not in wanted)
 
 
 def _settled(snapshot: Snapshot, counters: Mapping[str, float]) -> list[JobFacts]:
@@ -118,7 +151,7 @@ def _settled(snapshot: Snapshot, counters: Mapping[str, float]) -> list[JobFacts
 
 def _attach(snapshot: Snapshot, counters: Mapping[str, float], wanted: set[str]) -> list[JobFacts]:
     """Those of the wanted who fit beside everybody that is still there, owners of the lowest counter first."""
-    device = _Device(snapshot.limits.memory, snapshot.leaving_bytes, snapshot.resident)
+    device = _Device(snapshot.limits, snapshot.leaving_bytes, snapshot.resident)
     free = snapshot.limits.max_resident - snapshot.leaving - len(snapshot.resident)
     chosen: list[JobFacts] = []
     for job in sorted(snapshot.waiting, key=lambda job: (counters[job.owner], job.owner, _merit(job))):
@@ -131,16 +164,22 @@ def _attach(snapshot: Snapshot, counters: Mapping[str, float], wanted: set[str])
 def _reasons(
     snapshot: Snapshot, waiting: Iterable[JobFacts], attach: Sequence[JobFacts], wanted: Sequence[JobFacts]
 ) -> tuple[Waiting, ...]:
-    """Why each of them waits: no place is free, or too little memory beside those who are there or will be."""
+    """Why each of them waits: no place is free, or too little memory beside those who are there or will be.
+
+    Or their owner's quota, which stands in the way whatever is free.
+    """
     limits = snapshot.limits
     taken = snapshot.leaving + len(snapshot.resident) + len(attach)
-    now = _Device(limits.memory, snapshot.leaving_bytes, (*snapshot.resident, *attach))
-    soon = _Device(limits.memory, 0, wanted)
+    now = _Device(limits, snapshot.leaving_bytes, (*snapshot.resident, *attach))
+    soon = _Device(limits, {}, wanted)
     future = {job.id for job in wanted}
 
     def reason(job: JobFacts) -> str:
         devices = [now] if job.id in future else [now, soon]
-        short = [device.free_for(job) or 0 for device in devices if not device.fits(job)]
+        over = [use for use in (device.allowance(job) for device in devices) if not use.fits(job.resident)]
+        if over:
+            return f"{WaitReason.QUOTA.value}: {over[-1].words}, needs {format_size(job.resident)}"
+        short = [device.free_for(job) or 0 for device in devices if not device.has_room(job)]
         if not short or taken >= limits.max_resident:
             return WaitReason.SLOTS.value
         needs = format_size(job.resident + job.chunk)

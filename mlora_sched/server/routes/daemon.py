@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from mlora_sched import __version__
-from mlora_sched.errors import Refused, StorageTrouble, disk_trouble
+from mlora_sched.errors import StorageTrouble, disk_trouble
 from mlora_sched.server.activity import active_jobs
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
@@ -98,8 +98,7 @@ def reclaim(context: ContextOf, caller: CallerOf) -> DaemonView:
 )
 def get_backup(context: ContextOf, caller: CallerOf) -> StreamingResponse:
     """One consistent state of the database, taken now."""
-    if not caller.is_admin:
-        raise Refused(f"{caller.user}: only root and the daemon's own user may copy its database: it holds all jobs")
+    caller.must_be_admin("copy the daemon's database: it holds all jobs")
     try:
         copy = open_copy(context.settings.database)
     except OSError as error:
@@ -131,7 +130,7 @@ def undrain(context: ContextOf, caller: CallerOf) -> DaemonView:
 @router.post("/gc")
 def collect_garbage(body: GcRequest, context: ContextOf, caller: CallerOf) -> GcView:
     """Remove what is of no more use now, or tell what that is."""
-    _only_admins(caller, "clean its disk up")
+    caller.must_be_admin("clean the daemon's disk up")
     now = time.time()
     found = []
     for garbage in context.retention.find(now):
@@ -155,17 +154,12 @@ def collect_garbage(body: GcRequest, context: ContextOf, caller: CallerOf) -> Gc
 
 
 def _ask(wish: Release, context: Context, caller: Caller) -> DaemonView:
-    _only_admins(caller, "let its device go or take it back")
+    caller.must_be_admin("let the daemon's device go or take it back")
     context.store.set_release(wish)
     return get_daemon(context)
 
 
 def _ask_drain(wish: Drain, context: Context, caller: Caller) -> DaemonView:
-    _only_admins(caller, "hold its jobs back or let them start")
+    caller.must_be_admin("hold jobs back or let them start")
     context.store.set_drain(wish)
     return get_daemon(context)
-
-
-def _only_admins(caller: Caller, what: str) -> None:
-    if not caller.is_admin:
-        raise Refused(f"{caller.user}: only root and the daemon's own user may {what}")

@@ -36,8 +36,12 @@ def has_file(sha256: _Sha256, context: ContextOf, caller: CallerOf) -> Response:
 async def put_file(sha256: _Sha256, request: Request, context: ContextOf, caller: CallerOf) -> None:
     """Store the body, whose sha256 must be the one in the path."""
     announced = request.headers.get("content-length", "")
-    await run_in_threadpool(context.check_room, int(announced) if announced.isdecimal() else 0)
-    incoming = await run_in_threadpool(Incoming, context.settings.spool_dir, sha256, context.max_file_bytes)
+    size_announced = int(announced) if announced.isdecimal() else 0
+    await run_in_threadpool(context.check_room, size_announced)
+    room = await run_in_threadpool(context.store.upload_room, caller.user, sha256)
+    room.demand(size_announced)
+    spool, most = context.settings.spool_dir, context.max_file_bytes
+    incoming = await run_in_threadpool(Incoming, spool, sha256, most, room=room)
     with incoming:
         async for block in _blocks(request):
             await run_in_threadpool(incoming.write, block)

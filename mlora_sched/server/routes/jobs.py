@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, look, ask for a pause, resume or cancel, fetch the adapter."""
+"""Jobs over HTTP: submit, look, ask for a pause, resume or cancel, order, fetch the adapter."""
 
 from __future__ import annotations
 
@@ -7,36 +7,72 @@ import secrets
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, status
+from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import StreamingResponse
 
 from mlora_sched.errors import StorageTrouble
 from mlora_sched.server.adapters import open_adapter
-from mlora_sched.server.auth import CallerOf
-from mlora_sched.server.context import ContextOf
+from mlora_sched.server.auth import Caller, CallerOf
+from mlora_sched.server.context import Context, ContextOf
+from mlora_sched.server.expectation import expectation
+from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_size, served_base
-from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage, Submission
+from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
+from mlora_sched.spec.api import EventsPage, JobDetail, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.query import MAX_LIMIT, NAME_PATTERN, JobQuery, JobSort
 from mlora_sched.spec.state import JobState, Request
+from mlora_sched.spec.submission import PriorityRequest, Submission, Submitted
+from mlora_sched.store.records import Terms
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
 _ID_BYTES = 16
-MAX_LIMIT = 2**31 - 1
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
 
-@router.post("", status_code=status.HTTP_201_CREATED)
-def submit(body: Submission, context: ContextOf, caller: CallerOf) -> JobView:
-    """Accept a job; it trains when its data is prepared and the scheduler finds room."""
+_REPEATED = "It was submitted before, under the same key; this is that job."
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    response_model=Submitted,
+    responses={200: {"model": Submitted, "description": _REPEATED}},
+)
+def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted | Response:
+    """Accept a job; it trains when its data is prepared and the scheduler finds room. Under a key it is made once."""
     check_size(body.spec)
+    job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
+    spec, hidden = without_secrets(body.spec)
+    body = body.model_copy(update={"spec": spec})
+    terms = Terms(key=body.key, retries=body.retries)
+    job = context.store.submitted_before(caller.user, body.spec, body.files, terms)
+    if job is None:
+        job = _accept(job_id, body, hidden, context, caller)
+    context.note.target, context.note.detail = job.id, spec.name
+    expected = expectation(job, body.spec, context.store, context.settings, context.estimating)
+    answer = expected.model_copy(update={"not_kept": hidden})
+    if job.id == job_id:
+        return answer
+    repeated = answer.model_copy(update={"repeated": True})
+    return Response(repeated.model_dump_json(), media_type="application/json")
+
+
+def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Context, caller: Caller) -> JobView:
+    """The new job; or the one that another request with the same key has made meanwhile."""
     context.check_room()
     base = served_base(body.spec, context.settings)
-    check_memory(body.spec, context.store, context.settings, context.estimating)
+    check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
+    check_artifacts(context, caller.user)
     check_files(body, lambda sha256: context.has_file(sha256, caller))
-    job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
-    return context.store.insert(job_id, body.spec, body.files, caller.user, base, time.time())
+    after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
+    terms = Terms(key=body.key, after=after, retries=body.retries)
+    now = time.time()
+    job = context.store.insert(job_id, body.spec, body.files, caller.user, base, now, terms)
+    if hidden and job.id == job_id:
+        context.store.note(job_id, f"not kept, since they look like secrets: {', '.join(hidden)}", now)
+    return job
 
 
 @router.get("")
@@ -47,11 +83,24 @@ def list_jobs(
     everyone: Annotated[
         bool, Query(description="Jobs of all users; others than administrators see their own.")
     ] = False,
-    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many; the newest. Else all.")] = None,
+    user: Annotated[
+        str | None, Query(max_length=256, description="Only this user's jobs, as far as they may be seen.")
+    ] = None,
+    name: Annotated[
+        str | None, Query(pattern=NAME_PATTERN, max_length=200, description="Only names that fit this shell pattern.")
+    ] = None,
+    since: Annotated[
+        float | None, Query(ge=0, le=1e11, description="Only jobs submitted since (Unix seconds).")
+    ] = None,
+    sort: Annotated[JobSort, Query(description="What the jobs are ordered by.")] = JobSort.CREATED,
+    reverse: Annotated[bool, Query(description="The other way round.")] = False,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many, the first. Else all.")] = None,
 ) -> JobsPage:
-    """Jobs, newest first."""
-    owner = caller.scope if everyone else caller.user
-    return context.store.page(owner, state, limit=limit)
+    """Jobs, newest first unless another order is asked for."""
+    scope = caller.scope if everyone or user is not None else caller.user
+    states = None if state is None else tuple(state)
+    query = JobQuery(states=states, user=user, name=name, since=since, sort=sort, reverse=reverse, limit=limit)
+    return context.store.page(scope, query)
 
 
 @router.get("/{ref}")
@@ -104,6 +153,12 @@ def resume(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
 def cancel(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     """Ask for a job to be cancelled; pending until the daemon has done it."""
     return context.store.request(context.job_id(ref, caller), Request.CANCEL, time.time())
+
+
+@router.post("/{ref}/priority")
+def set_priority(ref: str, body: PriorityRequest, context: ContextOf, caller: CallerOf) -> JobView:
+    """Order a job otherwise among its owner's jobs; it holds from the daemon's next round on."""
+    return context.store.set_priority(context.job_id(ref, caller), body.priority, caller.user, time.time())
 
 
 @router.delete("/{ref}")

@@ -19,7 +19,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("retried", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("work_seconds", sa.Float(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("pace", sa.Float(), nullable=True))
+    op.add_column("jobs", sa.Column("pace_spread", sa.Float(), nullable=True))
     op.add_column("jobs", sa.Column("position", sa.Integer(), nullable=True))
+    op.add_column("events", sa.Column("step", sa.Integer(), nullable=True))
     op.create_index("uq_jobs_owner_key", "jobs", ["owner", "key"], unique=True)
     op.create_table(
         "job_after",

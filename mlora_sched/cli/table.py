@@ -1,0 +1,85 @@
+"""Tables of one line a row that fit the terminal: what matters least is cut or left out. Into a pipe all of it goes,
+tab-separated. It knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from mlora_sched.cli.style import one_line
+
+_GAP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        right: its cells stand to the right.
+        least: to how many characters it may be cut, None for never.
+        spare: among the columns that may be left out the one with the highest number goes first; 0 stays.
+    """
+
+    title: str
+    right: bool = False
+    least: int | None = None
+    spare: int = 0
+
+
+Row = Sequence[Text]
+
+
+def print_rows(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """A table for a terminal, tab-separated lines for a pipe."""
+    if sys.stdout.isatty():
+        console = Console()
+        for line in fitted(columns, rows, console.width):
+            console.print(line, no_wrap=True, overflow="crop", crop=True)
+        return
+    click.echo("\t".join(column.title for column in columns))
+    for row in rows:
+        click.echo("\t".join(one_line(cell.plain) for cell in row))
+
+
+def fitted(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Text]:
+    """The lines of a table that is no wider than `width`, unless even what may not be cut is."""
+    cells = [[Text(one_line(cell.plain), style=cell.style) for cell in row] for row in rows]
+    table = [[Text(column.title, style="bold") for column in columns], *cells]
+    wide = [max(cell_len(row[at].plain) for row in table) for at in range(len(columns))]
+    kept = list(range(len(columns)))
+    while _narrowest(columns, wide, kept) > width and any(columns[at].spare for at in kept):
+        kept.remove(max(kept, key=lambda at: columns[at].spare))
+    excess = sum(wide[at] for at in kept) + _GAP * (len(kept) - 1) - width
+    slack = [wide[at] - _least(column, wide[at]) for at, column in enumerate(columns)]
+    for _ in range(min(excess, sum(slack[at] for at in kept))):
+        most = max(kept, key=lambda at: slack[at])
+        wide[most], slack[most] = wide[most] - 1, slack[most] - 1
+    return [_line([(row[at], wide[at], columns[at].right) for at in kept]) for row in table]
+
+
+def _least(column: Column, wide: int) -> int:
+    return wide if column.least is None else min(column.least, wide)
+
+
+def _narrowest(columns: Sequence[Column], wide: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(_least(columns[at], wide[at]) for at in kept) + _GAP * (len(kept) - 1)
+
+
+def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
+    line = Text()
+    for place, (cell, wide, right) in enumerate(cells):
+        text = cell.copy()
+        text.truncate(wide, overflow="ellipsis")
+        pad = " " * (wide - cell_len(text.plain))
+        line.append(" " * _GAP if place else "")
+        line.append_text(Text(pad) + text if right else text + Text(pad))
+    line.rstrip()
+    return line

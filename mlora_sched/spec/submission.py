@@ -1,0 +1,63 @@
+"""What goes over the wire when a job is submitted, and what may still be said of it then: its priority."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.job import JobSpec, Priority
+
+MAX_RETRIES = 10
+MAX_AFTER = 100
+KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$"
+
+_Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+
+
+class Submission(Frozen):
+    """A spec and the spool keys (sha256, hex) of the files it names; the files are uploaded first.
+
+    Attributes:
+        key: names this submission among all of its owner: what comes again under the same key is the same job.
+        after: jobs of the same owner, by id, shortened id or name; the job starts when all of them have succeeded.
+        retries: how often it is tried again after a failure that may be of its surroundings.
+    """
+
+    spec: JobSpec
+    files: dict[str, str]
+    key: str | None = Field(default=None, pattern=KEY_PATTERN)
+    after: tuple[_Reference, ...] = Field(default=(), max_length=MAX_AFTER)
+    retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
+
+
+class Submitted(Frozen):
+    """The answer to a submission.
+
+    Attributes:
+        job: as it stands now.
+        repeated: it was submitted before, under the same key; nothing has changed.
+        first: its owner has no other job here.
+        position, queue: its place among the jobs that wait to be attached, and how many those are; None when it does
+            not wait. A new job is the last until the daemon has looked at it.
+        estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
+        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace.
+        not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
+    """
+
+    job: JobView
+    repeated: bool
+    first: bool
+    position: int | None
+    queue: int
+    estimated_bytes: int | None
+    estimated_seconds: float | None
+    not_kept: tuple[str, ...] = ()
+
+
+class PriorityRequest(Frozen):
+    """Order a job otherwise among its owner's."""
+
+    priority: Priority
