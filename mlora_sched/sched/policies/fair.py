@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.quotas import Use
@@ -126,15 +125,14 @@ def _deal(snapshot: Snapshot, counters: Mapping[str, float], resident: frozenset
 def _queue(snapshot: Snapshot, counters: Mapping[str, float], wanted: Collection[str]) -> list[JobFacts]:
     """Who waits, in the order in which places and memory would go to them if there were ever more of both.
 
-    First those for whom room is being made; then the dealing goes on as if it had no end.
+    First those for whom room is being made; then the dealing goes on as if it had no end: an owner's third place comes
+    after every owner's second, whatever becomes of the places before.
     """
-    if not snapshot.waiting:
-        return []
-    everybody = len(snapshot.resident) + len(snapshot.waiting)
-    endless = replace(snapshot, limits=replace(snapshot.limits, max_resident=everybody, memory=None, owner_memory={}))
-    waiting = {job.id for job in snapshot.waiting}
-    dealt = [job for job in _deal(endless, counters, frozenset(wanted)) if job.id in waiting]
-    return sorted(dealt, key=lambda job: job.id not in wanted)
+    places, turns = Counter[str](), dict[str, tuple[bool, int, float, str]]()
+    for job in sorted(snapshot.resident + snapshot.waiting, key=lambda job: (job.id not in wanted, _merit(job))):
+        turns[job.id] = job.id not in wanted, places[job.owner], counters[job.owner], job.owner
+        places[job.owner] += 1
+    return sorted(snapshot.waiting, key=lambda job: turns[job.id])
 
 
 def _settled(snapshot: Snapshot, counters: Mapping[str, float]) -> list[JobFacts]:
