@@ -59,7 +59,7 @@ class Found:
     load_before: float
 
 
-def put_load(socket: Path, path: str, clients: int, interval: float, seconds: float) -> dict[str, Any]:
+def put_load(socket: object, path: str, clients: int, interval: float, seconds: float) -> dict[str, Any]:
     """Poll from a process of its own."""
     command = [sys.executable, "-m", "tests.load.pollers", str(socket), path]
     options = ["--clients", str(clients), "--interval", str(interval), "--seconds", str(seconds)]
@@ -94,7 +94,7 @@ def tokens_in(client: Client, seconds: float) -> float:
 def slowdown(client: Client, path: str) -> float:
     """One window alone and one with 50 clients that poll every two seconds."""
     alone = tokens_in(client, WINDOW_SECONDS)
-    command = [sys.executable, "-m", "tests.load.pollers", str(client.socket), path, "--clients", "50"]
+    command = [sys.executable, "-m", "tests.load.pollers", str(client.where), path, "--clients", "50"]
     pollers = subprocess.Popen(
         [*command, "--interval", "2", "--seconds", str(WINDOW_SECONDS + 2)], stdout=subprocess.DEVNULL
     )
@@ -134,14 +134,15 @@ def measure(base: Path, folder: Path) -> Found:
         time.sleep(QUIET_SECONDS)
         idle = (cpu(daemon) - before) / (time.monotonic() - begun)
         begun, before = time.monotonic(), cpu(daemon)
-        polled = put_load(client.socket, path, 200, 1.0, POLL_SECONDS)
+        polled = put_load(client.where, path, 200, 1.0, POLL_SECONDS)
         used = cpu(daemon) - before - idle * (time.monotonic() - begun)
+        print(f"a poll: {1e3 * used / polled['answers']:.2f} ms of CPU; {polled}", file=sys.stderr)
         slowdowns = tuple(slowdown(client, path) for _ in range(WINDOWS))
         for job in jobs:
             client.request(job, Request.CANCEL)
         client.wait(jobs)
-        fill(next((folder / "state").glob("*.db")))
-        where = ["-m", "mlora_sched", "ls", "--socket", str(client.socket)]
+        fill(next((folder / "state").glob("*.sqlite")))
+        where = ["-m", "mlora_sched", "ls", "--socket", str(client.where)]
         rounds = [(wall("-c", "pass"), wall(*where), wall(*where, "--json", "--limit", "100")) for _ in range(COMMANDS)]
     python, table, as_json = (statistics.median(column) for column in zip(*rounds, strict=True))
     return Found(
