@@ -19,6 +19,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
+
 DRAFT = ".draft-"
 """How the name of a file or directory begins that is still being written."""
 

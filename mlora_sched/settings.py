@@ -16,9 +16,6 @@ from mlora_sched.errors import UserError
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.numerics import Quantize
 
-MAX_SOCKET_PATH = 107
-"""Bytes of a Unix socket's path on Linux (sun_path holds 108 with its closing zero)."""
-
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _LISTEN = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})$")
 

@@ -10,7 +10,8 @@ from mlora_sched.cli.style import loss_text, one_line, progress, why
 from mlora_sched.cli.times import arrival, moment, span
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
-from mlora_sched.spec.api import EventView, JobDetail, JobView, MetricsLine
+from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
 
 CURVE_HEIGHT = 10

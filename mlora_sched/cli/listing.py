@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, loss_text, progress, why
-from mlora_sched.cli.table import Column, Row
+from mlora_sched.cli.table import Cell, Column, Row
 from mlora_sched.cli.times import eta
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
@@ -52,24 +50,24 @@ def job_columns(*, owners: bool) -> tuple[Column, ...]:
 def job_row(job: JobView, *, owners: bool) -> Row:
     """A job that one may see."""
     return [
-        Text(job.id[:SHORT_ID]),
-        Text(job.name),
-        *([Text(job.owner)] if owners else []),
+        Cell(job.id[:SHORT_ID]),
+        Cell(job.name),
+        *([Cell(job.owner)] if owners else []),
         _state(job),
-        Text(job.method),
-        Text(progress(job)),
-        Text(loss_text(job.loss)),
-        Text(loss_text(job.eval_loss)),
-        Text(f"{job.tokens:,}"),
-        Text(eta(job)),
-        Text(why(job)),
+        Cell(job.method),
+        Cell(progress(job)),
+        Cell(loss_text(job.loss)),
+        Cell(loss_text(job.eval_loss)),
+        Cell(f"{job.tokens:,}"),
+        Cell(eta(job)),
+        Cell(why(job)),
     ]
 
 
 def foreign_row(job: ActiveJob) -> Row:
     """A job of somebody else."""
     cells = ["", "", job.owner, job.state.value, "", "", "", "", f"{job.tokens:,}", "", _uses(job)]
-    return [Text(cell, style="dim") for cell in cells]
+    return [Cell(cell, style="dim") for cell in cells]
 
 
 def queue_columns() -> tuple[Column, ...]:
@@ -84,17 +82,17 @@ def queue_row(active: ActiveJob) -> Row:
     memory = format_size(active.device + active.host) if active.device + active.host else ""
     if job is None:
         cells = [place, "", "", active.owner, active.state.value, "", memory, "", _share(active)]
-        return [Text(cell, style="dim") for cell in cells]
+        return [Cell(cell, style="dim") for cell in cells]
     return [
-        Text(place),
-        Text(job.id[:SHORT_ID]),
-        Text(job.name),
-        Text(job.owner),
+        Cell(place),
+        Cell(job.id[:SHORT_ID]),
+        Cell(job.name),
+        Cell(job.owner),
         _state(job),
-        Text(progress(job)),
-        Text(memory),
-        Text(eta(job)),
-        Text(_share(active) or why(job)),
+        Cell(progress(job)),
+        Cell(memory),
+        Cell(eta(job)),
+        Cell(_share(active) or why(job)),
     ]
 
 
@@ -103,8 +101,8 @@ def fits(job: ActiveJob, states: Sequence[JobState], user: str | None) -> bool:
     return (not states or job.state in states) and user in (None, job.owner)
 
 
-def _state(job: JobView) -> Text:
-    return Text(job.shown_state, style=STATE_COLOURS.get(job.state, ""))
+def _state(job: JobView) -> Cell:
+    return Cell(job.shown_state, style=STATE_COLOURS.get(job.state, ""))
 
 
 def _share(job: ActiveJob) -> str:

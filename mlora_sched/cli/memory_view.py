@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mlora_sched.cli.style import STATE_COLOURS
 from mlora_sched.memory.sizes import format_size
-from mlora_sched.spec.api import MemoryJob, MemoryView
+from mlora_sched.spec.memory_view import MemoryJob, MemoryView
 
 _BAR = 60
 """Characters of the bar over the whole device."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mlora_sched.cli.style import SHORT_ID, one_line, why
 from mlora_sched.cli.times import moment
 from mlora_sched.spec.api import EventView, JobView, MetricsLine
 from mlora_sched.spec.common import Frozen
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def print_json(value: Frozen | Sequence[Frozen]) -> None:
@@ -40,6 +40,9 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, number
         for row in rows:
             click.echo("\t".join(one_line(cell.plain) for cell in row))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         right = title in numbers

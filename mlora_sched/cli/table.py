@@ -7,13 +7,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
 
 from mlora_sched.cli.style import one_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _GAP = 2
 
@@ -34,24 +35,36 @@ class Column:
     spare: int = 0
 
 
-Row = Sequence[Text]
+class Cell(NamedTuple):
+    """What stands in a table, in one of rich's styles; rich itself is loaded for a terminal only."""
+
+    text: str
+    style: str = ""
+
+
+Row = Sequence[Cell]
 
 
 def print_rows(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """A table for a terminal, tab-separated lines for a pipe."""
     if sys.stdout.isatty():
+        from rich.console import Console
+
         console = Console()
         for line in fitted(columns, rows, console.width):
             console.print(line, no_wrap=True, overflow="crop", crop=True)
         return
     click.echo("\t".join(column.title for column in columns))
     for row in rows:
-        click.echo("\t".join(one_line(cell.plain) for cell in row))
+        click.echo("\t".join(one_line(cell.text) for cell in row))
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Text]:
     """The lines of a table that is no wider than `width`, unless even what may not be cut is."""
-    cells = [[Text(one_line(cell.plain), style=cell.style) for cell in row] for row in rows]
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    cells = [[Text(one_line(cell.text), style=cell.style) for cell in row] for row in rows]
     table = [[Text(column.title, style="bold") for column in columns], *cells]
     wide = [max(cell_len(row[at].plain) for row in table) for at in range(len(columns))]
     kept = list(range(len(columns)))
@@ -74,6 +87,9 @@ def _narrowest(columns: Sequence[Column], wide: Sequence[int], kept: Sequence[in
 
 
 def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
+    from rich.cells import cell_len
+    from rich.text import Text
+
     line = Text()
     for place, (cell, wide, right) in enumerate(cells):
         text = cell.copy()

@@ -22,7 +22,8 @@ from mlora_sched.cli.times import eta
 from mlora_sched.cli.watch_feed import Scene
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
-from mlora_sched.spec.api import JobView, MemoryView
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.state import JobState
 
 KEYS = "q quit   m memory in detail"

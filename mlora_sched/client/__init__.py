@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mlora_sched.archive import prepare_target, unpack
 from mlora_sched.client.logs import LogItem, LogKind, merged
 from mlora_sched.client.submitting import Submitting, check_reference
 from mlora_sched.client.where import (
@@ -25,22 +25,18 @@ from mlora_sched.client.where import (
     default_where,
 )
 from mlora_sched.errors import WaitTimeout
-from mlora_sched.spec.activity import ActivityView
-from mlora_sched.spec.api import (
-    EventsPage,
-    EventView,
-    JobDetail,
-    JobsPage,
-    JobView,
-    MemoryView,
-    MetricsLine,
-    MetricsPage,
-)
-from mlora_sched.spec.doctor import DaemonCheckup
-from mlora_sched.spec.job import Priority
+from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
-from mlora_sched.spec.submission import PriorityRequest
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.activity import ActivityView
+    from mlora_sched.spec.api import EventsPage, EventView, MetricsLine, MetricsPage
+    from mlora_sched.spec.detail import JobDetail
+    from mlora_sched.spec.doctor import DaemonCheckup
+    from mlora_sched.spec.job import Priority
+    from mlora_sched.spec.memory_view import MemoryView
+
 
 __all__ = [
     "HOST_VARIABLE",
@@ -70,14 +66,20 @@ class Client(Submitting):
 
     def memory(self) -> MemoryView:
         """What holds the device's memory; of other people's jobs no more than bytes."""
+        from mlora_sched.spec.memory_view import MemoryView
+
         return self._record(MemoryView, "GET", "/daemon/memory")
 
     def activity(self) -> ActivityView:
         """The daemon, its memory and everybody's live jobs; of others' only what they use."""
+        from mlora_sched.spec.activity import ActivityView
+
         return self._record(ActivityView, "GET", "/daemon/activity")
 
     def checkup(self) -> DaemonCheckup:
         """What the daemon finds out about itself and the caller; may take some seconds."""
+        from mlora_sched.spec.doctor import DaemonCheckup
+
         return self._record(DaemonCheckup, "GET", "/daemon/doctor")
 
     def jobs(self, states: Sequence[JobState] = (), *, everyone: bool = False) -> list[JobView]:
@@ -96,15 +98,21 @@ class Client(Submitting):
 
     def detail(self, ref: str) -> JobDetail:
         """A job with its spec, checkpoints and newest events."""
+        from mlora_sched.spec.detail import JobDetail
+
         return self._record(JobDetail, "GET", _job(ref, "/detail"))
 
     def metrics(self, ref: str, after: int = 0, *, newest: int | None = None) -> MetricsPage:
         """Metrics past the cursor `after`; with `newest`, no more than so many, those recorded last."""
+        from mlora_sched.spec.api import MetricsPage
+
         params = {"after": after} if newest is None else {"after": after, "newest": newest}
         return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
 
     def events(self, ref: str, after: int = 0) -> EventsPage:
         """Events past the cursor `after`."""
+        from mlora_sched.spec.api import EventsPage
+
         return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
 
     def logs(
@@ -154,6 +162,8 @@ class Client(Submitting):
 
     def set_priority(self, ref: str, priority: Priority) -> JobView:
         """Order a job otherwise among its owner's."""
+        from mlora_sched.spec.submission import PriorityRequest
+
         body = PriorityRequest(priority=priority)
         return self._record(JobView, "POST", _job(ref, "/priority"), json=body.model_dump(mode="json"))
 
@@ -167,6 +177,8 @@ class Client(Submitting):
         Args:
             checkpoint: a step, "best" or "last"; None for the finished adapter.
         """
+        from mlora_sched.archive import prepare_target, unpack
+
         params = {} if checkpoint is None else {"checkpoint": checkpoint}
         prepare_target(folder)
         with tempfile.TemporaryFile(dir=folder.parent) as archive:

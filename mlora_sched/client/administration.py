@@ -8,21 +8,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from mlora_sched.client.connection import Connection
 from mlora_sched.errors import MloraError, NotFound, Refused, UserError
 from mlora_sched.files import DISK, DRAFT
-from mlora_sched.spec.access import AuditEntry, AuditPage, NewToken, TokenRequest, TokenView
-from mlora_sched.spec.api import BackupView, DaemonView, GcRequest, GcView, ReleaseRequest
-from mlora_sched.spec.explain import explain
-from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
+from mlora_sched.spec.api import DaemonView
 from mlora_sched.spec.state import WorkerPhase
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.access import AuditEntry, NewToken, TokenRequest, TokenView
+    from mlora_sched.spec.quota import QuotaChange, QuotaPage, QuotaView
+    from mlora_sched.spec.upkeep import BackupView, GcView
+
 
 _AUDIT_PAGE = 500
 _TOKEN_ID = re.compile(r"^t-[0-9a-f]{16}$")
-_TOKENS = TypeAdapter(tuple[TokenView, ...])
 
 
 class Administration(Connection):
@@ -38,6 +41,8 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator, or somebody reclaimed the device or the time ran out meanwhile.
         """
+        from mlora_sched.spec.api import ReleaseRequest
+
         body = ReleaseRequest(seconds=seconds)
         asked = time.time()
         view = self._record(DaemonView, "POST", "/daemon/release", json=body.model_dump())
@@ -76,6 +81,8 @@ class Administration(Connection):
             Refused: `target` is there already, or the caller is no administrator.
             UserError: it cannot be written.
         """
+        from mlora_sched.spec.upkeep import BackupView
+
         if target.exists():
             raise Refused(f"{target}: is there already; choose another file")
         try:
@@ -117,11 +124,15 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
+        from mlora_sched.spec.upkeep import GcRequest, GcView
+
         body = GcRequest(dry_run=dry_run)
         return self._record(GcView, "POST", "/daemon/gc", json=body.model_dump(), timeout=None)
 
     def quota(self) -> QuotaView:
         """The caller's own quotas, and what of them is used."""
+        from mlora_sched.spec.quota import QuotaView
+
         return self._record(QuotaView, "GET", "/quota")
 
     def quotas(self, user: str | None = None) -> QuotaPage:
@@ -130,6 +141,8 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
+        from mlora_sched.spec.quota import QuotaPage
+
         params = {} if user is None else {"user": user}
         return self._record(QuotaPage, "GET", "/quotas", params=params)
 
@@ -139,6 +152,8 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
+        from mlora_sched.spec.quota import QuotaPage
+
         return self._record(QuotaPage, "POST", "/quotas", json=change.model_dump(mode="json"))
 
     def create_token(self, request: TokenRequest) -> NewToken:
@@ -147,6 +162,8 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
+        from mlora_sched.spec.access import NewToken
+
         return self._record(NewToken, "POST", "/tokens", json=request.model_dump())
 
     def tokens(self) -> tuple[TokenView, ...]:
@@ -155,7 +172,12 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
-        return self._parsed(_TOKENS.validate_json, self._answer("GET", "/tokens"))
+
+        from pydantic import TypeAdapter
+
+        from mlora_sched.spec.access import TokenView
+
+        return self._parsed(TypeAdapter(tuple[TokenView, ...]).validate_json, self._answer("GET", "/tokens"))
 
     def revoke_token(self, token_id: str) -> TokenView:
         """Have a token hold no more.
@@ -164,6 +186,8 @@ class Administration(Connection):
             NotFound: there is no such token.
             Refused: the caller is no administrator, or it was revoked before.
         """
+        from mlora_sched.spec.access import TokenView
+
         if not _TOKEN_ID.match(token_id):
             raise NotFound(f"{token_id!r}: no token has such an id; `mlora-sched admin token ls` lists them")
         return self._record(TokenView, "DELETE", f"/tokens/{token_id}")
@@ -174,6 +198,8 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator.
         """
+        from mlora_sched.spec.access import AuditPage
+
         params = {name: value for name, value in (("user", user), ("since", since)) if value is not None}
         before: dict[str, int] = {}
         while True:
@@ -190,6 +216,9 @@ def token_request(user: str, *, admin: bool = False, note: str = "", seconds: fl
     Raises:
         UserError: the user or the note cannot be one.
     """
+    from mlora_sched.spec.access import TokenRequest
+    from mlora_sched.spec.explain import explain
+
     raw = {"user": user, "admin": admin, "note": note, "seconds": seconds}
     try:
         return TokenRequest.model_validate(raw)

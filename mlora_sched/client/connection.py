@@ -9,19 +9,21 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
 from mlora_sched import __version__
 from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.client.trouble import no_connection
-from mlora_sched.client.tunnel import Tunnel
 from mlora_sched.client.where import HOST_VARIABLE, SshTarget, Where
 from mlora_sched.errors import MloraError, Unreachable, from_name
-from mlora_sched.settings import MAX_SOCKET_PATH
+from mlora_sched.files import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.common import Frozen
+
+if TYPE_CHECKING:
+    from mlora_sched.client.tunnel import Tunnel
 
 BLOCK = 1 << 20
 _PREFIX = "/api/v1"
@@ -34,7 +36,7 @@ class Connection:
 
     def __init__(self, where: Where, *, timeout: float = 60.0, transport: Transport | None = None) -> None:
         self.where = where
-        self._tunnel = Tunnel(where) if isinstance(where, SshTarget) else None
+        self._tunnel = _tunnel(where) if isinstance(where, SshTarget) else None
         place = self._tunnel.socket if self._tunnel is not None else where
         assert not isinstance(place, SshTarget)
         self._http: Transport = transport or Http(place, timeout)
@@ -119,3 +121,9 @@ class Connection:
             f"no daemon answers at {self.where} ({error}); is it running there, and is the address in "
             f"{HOST_VARIABLE} right?"
         )
+
+
+def _tunnel(target: SshTarget) -> Tunnel:
+    from mlora_sched.client.tunnel import Tunnel
+
+    return Tunnel(target)

@@ -8,14 +8,17 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from mlora_sched.client.administration import Administration
 from mlora_sched.client.connection import BLOCK
 from mlora_sched.errors import NotFound, SpecError, UserError, shown
 from mlora_sched.spec.api import JobView
-from mlora_sched.spec.job import JobSpec, load_job, local_files
-from mlora_sched.spec.submission import KEY_PATTERN, Submission, Submitted
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.job import JobSpec
+    from mlora_sched.spec.submission import Submitted
+
 
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -29,6 +32,8 @@ class Submitting(Administration):
         Raises:
             SpecError: the spec is malformed or names a missing file; nothing has been sent.
         """
+        from mlora_sched.spec.job import load_job, local_files
+
         spec = load_job(spec_path)
         return self.submit_spec(spec, local_files(spec, spec_path.parent))
 
@@ -56,6 +61,8 @@ class Submitting(Administration):
             NotFound: one of `after` is not there.
             UserError: the key is none.
         """
+        from mlora_sched.spec.submission import KEY_PATTERN, Submission, Submitted
+
         if key is not None and not re.fullmatch(KEY_PATTERN, key):
             raise UserError(
                 f"key: {shown(key)}: write letters, digits, and . _ - / between them, 200 characters at most"

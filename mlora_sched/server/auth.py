@@ -23,9 +23,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from mlora_sched.errors import Refused, UserError
+from mlora_sched.files import MAX_SOCKET_PATH
 from mlora_sched.server.connections import BoundedProtocol
 from mlora_sched.server.groups import gid_of
-from mlora_sched.settings import MAX_SOCKET_PATH
 from mlora_sched.spec.access import Via
 
 SOCKET_MODE = 0o600

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlora_sched.server.auth import Caller
-from mlora_sched.spec.api import MemoryJob, MemoryView
 from mlora_sched.spec.memory import JobBytes
+from mlora_sched.spec.memory_view import MemoryJob, MemoryView
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
-from mlora_sched.spec.job import JobSpec
-from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
 
 if TYPE_CHECKING:
@@ -126,22 +124,6 @@ class EventsPage(Frozen):
     cursor: int
 
 
-class JobDetail(Frozen):
-    """`show`: the job, its resolved spec, its checkpoints and its newest events.
-
-    `exactness` says in words whether its results are those it would have got alone; empty before it first trains.
-    `after` are the ids of the jobs that must have succeeded before it starts.
-    """
-
-    job: JobView
-    spec: JobSpec
-    checkpoints: tuple[int, ...]
-    best_checkpoint: int | None
-    events: tuple[EventView, ...]
-    exactness: str
-    after: tuple[str, ...] = ()
-
-
 class ReleaseRequest(Frozen):
     """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
 
@@ -167,94 +149,6 @@ class DrainView(Frozen):
     attached: int | None
 
 
-class GcRequest(Frozen):
-    """Remove what is of no more use, or with `dry_run` only tell what that is."""
-
-    dry_run: bool = Field(default=False, strict=True)
-
-
-class GarbageView(Frozen):
-    """Something of no more use: a job's artifacts, a directory, an upload, an entry of the cache.
-
-    `bytes` of disk become free; `error` says why it could not be removed.
-    """
-
-    kind: str
-    name: str
-    owner: str
-    why: str
-    bytes: int
-    error: str = ""
-
-
-class GcView(Frozen):
-    """What was removed, or would be with `dry_run`."""
-
-    dry_run: bool
-    garbage: tuple[GarbageView, ...]
-
-    @property
-    def bytes(self) -> int:
-        """What all that could be removed takes of the disk."""
-        return sum(one.bytes for one in self.garbage if not one.error)
-
-
-class MemoryJob(Frozen):
-    """What one job holds of the device, or parked of the host's memory; `id` and `name` only of jobs one may see."""
-
-    owner: str
-    id: str | None
-    name: str | None
-    state: JobState
-    device: int
-    host: int
-
-
-class MemoryView(Frozen):
-    """How the device's memory stands; sizes are bytes, all 0 before the worker has reported.
-
-    Attributes:
-        worker: its state in words. device: e.g. "cpu".
-        total, limit, others, base, margin, budget, host_limit, peak, corrections: as in `MemoryReport`.
-        jobs: those that hold something, by owner.
-        rows: rows of the last measured pack, 0 for none.
-        estimated, measured: what that pack took beside base and jobs.
-        warnings: as in `DaemonView`.
-    """
-
-    worker: str
-    device: str
-    total: int = 0
-    limit: int = 0
-    others: int = 0
-    base: int = 0
-    margin: int = 0
-    budget: int = 0
-    host_limit: int = 0
-    jobs: tuple[MemoryJob, ...] = ()
-    rows: int = 0
-    estimated: int = 0
-    measured: int = 0
-    peak: int = 0
-    corrections: tuple[Correction, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def held(self) -> int:
-        """What all jobs hold of the device."""
-        return sum(job.device for job in self.jobs)
-
-    @property
-    def parked(self) -> int:
-        """What all parked jobs hold of the host's memory."""
-        return sum(job.host for job in self.jobs)
-
-    @property
-    def free(self) -> int:
-        """What jobs and packs could still have; negative when others have taken it."""
-        return self.budget - self.held - max(self.estimated, self.measured)
-
-
 class DaemonView(Frozen):
     """Who answers at the socket. `worker` is the worker's state in words, `phase` where it is.
 
@@ -274,13 +168,6 @@ class DaemonView(Frozen):
     release: ReleaseView | None = None
     warnings: tuple[str, ...] = ()
     drain: DrainView | None = None
-
-
-class BackupView(Frozen):
-    """A copy of a daemon's database that was written here; `size` is in bytes."""
-
-    file: str
-    size: int
 
 
 class ErrorBody(Frozen):

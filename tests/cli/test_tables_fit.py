@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from rich.text import Text
 from test_golden import TRAINS, WAITS
 
 from mlora_sched.cli.listing import job_columns, queue_columns
 from mlora_sched.cli.style import one_line
-from mlora_sched.cli.table import Column, fitted
+from mlora_sched.cli.table import Cell, Column, fitted
 from mlora_sched.cli.times import arrival, parse_since, span
 from mlora_sched.errors import UserError
 
@@ -35,12 +34,12 @@ COLUMNS = st.lists(
 def test_no_line_is_wider_than_the_terminal_while_anything_can_go(
     columns: list[Column], data: st.DataObject, width: int
 ) -> None:
-    rows = data.draw(st.lists(st.lists(CELLS.map(Text), min_size=len(columns), max_size=len(columns)), max_size=4))
+    rows = data.draw(st.lists(st.lists(CELLS.map(Cell), min_size=len(columns), max_size=len(columns)), max_size=4))
     lines = fitted(columns, rows, width)
     assert len(lines) == 1 + len(rows)
     assert all(line.plain.isprintable() for line in lines)
     natural = [
-        max(cell_len(one_line(text)) for text in (column.title, *(row[at].plain for row in rows)))
+        max(cell_len(one_line(text)) for text in (column.title, *(row[at].text for row in rows)))
         for at, column in enumerate(columns)
     ]
     least = [
@@ -51,7 +50,7 @@ def test_no_line_is_wider_than_the_terminal_while_anything_can_go(
     assert max(cell_len(line.plain) for line in lines) <= max(width, sum(least) + 2 * (len(least) - 1))
     if sum(natural) + 2 * (len(columns) - 1) <= width:
         assert all(
-            one_line(cell.plain) in line.plain for row, line in zip(rows, lines[1:], strict=True) for cell in row
+            one_line(cell.text) in line.plain for row, line in zip(rows, lines[1:], strict=True) for cell in row
         )
 
 
@@ -67,7 +66,7 @@ def test_ls_fits_usual_terminals_and_keeps_what_says_why(columns: tuple[Column, 
         "LOSS": "1.2345",
         "REASON": "memory: needs 3.0 GiB, free 1.5 GiB and more",
     }
-    rows = [[Text(cells.get(column.title, "1h 05m")) for column in columns]]
+    rows = [[Cell(cells.get(column.title, "1h 05m")) for column in columns]]
     titles, line = (text.plain for text in fitted(columns, rows, width))
     assert max(len(titles), len(line)) <= width
     assert {"ID", "NAME", "STATE", "REASON"} <= set(titles.split())

@@ -20,8 +20,8 @@ from mlora_sched.client import Client
 from mlora_sched.errors import Refused, SpecError
 from mlora_sched.server import auth
 from mlora_sched.server.auth import Caller
-from mlora_sched.spec.api import MemoryView
 from mlora_sched.spec.memory import Correction, JobBytes
+from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.store.records import Release, WorkerStatus
 

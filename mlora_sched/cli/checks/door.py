@@ -9,8 +9,7 @@ import stat
 from pathlib import Path
 
 from mlora_sched.client.trouble import ELSEWHERE, closed
-from mlora_sched.files import ownership
-from mlora_sched.settings import MAX_SOCKET_PATH
+from mlora_sched.files import MAX_SOCKET_PATH, ownership
 from mlora_sched.spec.doctor import Check, Outcome
 
 _SECONDS = 5.0
