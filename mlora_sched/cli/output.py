@@ -15,11 +15,13 @@ import click
 
 from mlora_sched.cli.style import SHORT_ID, one_line, why
 from mlora_sched.cli.times import moment
-from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from mlora_sched.spec.log import EventView, MetricsLine
 
 
 def print_json(value: Frozen | Sequence[Frozen]) -> None:
@@ -61,6 +63,8 @@ def print_job_line(job: JobView) -> None:
 
 def print_log(item: EventView | MetricsLine, *, as_json: bool) -> None:
     """One line of `logs`. In JSON, what happened has `event: note`, `time` and `message`."""
+    from mlora_sched.spec.log import EventView
+
     if isinstance(item, EventView):
         note = {"event": "note", "time": item.time, "message": item.message}
         click.echo(json.dumps(note) if as_json else f"{moment(item.time)}  {one_line(item.message)}")

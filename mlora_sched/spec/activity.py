@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlora_sched.spec.api import DaemonView, JobView
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.state import JobState
 

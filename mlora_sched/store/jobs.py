@@ -16,9 +16,10 @@ from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
-from mlora_sched.spec.api import EventView, JobsPage, JobView, MetricsLine
+from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request, WaitReason
 from mlora_sched.store import listing, rows, schema, submissions

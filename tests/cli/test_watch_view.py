@@ -18,7 +18,8 @@ from mlora_sched.cli.sparkline import sparkline
 from mlora_sched.cli.watch_feed import Lost, Scene
 from mlora_sched.cli.watch_view import KEYS, watch_screen
 from mlora_sched.spec.activity import ActiveJob, ActivityView
-from mlora_sched.spec.api import DaemonView, JobView
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.memory_view import MemoryJob, MemoryView
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
 

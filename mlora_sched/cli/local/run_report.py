@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
-from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import JobState, StoppedBy
 from mlora_sched.spec.wire import (

@@ -13,7 +13,7 @@ from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.client import Client, Where
 from mlora_sched.memory.sizes import format_size
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.upkeep import GarbageView, GcView
 
 SHORT_NAME = 34

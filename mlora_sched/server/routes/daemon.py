@@ -21,7 +21,7 @@ from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.activity import ActivityView
-from mlora_sched.spec.api import DaemonView, DrainView, ReleaseRequest, ReleaseView
+from mlora_sched.spec.daemon import DaemonView, DrainView, ReleaseRequest, ReleaseView
 from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.upkeep import GarbageView, GcRequest, GcView
 from mlora_sched.store.backup import open_copy

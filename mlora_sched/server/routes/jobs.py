@@ -18,9 +18,10 @@ from mlora_sched.server.expectation import expectation
 from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
-from mlora_sched.spec.api import EventsPage, JobsPage, JobView, MetricsPage
+from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventsPage, MetricsPage
 from mlora_sched.spec.query import MAX_LIMIT, NAME_PATTERN, JobQuery, JobSort
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest, Submission, Submitted
