@@ -73,6 +73,9 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
 
 
+_MOST_ODD, _MOST_NAME = 10, 100
+
+
 def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
 
@@ -85,8 +88,10 @@ def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None
     spec = submission.spec
     named, sent = set(spec.files), set(submission.files)
     if named != sent:
-        odd = ", ".join(sorted(named ^ sent))
-        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {odd}")
+        odd = sorted(named ^ sent)
+        told = ", ".join(name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…" for name in odd[:_MOST_ODD])
+        more = f" and {len(odd) - _MOST_ODD} more" if len(odd) > _MOST_ODD else ""
+        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {told}{more}")
     for name, sha256 in submission.files.items():
         if not has_file(sha256):
             raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")

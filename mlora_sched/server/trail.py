@@ -24,6 +24,8 @@ from mlora_sched.store.jobs import JobStore
 UNKNOWN_CALLER = "?"
 OK = "ok"
 MOST_DETAIL = 500
+_LOOKED_THROUGH = 4 * MOST_DETAIL
+"""Characters in which secrets are looked for, of what will be cut to `MOST_DETAIL`: the event loop waits for it."""
 _LOOKING = frozenset({"GET", "HEAD"})
 _CARRYING = frozenset({"get_adapter", "get_backup"})
 _UPLOADING = "put_file"
@@ -82,8 +84,8 @@ class Trail:
                 caller=who.user if known else UNKNOWN_CALLER,
                 via=via,
                 action=action,
-                target=redact(note.target or str(given))[:MOST_DETAIL],
-                detail=redact(where + (message or note.detail))[:MOST_DETAIL],
+                target=_short(note.target or str(given)),
+                detail=_short(where + (message or note.detail)),
                 outcome=outcome,
             )
         except MloraError as error:  # what was asked for is done, or refused, and that is what the answer says
@@ -127,6 +129,10 @@ def _failure(status: int, body: bytes) -> tuple[str, str]:
         return (NotFound if status == NotFound.http_status else UserError).__name__, ""
     failure = json.loads(body)
     return str(failure["error"]), str(failure["message"])
+
+
+def _short(text: str) -> str:
+    return redact(text[:_LOOKED_THROUGH])[:MOST_DETAIL]
 
 
 def _is_recorded(method: str, action: str, outcome: str) -> bool:

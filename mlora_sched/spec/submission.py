@@ -12,9 +12,12 @@ from mlora_sched.spec.job import JobSpec, Priority
 
 MAX_RETRIES = 10
 MAX_AFTER = 100
+MAX_FILE_NAME = 1024
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$"
 
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+_FileName = Annotated[str, Field(max_length=MAX_FILE_NAME)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Submission(Frozen):
@@ -27,7 +30,7 @@ class Submission(Frozen):
     """
 
     spec: JobSpec
-    files: dict[str, str]
+    files: dict[_FileName, _Sha256]
     key: str | None = Field(default=None, pattern=KEY_PATTERN)
     after: tuple[_Reference, ...] = Field(default=(), max_length=MAX_AFTER)
     retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
