@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -57,10 +58,10 @@ class Context:
         """The job that `caller` calls `ref`, as `job_id` finds it."""
         return self.store.find(ref, caller.scope)
 
-    def has_file(self, sha256: str, caller: Caller) -> bool:
-        """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
-        known = self.store.has_file(sha256, caller.user, used=time.time())
-        return known and (self.settings.spool_dir / sha256).is_file()
+    def use_files(self, wanted: Collection[str], caller: Caller) -> set[str]:
+        """Those of the files that the caller has uploaded and that are there; they count as used now, and so stay."""
+        known = self.store.use_files(wanted, caller.user, time.time())
+        return {sha256 for sha256 in known if (self.settings.spool_dir / sha256).is_file()}
 
 
 async def _context_of(request: Request) -> Context:  # a coroutine, since it needs no thread of its own

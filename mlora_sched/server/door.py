@@ -18,6 +18,7 @@ from mlora_sched.server.attempts import Attempts
 from mlora_sched.server.auth import Caller, Peer, Remote, Unknown
 from mlora_sched.server.groups import AdminGroup
 from mlora_sched.server.tcp import Hosts
+from mlora_sched.server.turns import Turns
 from mlora_sched.spec.access import Via
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.tokens import hash_of
@@ -27,6 +28,8 @@ _HOW = "ask an administrator for one (`mlora-sched admin token create USER`) and
 
 class Door:
     """ASGI middleware: puts the `Caller` of a request into the scope's state, in the place of its `Peer`.
+
+    Those who are no administrators wait inside for their turn: one user's requests take a share of the threads only.
 
     Args:
         app: what answers those who are let in.
@@ -42,16 +45,21 @@ class Door:
         self._admins = admins
         self._hosts = hosts
         self._attempts = attempts
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http":
             try:
-                scope["state"]["caller"] = await self._admit(scope)
+                caller = scope["state"]["caller"] = await self._admit(scope)
             except MloraError as error:
                 answer = answer_of(self._counted(error, scope["state"]["caller"]))
                 answer.headers["connection"] = "close"  # rather than read what else a stranger has to say
                 await answer(scope, receive, send)
+                return
+            if not caller.is_admin:
+                async with self._turns.turn((caller.user, _is_transfer(scope))):
+                    await self._app(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -91,3 +99,8 @@ class Door:
             raise Unauthorized(f"the daemon knows no such token; {_HOW}")
         why = "was revoked" if found.revoked is not None else "has expired"
         raise Unauthorized(f"token {found.id} of {found.user} {why}; {_HOW}")
+
+
+def _is_transfer(scope: Scope) -> bool:
+    """Whether a request takes as long as its client's line does; such ones have a share of their own."""
+    return scope["method"] == "PUT" or bool(scope["path"].endswith("/adapter"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Sizes
@@ -73,11 +73,11 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
 
 
-def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:
+def check_files(submission: Submission, uploaded: Callable[[Collection[str]], Collection[str]]) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
 
     Args:
-        has_file: whether the caller has uploaded the file of this sha256.
+        uploaded: which of these sha256 are of files that the caller has uploaded; called once.
 
     Raises:
         SpecError: it is not so.
@@ -87,6 +87,7 @@ def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None
     if named != sent:
         odd = ", ".join(sorted(named ^ sent))
         raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {odd}")
+    there = uploaded(set(submission.files.values()))
     for name, sha256 in submission.files.items():
-        if not has_file(sha256):
+        if sha256 not in there:
             raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")

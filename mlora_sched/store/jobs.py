@@ -287,12 +287,19 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             used: note that it is of use at this time, so that it stays for a while.
         """
         table = schema.spool
-        of_owner = (table.c.sha256 == sha256, table.c.owner == owner)
         if used is None:
             with reading(self._engine) as connection:
-                return connection.execute(select(table.c.size).where(*of_owner)).one_or_none() is not None
+                query = select(table.c.size).where(table.c.sha256 == sha256, table.c.owner == owner)
+                return connection.execute(query).one_or_none() is not None
+        return sha256 in self.use_files({sha256}, owner, used)
+
+    def use_files(self, wanted: Collection[str], owner: str, now: float) -> set[str]:
+        """Note of these files that they are of use now, and so stay for a while; returns those `owner` has uploaded."""
+        table = schema.spool
+        of_owner = (table.c.sha256.in_(wanted), table.c.owner == owner)
         with writing(self._engine) as connection:
-            return connection.execute(update(table).where(*of_owner).values(used=used)).rowcount == 1
+            query = update(table).where(*of_owner).values(used=now).returning(table.c.sha256)
+            return set(connection.scalars(query))
 
 
 def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:

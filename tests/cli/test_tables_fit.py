@@ -49,9 +49,7 @@ def test_no_line_is_wider_than_the_terminal_while_anything_can_go(
     ]
     assert max(cell_len(line.plain) for line in lines) <= max(width, sum(least) + 2 * (len(least) - 1))
     if sum(natural) + 2 * (len(columns) - 1) <= width:
-        assert all(
-            one_line(cell.text) in line.plain for row, line in zip(rows, lines[1:], strict=True) for cell in row
-        )
+        assert all(one_line(cell.text) in line.plain for row, line in zip(rows, lines[1:], strict=True) for cell in row)
 
 
 @pytest.mark.parametrize("columns", [job_columns(owners=False), job_columns(owners=True), queue_columns()])

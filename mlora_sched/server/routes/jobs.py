@@ -66,7 +66,7 @@ def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Con
     base = served_base(body.spec, context.settings)
     check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
-    check_files(body, lambda sha256: context.has_file(sha256, caller))
+    check_files(body, lambda wanted: context.use_files(wanted, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
     terms = Terms(key=body.key, after=after, retries=body.retries)
     now = time.time()
