@@ -35,7 +35,7 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
     return spec.base_model
 
 
-MAX_SPEC_BYTES = 1 << 20
+MAX_SPEC_BYTES = 128 << 10
 """Largest spec in JSON: it travels to the worker in one message, and metadata is no place for data."""
 
 

@@ -170,7 +170,7 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             spec=self.spec(job_id),
             checkpoints=self.checkpoints(job_id),
             best_checkpoint=self.best_checkpoint(job_id),
-            events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
+            events=tuple(event for _, event in self.events(job_id, newest=_DETAIL_EVENTS)),
             exactness=row.exactness,
             after=self.after(job_id),
         )
@@ -205,13 +205,23 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         with reading(self._engine) as connection:
             return connection.scalars(query).one_or_none()
 
-    def events(self, job_id: str | None, after: int = 0) -> _Events:
-        """What happened to a job (None: to all of them and the daemon) since row `after`, oldest first."""
-        query = select(schema.events).where(schema.events.c.id > after).order_by(schema.events.c.id)
+    def events(
+        self, job_id: str | None, after: int = 0, *, first: int | None = None, newest: int | None = None
+    ) -> _Events:
+        """What happened to a job (None: to all of them and the daemon) since row `after`, oldest first.
+
+        Args:
+            first: no more than so many, the oldest.
+            newest: no more than so many, the newest.
+        """
+        table = schema.events
+        query = select(table).where(table.c.id > after)
         if job_id is not None:
-            query = query.where(schema.events.c.job_id == job_id)
+            query = query.where(table.c.job_id == job_id)
+        query = query.order_by(table.c.id if newest is None else table.c.id.desc())
         with reading(self._engine) as connection:
-            return [(row.id, rows.event_view(row)) for row in connection.execute(query)]
+            found = connection.execute(query.limit(first if newest is None else newest)).all()
+        return [(row.id, rows.event_view(row)) for row in (found if newest is None else reversed(found))]
 
     def metrics(self, job_id: str, after: int = 0, newest: int | None = None) -> _Metrics:
         """Row id and line of every metric recorded since row `after`, by step, a step before its evaluation.

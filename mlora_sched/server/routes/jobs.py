@@ -28,6 +28,7 @@ from mlora_sched.store.records import Terms
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
+EVENTS_OF_PAGE = 1000
 _ID_BYTES = 16
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
@@ -138,10 +139,11 @@ def get_metrics(
 
 @router.get("/{ref}/events")
 def get_events(ref: str, context: ContextOf, caller: CallerOf, after: _After = 0) -> EventsPage:
-    """Events since a cursor."""
-    found = context.store.events(context.job_id(ref, caller), after)
-    cursor = max((row for row, _ in found), default=after)
-    return EventsPage(events=tuple(event for _, event in found), cursor=cursor)
+    """Events since a cursor, the oldest first; a page of them."""
+    found = context.store.events(context.job_id(ref, caller), after, first=EVENTS_OF_PAGE + 1)
+    page = found[:EVENTS_OF_PAGE]
+    cursor = max((row for row, _ in page), default=after)
+    return EventsPage(events=tuple(event for _, event in page), cursor=cursor, more=len(found) > len(page))
 
 
 @router.post("/{ref}/pause")
