@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlora_sched.errors import MloraError, TooManyAttempts, Unauthorized
 from mlora_sched.server.answers import answer_of
 from mlora_sched.server.attempts import Attempts
-from mlora_sched.server.auth import Caller, Peer, Remote, Unknown
+from mlora_sched.server.auth import Caller, Names, Peer, Remote, Unknown
 from mlora_sched.server.groups import AdminGroup
 from mlora_sched.server.tcp import Hosts
 from mlora_sched.server.turns import Turns
@@ -46,6 +46,7 @@ class Door:
         self._hosts = hosts
         self._attempts = attempts
         self._turns = Turns()
+        self._names = Names()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,9 +83,10 @@ class Door:
         if isinstance(peer, Unknown):
             raise Unauthorized(peer.why)
         assert isinstance(peer, Caller)
-        if not peer.is_admin and await self._admins.has(peer.user):
-            return replace(peer, is_admin=True)
-        return peer
+        caller = self._names.known(peer)
+        if caller.is_admin or caller.is_nameless:  # digits are nobody's name: a group knows people by name
+            return caller
+        return replace(caller, is_admin=await self._admins.has(caller.user))
 
     async def _holder(self, headers: Headers) -> Caller:
         """Whose token it is. It is found by its hash, so that nothing can be learnt from how long that takes."""
