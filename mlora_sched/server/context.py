@@ -44,19 +44,19 @@ class Context:
         check_room(self.settings, self.store.worker_status().disk, size, self.disk_space)
 
     def job_id(self, ref: str, caller: Caller) -> str:
-        """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.
+        """The full id of the job that `caller` calls `ref`; others' jobs exist only for administrators, and by id only.
 
         Raises:
             NotFound: the caller has no such job.
             Ambiguous: several fit.
         """
-        job_id = self.store.resolve(ref, caller.scope)
+        job_id = self.store.resolve(ref, caller.scope, caller.user)
         self.note.target = job_id
         return job_id
 
     def job(self, ref: str, caller: Caller) -> JobView:
         """The job that `caller` calls `ref`, as `job_id` finds it."""
-        return self.store.find(ref, caller.scope)
+        return self.store.find(ref, caller.scope, caller.user)
 
     def use_files(self, wanted: Collection[str], caller: Caller) -> set[str]:
         """Those of the files that the caller has uploaded and that are there; they count as used now, and so stay."""

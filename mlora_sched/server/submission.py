@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 
 from mlora_sched.errors import NotFound, SpecError
@@ -33,6 +34,19 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
             f"{spec.name}: base_model: {spec.base_model}: is not served here; this daemon serves {', '.join(served)}"
         )
     return spec.base_model
+
+
+_LIKE_AN_ID = re.compile(r"j-[0-9a-f]+")
+
+
+def check_name(spec: JobSpec) -> None:
+    """A job is not called as another one is by its id.
+
+    Raises:
+        SpecError: it is.
+    """
+    if _LIKE_AN_ID.fullmatch(spec.name):
+        raise SpecError(f"{spec.name}: name: is written like a job's id; choose another, such as {spec.name}-run")
 
 
 MAX_SPEC_BYTES = 128 << 10

@@ -9,10 +9,10 @@ Nothing here decides: what to do with a job is the loop's, which states may foll
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
@@ -97,22 +97,26 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         with reading(self._engine) as connection:
             return rows.job_view(job_row(connection, job_id))
 
-    def resolve(self, text: str, owner: str | None) -> str:
+    def resolve(self, text: str, owner: str | None, named_by: str | None = None) -> str:
         """The full id that `text` means among the jobs of `owner` (None: of everybody).
 
-        `text` is a full id, the start of an id (at least `MIN_PREFIX` characters, with or without "j-") or a name.
+        `text` is a full id, the start of an id (at least `MIN_PREFIX` characters, with or without "j-") or a name. What
+        is the start of an id is no name: nobody can name a job so that it is taken for another one.
+
+        Args:
+            named_by: the owner of the jobs that are found by name; None for `owner`.
 
         Raises:
             NotFound: no job fits.
             Ambiguous: several fit; the message lists their ids.
         """
         with reading(self._engine) as connection:
-            return _resolve(connection, text, owner).id
+            return _resolve(connection, text, owner, named_by).id
 
-    def find(self, text: str, owner: str | None) -> JobView:
+    def find(self, text: str, owner: str | None, named_by: str | None = None) -> JobView:
         """The job that `text` means, as in `resolve`."""
         with reading(self._engine) as connection:
-            return _resolve(connection, text, owner)
+            return _resolve(connection, text, owner, named_by)
 
     def list(
         self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
@@ -312,17 +316,17 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             return set(connection.scalars(query))
 
 
-def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
+def _resolve(connection: Connection, text: str, owner: str | None, named_by: str | None) -> JobView:
     """See `JobStore.resolve`. A full id, which programs use, is looked up; everything else looks at all jobs."""
     row = connection.execute(_BY_ID, {"id": text}).one_or_none()
     if row is not None and owner in (None, row.owner):
         return rows.job_view(row)
     prefix = "j-" + text.removeprefix("j-")
-    short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
-    by_name = schema.jobs.c.name == text
-    fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
-    found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
+    found: Sequence[Row[Any]] = ()
+    if len(prefix) >= len("j-") + MIN_PREFIX:
+        found = _fitting(connection, func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix, owner)
+    if not found:
+        found = _fitting(connection, schema.jobs.c.name == text, named_by or owner)
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
         raise NotFound(f"no job {text}; {remedy}")
@@ -330,6 +334,12 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
         raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
+
+
+def _fitting(connection: Connection, fits: ColumnElement[bool], owner: str | None) -> Sequence[Row[Any]]:
+    """The newest jobs of `owner` (None: of everybody) that fit, one more than a message names."""
+    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
+    return connection.execute(query.limit(_MOST_NAMED + 1)).all()
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
 from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
+from mlora_sched.server.submission import check_files, check_memory, check_name, check_size, served_base, without_secrets
 from mlora_sched.spec.api import EventsPage, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
@@ -45,6 +45,7 @@ _REPEATED = "It was submitted before, under the same key; this is that job."
 def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted | Response:
     """Accept a job; it trains when its data is prepared and the scheduler finds room. Under a key it is made once."""
     check_size(body.spec)
+    check_name(body.spec)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     spec, hidden = without_secrets(body.spec)
     body = body.model_copy(update={"spec": spec})
