@@ -110,7 +110,7 @@ class Client(Submitting):
         return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
 
     def events(self, ref: str, after: int = 0) -> EventsPage:
-        """Events past the cursor `after`."""
+        """Events past the cursor `after`: a page, which says whether there are more."""
         from mlora_sched.spec.log import EventsPage
 
         return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
@@ -125,11 +125,13 @@ class Client(Submitting):
         at_event = at_line = 0
         while True:
             ended = self.get(ref).state.is_final  # asked first: what is read below is then complete
-            events: tuple[EventView, ...] = ()
+            events: list[EventView] = []
             lines: tuple[MetricsLine, ...] = ()
-            if kind is not LogKind.METRICS:
+            more = kind is not LogKind.METRICS
+            while more:
                 page = self.events(ref, at_event)
-                events, at_event = page.events, page.cursor
+                events += page.events
+                at_event, more = page.cursor, page.more
             if kind is not LogKind.EVENTS:
                 figures = self.metrics(ref, at_line)
                 lines, at_line = figures.lines, figures.cursor

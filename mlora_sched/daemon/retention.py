@@ -28,6 +28,9 @@ USAGE_SECONDS = 30 * 86_400.0
 KEEP_AUDIT_SECONDS = 90 * 86_400.0
 MOST_AUDIT_ROWS = 200_000
 """How long, and how many entries of, the record of requests is kept."""
+KEEP_EVENTS_SECONDS = 90 * 86_400.0
+MOST_EVENTS_OF_JOB = 10_000
+"""How long events of no job are kept; how many of one job, and how many of none."""
 
 BITE_SECONDS = 0.02
 """How long one bite of a sweep takes, one file more or less: requests and slices wait meanwhile."""
@@ -92,6 +95,8 @@ class Retention:
                 except OSError as error:
                     self._store.note(None, f"{garbage.kind.value} {garbage.name} cannot be removed: {error}", now)
             while self._store.trim_audit(now - KEEP_AUDIT_SECONDS, MOST_AUDIT_ROWS):
+                yield
+            while self._store.trim_events(now - KEEP_EVENTS_SECONDS, MOST_EVENTS_OF_JOB):
                 yield
         except OSError as error:
             self._store.note(None, f"cleaning up has stopped, and begins anew later: {error}", now)

@@ -16,7 +16,8 @@ import pwd
 import socket
 import stat
 import struct
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,18 @@ class Caller:
         is_admin: root, the daemon's own user, a member of the administrators' group or the holder of an
             administrator's token, who may see and steer the jobs of all.
         via: the door they came through.
+        uid: whom the kernel names; None where it was not asked.
     """
 
     user: str
     is_admin: bool
     via: Via = Via.SOCKET
+    uid: int | None = field(default=None, compare=False)
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the user database has given no name for the user id."""
+        return self.uid is not None and self.user == str(self.uid)
 
     @property
     def scope(self) -> str | None:
@@ -102,12 +110,36 @@ def peer(connection: socket.socket) -> Peer:
 
 
 def caller(uid: int) -> Caller:
-    """The caller of a user id."""
+    """The caller of a user id; nameless where the user database knows, or for the moment tells, no name."""
     try:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
-    return Caller(user, is_admin=uid in (0, os.geteuid()))
+    return Caller(user, is_admin=uid in (0, os.geteuid()), uid=uid)
+
+
+class Names:
+    """The names that callers have had: who had one keeps it while the user database fails, and so their jobs.
+
+    Args:
+        most: how many are remembered; of more, who asked last.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._known: OrderedDict[int, str] = OrderedDict()
+
+    def known(self, caller: Caller) -> Caller:
+        """The caller, under the name that they had before where they have none now."""
+        if caller.uid is None:
+            return caller
+        if caller.is_nameless:
+            return replace(caller, user=self._known.get(caller.uid, caller.user))
+        self._known[caller.uid] = caller.user
+        self._known.move_to_end(caller.uid)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return caller
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -43,24 +44,24 @@ class Context:
         check_room(self.settings, self.store.worker_status().disk, size, self.disk_space)
 
     def job_id(self, ref: str, caller: Caller) -> str:
-        """The full id of the job that `caller` calls `ref`; other users' jobs exist only for administrators.
+        """The full id of the job that `caller` calls `ref`; others' jobs exist only for administrators, and by id only.
 
         Raises:
             NotFound: the caller has no such job.
             Ambiguous: several fit.
         """
-        job_id = self.store.resolve(ref, caller.scope)
+        job_id = self.store.resolve(ref, caller.scope, caller.user)
         self.note.target = job_id
         return job_id
 
     def job(self, ref: str, caller: Caller) -> JobView:
         """The job that `caller` calls `ref`, as `job_id` finds it."""
-        return self.store.find(ref, caller.scope)
+        return self.store.find(ref, caller.scope, caller.user)
 
-    def has_file(self, sha256: str, caller: Caller) -> bool:
-        """The caller has uploaded this file and it is there; it counts as used now, and so stays for a while."""
-        known = self.store.has_file(sha256, caller.user, used=time.time())
-        return known and (self.settings.spool_dir / sha256).is_file()
+    def use_files(self, wanted: Collection[str], caller: Caller) -> set[str]:
+        """Those of the files that the caller has uploaded and that are there; they count as used now, and so stay."""
+        known = self.store.use_files(wanted, caller.user, time.time())
+        return {sha256 for sha256 in known if (self.settings.spool_dir / sha256).is_file()}
 
 
 async def _context_of(request: Request) -> Context:  # a coroutine, since it needs no thread of its own

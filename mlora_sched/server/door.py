@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlora_sched.errors import MloraError, TooManyAttempts, Unauthorized
 from mlora_sched.server.answers import answer_of
 from mlora_sched.server.attempts import Attempts
-from mlora_sched.server.auth import Caller, Peer, Remote, Unknown
+from mlora_sched.server.auth import Caller, Names, Peer, Remote, Unknown
 from mlora_sched.server.groups import AdminGroup
 from mlora_sched.server.tcp import Hosts
+from mlora_sched.server.turns import Turns
 from mlora_sched.spec.access import Via
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.tokens import hash_of
@@ -27,6 +28,8 @@ _HOW = "ask an administrator for one (`mlora-sched admin token create USER`) and
 
 class Door:
     """ASGI middleware: puts the `Caller` of a request into the scope's state, in the place of its `Peer`.
+
+    Those who are no administrators wait inside for their turn: one user's requests take a share of the threads only.
 
     Args:
         app: what answers those who are let in.
@@ -42,16 +45,22 @@ class Door:
         self._admins = admins
         self._hosts = hosts
         self._attempts = attempts
+        self._turns = Turns()
+        self._names = Names()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http":
             try:
-                scope["state"]["caller"] = await self._admit(scope)
+                caller = scope["state"]["caller"] = await self._admit(scope)
             except MloraError as error:
                 answer = answer_of(self._counted(error, scope["state"]["caller"]))
                 answer.headers["connection"] = "close"  # rather than read what else a stranger has to say
                 await answer(scope, receive, send)
+                return
+            if not caller.is_admin:
+                async with self._turns.turn((caller.user, _is_transfer(scope))):
+                    await self._app(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -76,9 +85,10 @@ class Door:
         if isinstance(peer, Unknown):
             raise Unauthorized(peer.why)
         assert isinstance(peer, Caller)
-        if not peer.is_admin and await self._admins.has(peer.user):
-            return replace(peer, is_admin=True)
-        return peer
+        caller = self._names.known(peer)
+        if caller.is_admin or caller.is_nameless:  # digits are nobody's name: a group knows people by name
+            return caller
+        return replace(caller, is_admin=await self._admins.has(caller.user))
 
     async def _holder(self, headers: Headers) -> Caller:
         """Whose token it is. It is found by its hash, so that nothing can be learnt from how long that takes."""
@@ -93,3 +103,8 @@ class Door:
             raise Unauthorized(f"the daemon knows no such token; {_HOW}")
         why = "was revoked" if found.revoked is not None else "has expired"
         raise Unauthorized(f"token {found.id} of {found.user} {why}; {_HOW}")
+
+
+def _is_transfer(scope: Scope) -> bool:
+    """Whether a request takes as long as its client's line does; such ones have a share of their own."""
+    return scope["method"] == "PUT" or bool(scope["path"].endswith("/adapter"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Sizes
@@ -35,7 +36,20 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
     return spec.base_model
 
 
-MAX_SPEC_BYTES = 1 << 20
+_LIKE_AN_ID = re.compile(r"j-[0-9a-f]+")
+
+
+def check_name(spec: JobSpec) -> None:
+    """A job is not called as another one is by its id.
+
+    Raises:
+        SpecError: it is.
+    """
+    if _LIKE_AN_ID.fullmatch(spec.name):
+        raise SpecError(f"{spec.name}: name: is written like a job's id; choose another, such as {spec.name}-run")
+
+
+MAX_SPEC_BYTES = 128 << 10
 """Largest spec in JSON: it travels to the worker in one message, and metadata is no place for data."""
 
 
@@ -76,11 +90,11 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
 _MOST_ODD, _MOST_NAME = 10, 100
 
 
-def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None:
+def check_files(submission: Submission, uploaded: Callable[[Collection[str]], Collection[str]]) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
 
     Args:
-        has_file: whether the caller has uploaded the file of this sha256.
+        uploaded: which of these sha256 are of files that the caller has uploaded; called once.
 
     Raises:
         SpecError: it is not so.
@@ -92,6 +106,7 @@ def check_files(submission: Submission, has_file: Callable[[str], bool]) -> None
         told = ", ".join(name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…" for name in odd[:_MOST_ODD])
         more = f" and {len(odd) - _MOST_ODD} more" if len(odd) > _MOST_ODD else ""
         raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {told}{more}")
+    there = uploaded(set(submission.files.values()))
     for name, sha256 in submission.files.items():
-        if not has_file(sha256):
+        if sha256 not in there:
             raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")

@@ -11,6 +11,8 @@ from mlora_sched.spec.common import Frozen
 
 _NUMBER = re.compile(r"^[+-]?\d*\.?\d+([eE][+-]?\d+)?$")  # YAML reads 1e-1 as a string
 
+MAX_TRAIN_FILES = 256
+
 TrainOn = Literal["answers", "last", "all"]
 
 
@@ -18,7 +20,7 @@ class DataSpec(Frozen):
     """The data of a job.
 
     Attributes:
-        train: one or more files (json, jsonl, parquet, csv); read in this order as one data set.
+        train: one to `MAX_TRAIN_FILES` files (json, jsonl, parquet, csv); read in this order as one data set.
         validation: a fraction of the rows held out by the job's seed (0 < x < 1), or a file; None for no evaluation.
         template: "auto" (the tokenizer's chat template if it has one, else by shape), "chat", "alpaca", "none",
             or the name of a Jinja file.
@@ -38,6 +40,13 @@ class DataSpec(Frozen):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("train")
+    @classmethod
+    def _not_too_many(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > MAX_TRAIN_FILES:
+            raise ValueError(f"names {len(value)} files, more than {MAX_TRAIN_FILES}; join some of them")
+        return value
 
     @field_validator("validation")
     @classmethod

@@ -65,7 +65,8 @@ class EventView(Frozen):
 
 
 class EventsPage(Frozen):
-    """Events past a cursor; ask again with `cursor` for what came later."""
+    """Events past a cursor; ask again with `cursor` for what came later, at once where there are `more` already."""
 
     events: tuple[EventView, ...]
     cursor: int
+    more: bool = False

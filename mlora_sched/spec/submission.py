@@ -8,11 +8,13 @@ from pydantic import Field
 
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.data import MAX_TRAIN_FILES
+from mlora_sched.spec.job import ADAPTER_FILES, JobSpec, Priority
 
 MAX_RETRIES = 10
 MAX_AFTER = 100
 MAX_FILE_NAME = 1024
+MAX_FILES = MAX_TRAIN_FILES + 2 + len(ADAPTER_FILES)  # beside those trained on: validation, template, init_from
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$"
 
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
@@ -30,7 +32,7 @@ class Submission(Frozen):
     """
 
     spec: JobSpec
-    files: dict[_FileName, _Sha256]
+    files: dict[_FileName, _Sha256] = Field(max_length=MAX_FILES)
     key: str | None = Field(default=None, pattern=KEY_PATTERN)
     after: tuple[_Reference, ...] = Field(default=(), max_length=MAX_AFTER)
     retries: int = Field(default=0, ge=0, le=MAX_RETRIES)

@@ -9,10 +9,10 @@ Nothing here decides: what to do with a job is the loop's, which states may foll
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
@@ -98,22 +98,26 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         with reading(self._engine) as connection:
             return rows.job_view(job_row(connection, job_id))
 
-    def resolve(self, text: str, owner: str | None) -> str:
+    def resolve(self, text: str, owner: str | None, named_by: str | None = None) -> str:
         """The full id that `text` means among the jobs of `owner` (None: of everybody).
 
-        `text` is a full id, the start of an id (at least `MIN_PREFIX` characters, with or without "j-") or a name.
+        `text` is a full id, the start of an id (at least `MIN_PREFIX` characters, with or without "j-") or a name. What
+        is the start of an id is no name: nobody can name a job so that it is taken for another one.
+
+        Args:
+            named_by: the owner of the jobs that are found by name; None for `owner`.
 
         Raises:
             NotFound: no job fits.
             Ambiguous: several fit; the message lists their ids.
         """
         with reading(self._engine) as connection:
-            return _resolve(connection, text, owner).id
+            return _resolve(connection, text, owner, named_by).id
 
-    def find(self, text: str, owner: str | None) -> JobView:
+    def find(self, text: str, owner: str | None, named_by: str | None = None) -> JobView:
         """The job that `text` means, as in `resolve`."""
         with reading(self._engine) as connection:
-            return _resolve(connection, text, owner)
+            return _resolve(connection, text, owner, named_by)
 
     def list(
         self, owner: str | None = None, states: Collection[JobState] | None = None, *, limit: int | None = None
@@ -171,7 +175,7 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             spec=self.spec(job_id),
             checkpoints=self.checkpoints(job_id),
             best_checkpoint=self.best_checkpoint(job_id),
-            events=tuple(event for _, event in self.events(job_id)[-_DETAIL_EVENTS:]),
+            events=tuple(event for _, event in self.events(job_id, newest=_DETAIL_EVENTS)),
             exactness=row.exactness,
             after=self.after(job_id),
         )
@@ -206,13 +210,23 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
         with reading(self._engine) as connection:
             return connection.scalars(query).one_or_none()
 
-    def events(self, job_id: str | None, after: int = 0) -> _Events:
-        """What happened to a job (None: to all of them and the daemon) since row `after`, oldest first."""
-        query = select(schema.events).where(schema.events.c.id > after).order_by(schema.events.c.id)
+    def events(
+        self, job_id: str | None, after: int = 0, *, first: int | None = None, newest: int | None = None
+    ) -> _Events:
+        """What happened to a job (None: to all of them and the daemon) since row `after`, oldest first.
+
+        Args:
+            first: no more than so many, the oldest.
+            newest: no more than so many, the newest.
+        """
+        table = schema.events
+        query = select(table).where(table.c.id > after)
         if job_id is not None:
-            query = query.where(schema.events.c.job_id == job_id)
+            query = query.where(table.c.job_id == job_id)
+        query = query.order_by(table.c.id if newest is None else table.c.id.desc())
         with reading(self._engine) as connection:
-            return [(row.id, rows.event_view(row)) for row in connection.execute(query)]
+            found = connection.execute(query.limit(first if newest is None else newest)).all()
+        return [(row.id, rows.event_view(row)) for row in (found if newest is None else reversed(found))]
 
     def metrics(self, job_id: str, after: int = 0, newest: int | None = None) -> _Metrics:
         """Row id and line of every metric recorded since row `after`, by step, a step before its evaluation.
@@ -288,25 +302,32 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             used: note that it is of use at this time, so that it stays for a while.
         """
         table = schema.spool
-        of_owner = (table.c.sha256 == sha256, table.c.owner == owner)
         if used is None:
             with reading(self._engine) as connection:
-                return connection.execute(select(table.c.size).where(*of_owner)).one_or_none() is not None
+                query = select(table.c.size).where(table.c.sha256 == sha256, table.c.owner == owner)
+                return connection.execute(query).one_or_none() is not None
+        return sha256 in self.use_files({sha256}, owner, used)
+
+    def use_files(self, wanted: Collection[str], owner: str, now: float) -> set[str]:
+        """Note of these files that they are of use now, and so stay for a while; returns those `owner` has uploaded."""
+        table = schema.spool
+        of_owner = (table.c.sha256.in_(wanted), table.c.owner == owner)
         with writing(self._engine) as connection:
-            return connection.execute(update(table).where(*of_owner).values(used=used)).rowcount == 1
+            query = update(table).where(*of_owner).values(used=now).returning(table.c.sha256)
+            return set(connection.scalars(query))
 
 
-def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
+def _resolve(connection: Connection, text: str, owner: str | None, named_by: str | None) -> JobView:
     """See `JobStore.resolve`. A full id, which programs use, is looked up; everything else looks at all jobs."""
     row = connection.execute(_BY_ID, {"id": text}).one_or_none()
     if row is not None and owner in (None, row.owner):
         return rows.job_view(row)
     prefix = "j-" + text.removeprefix("j-")
-    short = func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix
-    by_name = schema.jobs.c.name == text
-    fits = by_name | short if len(prefix) >= len("j-") + MIN_PREFIX else by_name
-    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
-    found = connection.execute(query.limit(_MOST_NAMED + 1)).all()
+    found: Sequence[Row[Any]] = ()
+    if len(prefix) >= len("j-") + MIN_PREFIX:
+        found = _fitting(connection, func.substr(schema.jobs.c.id, 1, len(prefix)) == prefix, owner)
+    if not found:
+        found = _fitting(connection, schema.jobs.c.name == text, named_by or owner)
     if not found:
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
         raise NotFound(f"no job {text}; {remedy}")
@@ -314,6 +335,12 @@ def _resolve(connection: Connection, text: str, owner: str | None) -> JobView:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
         raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
+
+
+def _fitting(connection: Connection, fits: ColumnElement[bool], owner: str | None) -> Sequence[Row[Any]]:
+    """The newest jobs of `owner` (None: of everybody) that fit, one more than a message names."""
+    query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
+    return connection.execute(query.limit(_MOST_NAMED + 1)).all()
 
 
 def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mlora_sched.errors import NotFound, Refused
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import JobState
 from mlora_sched.store import rows, schema
+from mlora_sched.store.audit import TRIM_ROWS
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.records import Upload
@@ -122,6 +123,26 @@ class Upkeep:
             if connection.execute(unknown.limit(1)).one_or_none() is not None:
                 return None
             return {name for name in connection.scalars(query) if name is not None}
+
+    def trim_events(self, cut: float, most: int) -> int:
+        """Remove some of the events of a job that has more than `most`, or of those that are no job's: its oldest.
+
+        Of those that are no job's, what is from before `cut` goes, too.
+
+        Returns:
+            How many were removed; 0 when there is nothing left to remove.
+        """
+        table = schema.events
+        crowded = select(table.c.job_id, func.count().label("rows")).group_by(table.c.job_id)
+        with reading(self._engine) as connection:
+            found = connection.execute(crowded.having(func.count() > most).limit(1)).one_or_none()
+        old = select(table.c.id).order_by(table.c.id)
+        if found is None:
+            old = old.where(table.c.job_id.is_(None), table.c.time < cut).limit(TRIM_ROWS)
+        else:
+            old = old.where(table.c.job_id.is_not_distinct_from(found.job_id)).limit(min(found.rows - most, TRIM_ROWS))
+        with writing(self._engine) as connection:
+            return connection.execute(delete(table).where(table.c.id.in_(old))).rowcount
 
 
 def job_row(connection: Connection, job_id: str) -> Row[Any]:

@@ -7,6 +7,7 @@ import pwd
 import socket
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from serving import Served, SpecMaker
@@ -14,7 +15,8 @@ from serving import Served, SpecMaker
 from mlora_sched.client import Client
 from mlora_sched.errors import NotFound, Refused, UserError
 from mlora_sched.server import auth
-from mlora_sched.server.auth import Caller, bind, caller, peer
+from mlora_sched.server.auth import Caller, Names, bind, caller, peer
+from mlora_sched.server.groups import AdminGroup
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 NOBODY = 65534
@@ -52,6 +54,43 @@ def test_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caller(0).is_admin
     assert caller(4321) == Caller("4321", is_admin=True)
     assert caller(4322) == Caller("4322", is_admin=False)
+
+
+def test_a_user_database_that_fails_changes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, known = Names(), {7: "ann", 8: "bob"}
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=known[uid]))
+    assert [names.known(caller(uid)).user for uid in (7, 9)] == ["ann", "9"]
+    known.clear()
+    found = [names.known(caller(uid)) for uid in (7, 8, 9)]
+    assert [one.user for one in found] == ["ann", "8", "9"]
+    assert [one.is_nameless for one in found] == [False, True, True]
+    known[7] = "anna"
+    assert names.known(caller(7)).user == "anna", "what the database says holds"
+
+
+def test_names_are_remembered_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, known = Names(2), {7: "ann", 8: "bob", 9: "cay"}
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=known[uid]))
+    for uid in (7, 8, 7, 9):
+        names.known(caller(uid))
+    known.clear()
+    assert [names.known(caller(uid)).user for uid in (7, 8, 9)] == ["ann", "8", "cay"]
+
+
+def test_a_nameless_user_is_in_no_group(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked(_group: AdminGroup, _user: str) -> bool:
+        return True
+
+    monkeypatch.setattr(AdminGroup, "has", asked)
+    for who, is_admin in [(Caller("4322", False, uid=4322), False), (Caller("ann", False, uid=4322), True)]:
+        monkeypatch.setattr(auth, "peer", lambda _connection, who=who: who)
+        with Client(served.socket) as client:
+            if is_admin:
+                assert list(client.audit()) == []
+            else:
+                with pytest.raises(Refused, match="only administrators"):
+                    list(client.audit())
+                served.store.trim_audit(1e12, 0)
 
 
 @pytest.fixture

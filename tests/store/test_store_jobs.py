@@ -152,8 +152,18 @@ def test_a_full_id_wins_and_several_are_listed(store: JobStore) -> None:
     assert store.resolve("j-aabb", "ann") == "j-aabb"
     with pytest.raises(Ambiguous, match=r"twin fits several jobs: j-aabbcc, j-aabb;"):
         store.resolve("twin", "ann")
-    with pytest.raises(Ambiguous, match="j-ccdd, j-aabbcc"):
-        store.resolve("aabbcc", "ann")
+    assert store.resolve("aabbcc", "ann") == "j-aabbcc", "what begins an id is no name"
+    assert store.resolve("aabbcc", None) == "j-aabbcc"
+
+
+def test_by_name_administrators_mean_their_own_jobs(store: JobStore) -> None:
+    add(store, "j-aabb1111", "mine", owner="root")
+    add(store, "j-ccdd2222", "mine", owner="mallory")
+    add(store, "j-eeff3333", "theirs", owner="mallory")
+    assert store.resolve("mine", None, "root") == store.find("mine", None, "root").id == "j-aabb1111"
+    assert store.resolve("eeff", None, "root") == "j-eeff3333"
+    with pytest.raises(NotFound):
+        store.resolve("theirs", None, "root")
 
 
 def test_other_peoples_jobs_neither_fit_nor_disturb(store: JobStore) -> None:

@@ -27,7 +27,7 @@ def has_file(sha256: _Sha256, context: ContextOf, caller: CallerOf) -> Response:
 
     Who asks is about to use it: it stays for as long as a new upload.
     """
-    if not context.has_file(sha256, caller):
+    if not context.use_files({sha256}, caller):
         raise NotFound(f"no file {sha256} of yours")
     return Response()
 

@@ -17,7 +17,14 @@ from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
 from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_size, served_base, without_secrets
+from mlora_sched.server.submission import (
+    check_files,
+    check_memory,
+    check_name,
+    check_size,
+    served_base,
+    without_secrets,
+)
 from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
@@ -29,6 +36,7 @@ from mlora_sched.store.records import Terms
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=RecordRoute)
 
+EVENTS_OF_PAGE = 1000
 _ID_BYTES = 16
 _After = Annotated[int, Query(ge=0, le=2**63 - 1, description="Cursor of the page before; 0 for the first.")]
 
@@ -45,6 +53,7 @@ _REPEATED = "It was submitted before, under the same key; this is that job."
 def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted | Response:
     """Accept a job; it trains when its data is prepared and the scheduler finds room. Under a key it is made once."""
     check_size(body.spec)
+    check_name(body.spec)
     job_id = f"j-{secrets.token_hex(_ID_BYTES)}"
     spec, hidden = without_secrets(body.spec)
     body = body.model_copy(update={"spec": spec})
@@ -67,7 +76,7 @@ def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Con
     base = served_base(body.spec, context.settings)
     check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
-    check_files(body, lambda sha256: context.has_file(sha256, caller))
+    check_files(body, lambda wanted: context.use_files(wanted, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
     terms = Terms(key=body.key, after=after, retries=body.retries)
     now = time.time()
@@ -139,10 +148,11 @@ def get_metrics(
 
 @router.get("/{ref}/events")
 def get_events(ref: str, context: ContextOf, caller: CallerOf, after: _After = 0) -> EventsPage:
-    """Events since a cursor."""
-    found = context.store.events(context.job_id(ref, caller), after)
-    cursor = max((row for row, _ in found), default=after)
-    return EventsPage(events=tuple(event for _, event in found), cursor=cursor)
+    """Events since a cursor, the oldest first; a page of them."""
+    found = context.store.events(context.job_id(ref, caller), after, first=EVENTS_OF_PAGE + 1)
+    page = found[:EVENTS_OF_PAGE]
+    cursor = max((row for row, _ in page), default=after)
+    return EventsPage(events=tuple(event for _, event in page), cursor=cursor, more=len(found) > len(page))
 
 
 @router.post("/{ref}/pause")
