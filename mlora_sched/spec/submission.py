@@ -43,7 +43,8 @@ class Submitted(Frozen):
         position, queue: its place among the jobs that wait to be attached, and how many those are; None when it does
             not wait. A new job is the last until the daemon has looked at it.
         estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
-        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace.
+        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace,
+            and where the data do not tell how long a step of `max_steps` is.
         not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
     """
 

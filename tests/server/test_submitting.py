@@ -66,6 +66,26 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
     assert "priority" not in advice
 
 
+@pytest.mark.parametrize(
+    ("suffix", "rows", "seconds"),
+    [
+        pytest.param("jsonl", ["x" * 400] * 10, 5 * 4 * 100, id="rows of 100 tokens"),
+        pytest.param("jsonl", ["x" * 400, "", "x" * 80_000], 5 * 4 * 100, id="of whole rows"),
+        pytest.param("jsonl", ["x" * 80_000], 5 * 4 * 1024, id="cut to max_length"),
+        pytest.param("json", ["x" * 400], None, id="a line is no row"),
+    ],
+)
+def test_the_time_of_counted_steps(
+    served: Served, client: Client, tmp_path: Path, suffix: str, rows: list[str], seconds: float | None
+) -> None:
+    served.store.set_worker_status(WorkerStatus(tokens_per_second=1.0))
+    data = tmp_path / f"rows.{suffix}"
+    data.write_text("\n".join(rows))
+    training = {"max_steps": 5, "batch_size": 4}
+    given = parse_job({"name": "toy", "data": {"train": data.name}, "training": training})
+    assert client.hand_in(given, {data.name: data}).estimated_seconds == seconds
+
+
 def test_the_answer_for_programs(served: Served, spec: SpecMaker, capsys: Capture) -> None:
     assert run(["submit", str(spec()), "--retries", "2", "--json"]) == 0
     printed = capsys.readouterr()
