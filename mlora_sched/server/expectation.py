@@ -37,8 +37,9 @@ def expectation(
     """The answer to a submission that has become `job`, as if it had not before; `files` are its spool keys."""
     status = store.worker_status()
     queue = store.queue_length()
+    waits_for = _waits_for(job, store)
     position = None
-    if job.state in _WAITS:
+    if job.state in _WAITS and not waits_for:
         position = queue if job.position is None else job.position
     return Submitted(
         job=job,
@@ -46,8 +47,15 @@ def expectation(
         first=store.is_only_job(job.id, job.owner),
         position=position,
         queue=queue,
+        waits_for=waits_for,
         estimated_bytes=_bytes(spec, status, settings, estimating),
         estimated_seconds=_seconds(spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings)),
+    )
+
+
+def _waits_for(job: JobView, store: JobStore) -> tuple[str, ...]:
+    return tuple(
+        each.after_id for each in store.dependences() if each.job_id == job.id and each.state is not JobState.SUCCEEDED
     )
 
 

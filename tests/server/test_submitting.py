@@ -235,6 +235,21 @@ def hand_in(client: Client, spec: SpecMaker) -> HandIn:
     return submit
 
 
+def test_what_waits_for_another_job_has_no_place(
+    served: Served, hand_in: HandIn, spec: SpecMaker, capsys: Capture
+) -> None:
+    first = hand_in("first")
+    [line], _ = told(capsys, str(spec("second")), "--after", "first")
+    assert line.endswith(f"second  PREPARING  waits for {first.id[:10]}")
+    assert run(["submit", str(spec("third")), "--after", "first", "--json"]) == 0
+    [job] = json.loads(capsys.readouterr().out)
+    assert (job["position"], job["waits_for"]) == (None, [first.id])
+    served.train(first.id, 10)
+    served.finish(first.id)
+    [line], _ = told(capsys, str(spec("fourth")), "--after", "first")
+    assert line.endswith("fourth  PREPARING  position 3 of 3")
+
+
 def test_after_names_own_jobs(served: Served, hand_in: HandIn, client: Client, capsys: Capture) -> None:
     first = hand_in("first")
     second = hand_in("second", after=("first", first.id[:8]))
@@ -249,7 +264,7 @@ def test_after_names_own_jobs(served: Served, hand_in: HandIn, client: Client, c
         hand_in("third", after=("second", "first"))
     assert "third" not in names(served)
     assert run(["show", second.id]) == 0
-    assert f"starts after   {first.id}" in capsys.readouterr().out
+    assert ["starts", "after", first.id] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 SPEC = {"name": "toy", "data": {"train": "a.jsonl"}}
