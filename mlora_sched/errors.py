@@ -5,7 +5,7 @@
     │   ├── SpecError                a job spec is malformed                  exit 2   HTTP 422
     │   ├── DataError                a row or file of the data is unusable    exit 2   HTTP 422
     │   └── BaseError                a base model the engine cannot serve     exit 2   HTTP 422
-    ├── NotFound                     no such job, base, file, checkpoint      exit 3   HTTP 404
+    ├── NotFound                     no such job, base, upload, checkpoint    exit 3   HTTP 404
     ├── Ambiguous                    a shortened id or name fits several      exit 3   HTTP 409
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unauthorized                 nobody whom the daemon knows asks        exit 4   HTTP 401

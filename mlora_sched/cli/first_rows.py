@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.errors import DataError
 from mlora_sched.spec.data import DataSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def first_rows(data: DataSpec, files: Mapping[str, Path]) -> list[str]:
         return [more]
     try:
         return [*_lines(data, name, files[name]), more]
-    except (DataError, NotFound) as error:
+    except DataError as error:
         return [f"the first rows: {error.message}"]
 
 

@@ -46,9 +46,11 @@ class Submitted(Frozen):
         repeated: it was submitted before, under the same key; nothing has changed.
         first: its owner has no other job here.
         position, queue: its place among the jobs that wait to be attached, and how many those are; None when it does
-            not wait. A new job is the last until the daemon has looked at it.
+            not wait, or waits for others first. A new job is the last until the daemon has looked at it.
+        waits_for: the jobs, by full id, that must succeed before it has a place in the queue.
         estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
-        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace.
+        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace,
+            and where the data do not tell how long a step of `max_steps` is.
         not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
     """
 
@@ -59,6 +61,7 @@ class Submitted(Frozen):
     queue: int
     estimated_bytes: int | None
     estimated_seconds: float | None
+    waits_for: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()
 
 

@@ -113,7 +113,30 @@ def test_ls_shows_others_as_user_state_and_use(capsys: Capture) -> None:
     assert "bob" not in capsys.readouterr().out, "nobody can say whether a job without a name fits"
     assert run(["ls", "--everyone", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert [job.get("name") for job in printed] == ["mine-waits", "mine-runs", None, None]
+    assert [job["name"] for job in printed] == ["mine-waits", "mine-runs", None, None]
+    assert len({tuple(job) for job in printed}) == 1, "one shape"
+    others = [{key: value for key, value in job.items() if value is not None} for job in printed[2:]]
+    assert others == [
+        {"owner": "bob", "state": "RUNNING", "tokens": 24},
+        {"owner": "bob", "state": "QUEUED", "tokens": 0, "position": 1},
+    ]
+
+
+def test_an_empty_list_says_what_that_means(served: Served, capsys: Capture) -> None:
+    for args, said in (
+        ([], "no jobs; `mlora-sched submit SPEC` hands one in"),
+        (["--sort", "loss", "--all"], "no jobs; `mlora-sched submit SPEC` hands one in"),
+        (["--state", "RUNNING"], "no job fits"),
+        (["--everyone", "--name", "x*"], "no job fits"),
+        (["--queue"], "nothing trains and nothing waits"),
+    ):
+        assert run(["ls", *args]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == f"{said}\n"
+        assert len(printed.out.splitlines()) == 1, "the titles"
+    assert run(["ls", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out), printed.err) == ([], "")
 
 
 @pytest.mark.usefixtures("as_ann")

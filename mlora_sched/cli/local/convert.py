@@ -11,7 +11,7 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
-from mlora_sched.errors import NotFound, Refused, SpecError, UserError
+from mlora_sched.errors import Refused, SpecError, UserError
 
 if TYPE_CHECKING:
     from mlora_sched.convert.result import Conversion, Entry
@@ -93,7 +93,7 @@ def _read_config(file: Path) -> Any:
     try:
         return load_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
-        raise NotFound(f"{file}: no such file") from None
+        raise UserError(f"{file}: no such file") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -106,6 +106,9 @@ def _line(answer: Submitted) -> str:
     parts = [job.id[:SHORT_ID], job.name, job.shown_state]
     if answer.position is not None:
         parts.append(f"position {answer.position} of {answer.queue}")
+    if answer.waits_for:
+        parts.append(f"waits for {', '.join(other[:SHORT_ID] for other in answer.waits_for)}")
+    if answer.position is not None or answer.waits_for:
         if answer.estimated_bytes is not None:
             parts.append(f"~{format_size(answer.estimated_bytes)}")
         if answer.estimated_seconds is not None:

@@ -62,7 +62,7 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted 
     if job is None:
         job = _accept(job_id, body, hidden, context, caller)
     context.note.target, context.note.detail = job.id, spec.name
-    expected = expectation(job, body.spec, context.store, context.settings, context.estimating)
+    expected = expectation(job, body.spec, body.files, context.store, context.settings, context.estimating)
     answer = expected.model_copy(update={"not_kept": hidden})
     if job.id == job_id:
         return answer
