@@ -83,6 +83,22 @@ def test_what_has_ended_is_not_there(served: Served, people: dict[str, Client]) 
     assert sorted(by_name(people["ann"].activity().jobs)) == ["mine-waits"]
 
 
+def test_others_jobs_are_counted_while_they_live(served: Served, client: Client, people: dict[str, Client]) -> None:
+    """How many of anybody's jobs failed or succeeded is not for others; the load is."""
+    ids = {job.name: job.id for job in served.store.list()}
+    served.finish(ids["mine-runs"])
+    served.fail(ids[f"{SECRET}-runs"], "it is nan")
+
+    def counted(asking: Client) -> list[int]:
+        jobs = asking.daemon().jobs
+        assert asking.activity().daemon.jobs == jobs
+        return [jobs[state] for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)]
+
+    assert counted(people["ann"]) == [2, 0, 1, 0]
+    assert counted(people["bob"]) == [2, 0, 0, 1]
+    assert counted(client) == [2, 0, 1, 1]
+
+
 def test_a_list_never_has_others_jobs_whatever_is_asked(people: dict[str, Client]) -> None:
     ann = people["ann"]
     for query in (JobQuery(), JobQuery(user="bob"), JobQuery(name=f"{SECRET}*"), JobQuery(limit=1), JobQuery(since=0)):
