@@ -57,13 +57,10 @@ def _header(scene: Scene, width: int) -> Iterator[Text]:
     title = Text.assemble((", ".join(daemon.bases), "bold"), f" on {daemon.device}: {one_line(daemon.worker)}")
     yield _fit(title, width - len(clock) - 1) + Text(f" {clock}", style="dim")
     counts = ", ".join(f"{count} {state.lower()}" for state, count in daemon.jobs.items() if count and _live(state))
-    yield _cut(
-        Text(
-            f"{daemon.tokens_per_second:,.0f} tokens/s, packs {daemon.fill:.0%} full; {counts or 'no live jobs'}; "
-            f"results {daemon.exactness or 'not probed yet'}"
-        ),
-        width,
-    )
+    tokens = sum(round(job.rate) for job in scene.view.jobs)  # what the rows show adds up to it
+    load = f"{tokens:,} tokens/s" + (f", packs {daemon.fill:.0%} full" if daemon.fill else "")
+    results = f"results {daemon.exactness or 'not probed yet'}"
+    yield _cut(Text(f"{load}; {counts or 'no live jobs'}; {results}"), width)
     for warning in daemon.warnings:
         yield _cut(Text(one_line(warning), style="yellow"), width)
     if scene.lost is not None:
@@ -311,10 +308,7 @@ def _progress(job: ActiveJob) -> Text:
 
 
 def _rate(job: ActiveJob) -> Text:
-    one = job.job
-    if one is None or one.pace is None or not one.step:
-        return Text()
-    return Text(f"{one.pace * one.tokens / one.step:,.0f}")
+    return Text(f"{round(job.rate):,}" if job.rate else "")
 
 
 def _why(job: JobView) -> str:

@@ -64,13 +64,16 @@ def job(name: str, state: JobState, **more: object) -> JobView:
     return JobView.model_validate(values)
 
 
-def active(view: JobView, *, position: int | None = None, share: float = 0.0, device: int = 0) -> ActiveJob:
+def active(
+    view: JobView, *, position: int | None = None, share: float = 0.0, rate: float = 0.0, device: int = 0
+) -> ActiveJob:
     return ActiveJob(
         owner=view.owner,
         state=view.state,
         position=position,
         tokens=view.tokens,
         share=share,
+        rate=rate,
         device=device,
         host=0,
         job=view,
@@ -104,7 +107,7 @@ DAEMON = DaemonView(
     worker="ready",
     phase=WorkerPhase.READY,
     jobs={"PREPARING": 0, "QUEUED": 2, "RUNNING": 3, "PAUSED": 1, "SUCCEEDED": 90, "FAILED": 1, "CANCELLED": 0},
-    tokens_per_second=4321.0,
+    tokens_per_second=7524.0,
     fill=0.93,
 )
 MEMORY = MemoryView(
@@ -131,9 +134,9 @@ SCENE = Scene(
         daemon=DAEMON,
         memory=MEMORY,
         jobs=(
-            active(MOOD, share=0.25, device=GIB),
-            active(RECORDS, share=0.25, device=2 * GIB),
-            anothers("bob", JobState.RUNNING, tokens=1_234_567, share=0.5, device=4 * GIB),
+            active(MOOD, share=0.25, rate=1080.4, device=GIB),
+            active(RECORDS, share=0.25, rate=1080.4, device=2 * GIB),
+            anothers("bob", JobState.RUNNING, tokens=1_234_567, share=0.5, rate=2160.3, device=4 * GIB),
             active(job("triage", JobState.QUEUED, reason="memory: waits for 1.2 GiB, 0.8 GiB are free"), position=1),
             anothers("bob", JobState.QUEUED, position=2),
             active(job("later", JobState.PAUSED, step=40, total_steps=100)),
@@ -222,11 +225,26 @@ def test_memory_in_detail_takes_the_place_of_the_jobs() -> None:
     assert "PROGRESS" not in text
 
 
+@pytest.mark.parametrize("rates", [(1080.4, 1080.4, 2160.4), (0.5, 2749.5, 2529.4)])
+def test_the_rates_of_the_rows_add_up_to_the_header(rates: tuple[float, ...]) -> None:
+    jobs = tuple(
+        active(job(f"run-{at}", JobState.RUNNING, total_steps=9), share=1 / 3, rate=rate)
+        for at, rate in enumerate(rates)
+    )
+    _, head, *rows = lines_of(dataclasses.replace(SCENE, view=SCENE.view.model_copy(update={"jobs": jobs})), 120, 40)
+    shown = [re.search(r"([\d,]+) +33%", row) for row in rows if "run-" in row]
+    assert len(shown) == len(rates)
+    whole = sum(int(one[1].replace(",", "")) for one in shown if one)
+    assert head.startswith(f"{whole:,} tokens/s")
+
+
 def test_nothing_to_do_and_nothing_known_yet() -> None:
-    idle = DAEMON.model_copy(update={"jobs": dict.fromkeys(JobState, 0), "exactness": "", "worker": "starting"})
+    idle = DAEMON.model_copy(
+        update={"jobs": dict.fromkeys(JobState, 0), "exactness": "", "worker": "starting", "fill": 0.0}
+    )
     scene = Scene(ActivityView(daemon=idle, memory=MemoryView(worker="starting", device=""), jobs=()), NOON)
     text = "\n".join(lines_of(scene, 80, 24))
-    assert "no live jobs; results not probed yet" in text
+    assert "\n0 tokens/s; no live jobs; results not probed yet" in text
     assert "no job trains or waits" in text
     assert "memory " not in text.replace("m memory", "")
 

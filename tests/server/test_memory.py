@@ -126,7 +126,18 @@ def test_packs_are_what_is_beside_base_and_jobs(
         view = client.memory()
     assert (view.estimated, view.measured, view.held, view.parked) == (88 * MIB, 80 * MIB, 30 * MIB, 20 * MIB)
     assert view.free == (1100 - 30 - 88) * MIB
-    assert view.corrections == (CORRECTION,)
+
+
+def test_only_administrators_see_what_was_learnt_of_everybodys_packs(
+    served: Served, spec: SpecMaker, act_as: Callable[[Caller], None]
+) -> None:
+    """A correction names methods, and stays when the jobs that had them have gone."""
+    two_jobs(served, spec, act_as)
+    with Client(served.socket) as client:
+        assert client.memory().corrections == client.activity().memory.corrections == ()
+    act_as(ROOT)
+    with Client(served.socket) as client:
+        assert client.memory().corrections == client.activity().memory.corrections == (CORRECTION,)
 
 
 def test_before_the_worker_has_reported(served: Served, client: Client, capsys: Capture) -> None:
@@ -142,6 +153,7 @@ def test_watch_draws_once_into_a_pipe(
     served: Served, spec: SpecMaker, act_as: Callable[[Caller], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_jobs(served, spec, act_as)
+    act_as(ROOT)
     monkeypatch.setenv("COLUMNS", "120")
     assert run(["watch", "--memory"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -154,7 +166,7 @@ def test_watch_draws_once_into_a_pipe(
         "margin 50.0 MiB kept free",
         "free 982.0 MiB of a budget of 1.1 GiB for jobs and packs",
         "host 20.0 MiB 1 parked, of at most 1000.0 MiB",
-        "ann another's RUNNING 30.0 MiB",
+        "ann secret RUNNING 30.0 MiB",
         "bob mine RUNNING 20.0 MiB",
         "lora, training 128 1.250 1.0% 9",
     ):
