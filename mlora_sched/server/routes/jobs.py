@@ -17,7 +17,14 @@ from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
 from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
-from mlora_sched.server.submission import check_files, check_memory, check_name, check_size, served_base, without_secrets
+from mlora_sched.server.submission import (
+    check_files,
+    check_memory,
+    check_name,
+    check_size,
+    served_base,
+    without_secrets,
+)
 from mlora_sched.spec.api import EventsPage, JobsPage, JobView, MetricsPage
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
