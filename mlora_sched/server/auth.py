@@ -229,11 +229,44 @@ def _remedy(group: str | None) -> str:
 
 
 def _make_parent(folder: Path, gid: int | None) -> None:
-    there = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if gid is not None and not there:
-        os.chown(folder, -1, gid)
-        folder.chmod(0o710)
+    """Make the socket's directory where it is not there; one in which others could replace the socket is refused.
+
+    Raises:
+        UserError: it is such a one.
+    """
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        _check_parent(folder)
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # nothing that has been put in its place
+    try:
+        _check_parent(folder, opened)
+        if gid is not None:
+            os.fchown(opened, -1, gid)
+            os.fchmod(opened, 0o710)
+    finally:
+        os.close(opened)
+
+
+def _check_parent(folder: Path, opened: int | None = None) -> None:
+    """Whether nobody but root and this user can put something else in the socket's place, by the directory's mode.
+
+    Args:
+        opened: a descriptor of the directory; None to look at the path, and where it is a link at what it leads to.
+    """
+    found = [folder.lstat(), folder.stat()] if opened is None else [os.fstat(opened)]
+    for status in found:
+        if status.st_uid not in (0, os.geteuid()):
+            raise UserError(
+                f"--socket: {folder} belongs to user id {status.st_uid}, who could put another socket there; "
+                "choose a directory of your own"
+            )
+    if found[-1].st_mode & stat.S_IWOTH and not found[-1].st_mode & stat.S_ISVTX:
+        raise UserError(
+            f"--socket: {folder} may be written by everybody, who could put another socket there; "
+            f"`chmod o-w {folder}` or choose another directory"
+        )
 
 
 def _listening(path: Path, gid: int | None) -> socket.socket:

@@ -337,7 +337,8 @@ def _resolve(connection: Connection, text: str, owner: str | None, named_by: str
     if not found:
         found = _fitting(connection, schema.jobs.c.name == text, named_by or owner)
     if not found:
-        remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else "`ls` lists yours"
+        mine = "`ls` lists yours" + ("; others' are named by id" if owner is None and named_by is not None else "")
+        remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else mine
         raise NotFound(f"no job {text}; {remedy}")
     if len(found) > 1:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import socket
@@ -68,6 +69,41 @@ def test_a_user_database_that_fails_changes_nobody(monkeypatch: pytest.MonkeyPat
     assert names.known(caller(7)).user == "anna", "what the database says holds"
 
 
+@pytest.mark.parametrize(
+    ("mode", "refused"), [(0o777, True), (0o702, True), (0o1777, False), (0o755, False), (0o770, False)]
+)
+def test_nobody_else_can_replace_the_socket(short_dir: Path, mode: int, refused: bool) -> None:
+    short_dir.chmod(mode)
+    if refused:
+        with pytest.raises(UserError, match="may be written by everybody"):
+            bind(short_dir / "s")
+        assert not (short_dir / "s").exists()
+    else:
+        bind(short_dir / "s").close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a directory to somebody else")
+def test_the_sockets_directory_is_root_s_or_ones_own(short_dir: Path, tmp_path: Path) -> None:
+    foreign, link = short_dir / "foreign", short_dir / "link"
+    foreign.mkdir()
+    link.symlink_to(tmp_path)
+    bind(link / "s").close()
+    os.chown(link, NOBODY, -1, follow_symlinks=False)
+    os.chown(foreign, NOBODY, -1)
+    for folder in (foreign, link):
+        with pytest.raises(UserError, match=f"{folder} belongs to user id {NOBODY}, who could put another socket"):
+            bind(folder / "t")
+
+
+def test_a_directory_that_is_there_is_left_as_it_is(short_dir: Path) -> None:
+    there, made = short_dir / "there", short_dir / "made"
+    there.mkdir(mode=0o700)
+    group = grp.getgrgid(os.getgid()).gr_name
+    for folder, mode in ((there, 0o700), (made, 0o710)):
+        bind(folder / "s", group).close()
+        assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
 def test_names_are_remembered_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     names, known = Names(2), {7: "ann", 8: "bob", 9: "cay"}
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=known[uid]))
@@ -130,7 +166,9 @@ def test_other_users_jobs_do_not_exist(served: Served, spec: SpecMaker, act_as, 
     with Client(served.socket) as client:
         assert client.jobs() == []
         assert [job.owner for job in client.jobs(everyone=True)] == ["ann"]
-        assert client.get("secret").id == job.id
+        assert client.get(job.id[:10]).id == job.id
+        with pytest.raises(NotFound, match="no job secret; `ls` lists yours; others' are named by id"):
+            client.get("secret")
 
 
 def test_one_user_cannot_train_on_anothers_upload(served: Served, spec: SpecMaker, act_as) -> None:  # type: ignore[no-untyped-def]
