@@ -7,6 +7,7 @@ import time
 import click
 
 from mlora_sched.cli.remote.options import Parsed, daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.spec.query import JobQuery, JobSort, check_name_pattern
 from mlora_sched.spec.state import JobState
@@ -128,4 +129,4 @@ def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: 
 
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        click.echo(warning, err=True)
+        say(warning, err=True)
