@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from mlora_sched.cli.style import printable
 from mlora_sched.errors import DataError
 from mlora_sched.spec.data import DataSpec
 
@@ -83,6 +84,5 @@ def _marked(row: LaidOut) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Without the control characters that a data file could bring to a terminal."""
-    clean = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    clean = printable(text)
     return clean if len(clean) <= _MOST_CHARACTERS else f"{clean[:_MOST_CHARACTERS]} … ({len(clean):,} characters)"

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlora_sched.cli.style import STATE_COLOURS
+from mlora_sched.cli.style import STATE_COLOURS, clean
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.memory_view import MemoryJob, MemoryView
 
@@ -35,7 +35,7 @@ class _Part:
 def memory_panel(view: MemoryView) -> RenderableType:
     """Everything about the memory, one part below the other."""
     words = Text.assemble((view.device or "device", "bold"), f"  worker {view.worker}")
-    title = Group(words, *(Text(warning, style="yellow") for warning in view.warnings))
+    title = Group(clean(words), *(clean(Text(warning, style="yellow")) for warning in view.warnings))
     if not view.total:
         return Group(title, Text("no report of its memory yet", style="dim"))
     parts: list[RenderableType] = [title, Text(), _bar(view), Text(), _device(view)]
@@ -110,7 +110,7 @@ def _jobs(view: MemoryView) -> Table:
         table.add_column(name, justify="right")
     for owner, group in itertools.groupby(view.jobs, key=lambda job: job.owner):
         for row in _rows(owner, list(group)):
-            table.add_row(*row)
+            table.add_row(*map(clean, row))
     return table
 
 
@@ -140,5 +140,5 @@ def _corrections(view: MemoryView) -> Table:
         table.add_column(name, justify="right")
     for one in view.corrections:
         kind = f"{one.methods}, {'training' if one.training else 'evaluation'}"
-        table.add_row(kind, str(one.rows), f"{one.factor:.3f}", f"{one.error:.1%}", str(one.packs))
+        table.add_row(clean(Text(kind)), str(one.rows), f"{one.factor:.3f}", f"{one.error:.1%}", str(one.packs))
     return table

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mlora_sched.cli.memory_view import memory_panel
 from mlora_sched.cli.sparkline import sparkline
-from mlora_sched.cli.style import STATE_COLOURS, loss_text, one_line, progress, why
+from mlora_sched.cli.style import STATE_COLOURS, clean, loss_text, one_line, progress, why
 from mlora_sched.cli.times import eta
 from mlora_sched.cli.watch_feed import Scene
 from mlora_sched.memory.sizes import format_size
@@ -316,13 +316,13 @@ def _why(job: JobView) -> str:
 
 
 def _cut(text: Text, width: int) -> Text:
-    text.truncate(max(1, width), overflow="ellipsis")
+    clean(text).truncate(max(1, width), overflow="ellipsis")
     return text
 
 
 def _fit(text: Text, width: int, right: bool = False) -> Text:
     """Exactly `width` characters wide."""
     width = max(1, width)
-    text.truncate(width, overflow="ellipsis")
+    clean(text).truncate(width, overflow="ellipsis")
     text.align("right" if right else "left", width)
     return text

@@ -84,8 +84,8 @@ class Trail:
                 caller=who.user if known else UNKNOWN_CALLER,
                 via=via,
                 action=action,
-                target=_short(note.target or str(given)),
-                detail=_short(where + (message or note.detail)),
+                target=_escaped(_short(note.target or str(given))),
+                detail=_escaped(_short(where + (message or note.detail))),
                 outcome=outcome,
             )
         except MloraError as error:  # what was asked for is done, or refused, and that is what the answer says
@@ -121,6 +121,11 @@ class _Answer:
     async def _record(self, outcome: str, message: str) -> None:
         self._recorded = True
         await self._trail.record(self._scope, outcome, message)
+
+
+def _escaped(text: str) -> str:
+    """With `\\x1b` and the like for what a terminal that shows the record could obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _failure(status: int, body: bytes) -> tuple[str, str]:

@@ -238,6 +238,20 @@ def test_the_rates_of_the_rows_add_up_to_the_header(rates: tuple[float, ...]) ->
     assert head.startswith(f"{whole:,} tokens/s")
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_nothing_of_it_commands_the_terminal(memory: bool) -> None:
+    evil = "\x1b]0;x\x07\x9b2J"
+    scene = many(3)
+    jobs = tuple(one.model_copy(update={"owner": f"a{evil}"}) for one in scene.view.jobs)
+    held = tuple(one.model_copy(update={"owner": f"a{evil}", "name": evil}) for one in scene.view.memory.jobs)
+    known = scene.view.memory.model_copy(update={"device": evil, "warnings": (evil,), "jobs": held})
+    daemon = scene.view.daemon.model_copy(update={"device": evil, "bases": (evil,), "warnings": (evil,)})
+    view = scene.view.model_copy(update={"jobs": jobs, "daemon": daemon, "memory": known})
+    lines = lines_of(dataclasses.replace(scene, view=view), 120, 30, memory=memory)
+    assert any("]0;x" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
 def test_nothing_to_do_and_nothing_known_yet() -> None:
     idle = DAEMON.model_copy(
         update={"jobs": dict.fromkeys(JobState, 0), "exactness": "", "worker": "starting", "fill": 0.0}

@@ -148,6 +148,16 @@ def test_secrets_are_neither_kept_nor_shown(served: Served, client: Client, spec
     assert KEY not in capsys.readouterr().out
 
 
+def test_no_request_brings_a_terminal_to_anything(served: Served, client: Client) -> None:
+    token = client.create_token(token_request("ann"))
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}/api/v1", trust_env=False) as http:
+        http.delete("/jobs/a%1B]0;b%07c%0Ad%C2%9B2J", headers={"authorization": f"Bearer {token.token}"})
+    entry = served.store.audit(user="ann", limit=1).entries[0]
+    assert entry.target == r"a\x1b]0;b\x07c\nd\x9b2J"
+    assert entry.detail
+    assert entry.detail.isprintable()
+
+
 def test_the_record_is_read_page_by_page(served: Served, client: Client, capsys: Capture) -> None:
     for number in range(7):
         served.store.add_audit(

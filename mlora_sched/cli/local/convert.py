@@ -11,6 +11,7 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
+from mlora_sched.cli.style import one_line, say
 from mlora_sched.errors import Refused, SpecError, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def convert(file: Path, output: Path | None, source: str | None, name: str | Non
     if output is None:
         click.echo(text, nl=False)
     for line in account(result, str(file)):
-        click.echo(line, err=True)
+        say(line, err=True)
     if output is not None:
         click.echo(f"written to {output}; check it with `mlora-sched validate {output}`", err=True)
 
@@ -78,7 +79,7 @@ def _lines(entries: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in entries:
         arrow = f" → {', '.join(entry.fields)}" if entry.fields and entry.fields != (entry.key,) else ""
-        lines.append(f"  {entry.key}{arrow}" + (f": {entry.reason}" if entry.reason else ""))
+        lines.append("  " + one_line(f"{entry.key}{arrow}" + (f": {entry.reason}" if entry.reason else "")))
     return lines
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
+from mlora_sched.cli.style import printable
 from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import JobState, StoppedBy
@@ -198,4 +199,4 @@ class RunReport:
     def _say(self, text: str) -> None:
         """A line for those who do not see the live table."""
         if not self._console.is_terminal:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ import time
 import click
 
 from mlora_sched.cli.remote.options import Parsed, daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.spec.activity import ActiveJob
 from mlora_sched.spec.api import JobView
@@ -146,4 +147,4 @@ def _unseen(job: ActiveJob) -> dict[str, object]:
 
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        click.echo(warning, err=True)
+        say(warning, err=True)

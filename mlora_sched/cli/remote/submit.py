@@ -13,7 +13,7 @@ from mlora_sched.cli.first_rows import first_rows
 from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
-from mlora_sched.cli.style import SHORT_ID
+from mlora_sched.cli.style import SHORT_ID, say
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
@@ -67,7 +67,7 @@ def submit(
             for one, paths, own_key in zip(given, files, keys, strict=True):
                 answers.append(client.hand_in(one.spec, paths, key=own_key, after=after, retries=retries))
                 if not as_json:
-                    click.echo(_line(answers[-1]))
+                    say(_line(answers[-1]))
             if not as_json:
                 _advise(answers, given, files)
             if wait_for_end:
@@ -143,14 +143,14 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
     elif job.state is JobState.SUCCEEDED:
         lines.append(f"next: {pull}")
     for line in lines:
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 def _tell_rest(rest: Sequence[GivenSpec]) -> None:
     """After Ctrl-C: which specs have not become jobs, as far as is known."""
     if rest:
         names = ", ".join(one.spec.name for one in rest)
-        click.echo(f"not submitted: {names} (maybe {rest[0].spec.name}: `mlora-sched ls` tells)", err=True)
+        say(f"not submitted: {names} (maybe {rest[0].spec.name}: `mlora-sched ls` tells)", err=True)
 
 
 def _plain(answers: Sequence[Submitted], ended: Sequence[JobView]) -> list[dict[str, object]]:
