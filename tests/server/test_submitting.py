@@ -128,6 +128,21 @@ def test_an_interruption_tells_what_is_done_and_what_is_not(
     assert "not submitted: b, c (maybe b: `mlora-sched ls` tells)" in said
 
 
+def test_an_interrupted_wait_tells_that_the_jobs_go_on(
+    served: Served, spec: SpecMaker, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_client: Client, _refs: list[str]) -> list[JobView]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "wait", interrupted)
+    lines, said = told(capsys, str(spec("a")), str(spec("b")), "--wait", code=130)
+    a, b = (line.split("  ")[0] for line in lines)
+    assert said.endswith(f"error: interrupted; the jobs go on (`mlora-sched wait {a} {b}`)\n")
+    assert run(["submit", str(spec("c")), "--wait", "--json"]) == 130
+    assert json.loads(capsys.readouterr().err)["error"] == "Interrupted"
+    assert names(served) == ["a", "b", "c"]
+
+
 # ------------------------------------------------------------------ keys
 
 

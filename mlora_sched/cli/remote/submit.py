@@ -12,6 +12,7 @@ from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.first_rows import first_rows
 from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
+from mlora_sched.cli.remote.waiting import waiting_for
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
 from mlora_sched.cli.style import SHORT_ID
 from mlora_sched.client import Client, Where
@@ -71,7 +72,8 @@ def submit(
             if not as_json:
                 _advise(answers, given, files)
             if wait_for_end:
-                ended = client.wait([answer.job.id for answer in answers])
+                with waiting_for([answer.job.id[:SHORT_ID] for answer in answers]):
+                    ended = client.wait([answer.job.id for answer in answers])
         except KeyboardInterrupt:
             _tell_rest(given[len(answers) :])
             raise
