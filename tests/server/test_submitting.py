@@ -184,7 +184,8 @@ def test_a_key_for_several_specs_has_their_names(served: Served, spec: SpecMaker
     for _ in range(2):
         told(capsys, *paths, "--key", "k")
     told(capsys, paths[1], "--key", "k/b")
-    assert names(served) == ["a", "b"]
+    told(capsys, f"{spec.folder}/[b].yaml", "--key", "k")
+    assert names(served) == ["a", "b"], "a glob is for several even where it matches one"
     assert "--key tells them by name" in error_of(capsys, "submit", paths[0], paths[0], "--key", "k", code=2)
     assert "key: 'k k':" in error_of(capsys, "submit", paths[0], "--key", "k k", code=2)
 
