@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlora_sched.errors import MloraError, NoSpace, NotFound, Refused, StorageTrouble, Unauthorized, UserError
 from mlora_sched.server.auth import Caller, Remote
+from mlora_sched.server.verbs import verb_of
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.redact import redact
 from mlora_sched.store.jobs import JobStore
@@ -83,7 +84,7 @@ class Trail:
                 time=time.time(),
                 caller=who.user if known else UNKNOWN_CALLER,
                 via=via,
-                action=action,
+                action=verb_of(action),
                 target=_escaped(_short(note.target or str(given))),
                 detail=_escaped(_short(where + (message or note.detail))),
                 outcome=outcome,

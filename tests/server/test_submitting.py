@@ -128,6 +128,21 @@ def test_an_interruption_tells_what_is_done_and_what_is_not(
     assert "not submitted: b, c (maybe b: `mlora-sched ls` tells)" in said
 
 
+def test_an_interrupted_wait_tells_that_the_jobs_go_on(
+    served: Served, spec: SpecMaker, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_client: Client, _refs: list[str]) -> list[JobView]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "wait", interrupted)
+    lines, said = told(capsys, str(spec("a")), str(spec("b")), "--wait", code=130)
+    a, b = (line.split("  ")[0] for line in lines)
+    assert said.endswith(f"error: interrupted; the jobs go on (`mlora-sched wait {a} {b}`)\n")
+    assert run(["submit", str(spec("c")), "--wait", "--json"]) == 130
+    assert json.loads(capsys.readouterr().err)["error"] == "Interrupted"
+    assert names(served) == ["a", "b", "c"]
+
+
 # ------------------------------------------------------------------ keys
 
 
@@ -169,7 +184,8 @@ def test_a_key_for_several_specs_has_their_names(served: Served, spec: SpecMaker
     for _ in range(2):
         told(capsys, *paths, "--key", "k")
     told(capsys, paths[1], "--key", "k/b")
-    assert names(served) == ["a", "b"]
+    told(capsys, f"{spec.folder}/[b].yaml", "--key", "k")
+    assert names(served) == ["a", "b"], "a glob is for several even where it matches one"
     assert "--key tells them by name" in error_of(capsys, "submit", paths[0], paths[0], "--key", "k", code=2)
     assert "key: 'k k':" in error_of(capsys, "submit", paths[0], "--key", "k k", code=2)
 

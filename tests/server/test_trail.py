@@ -8,11 +8,14 @@ import pwd
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from serving import Served, SpecMaker, settings_in
 
-from mlora_sched.cli.main import run
+from mlora_sched.cli.main import cli, run
+from mlora_sched.cli.remote.admin import admin
 from mlora_sched.client import Client
 from mlora_sched.client.administration import token_request
 from mlora_sched.daemon import retention
@@ -21,6 +24,8 @@ from mlora_sched.errors import MloraError, NotFound, Refused, StorageTrouble
 from mlora_sched.server import auth
 from mlora_sched.server.attempts import MOST_FAILURES
 from mlora_sched.server.auth import Caller
+from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
+from mlora_sched.server.verbs import verb_of
 from mlora_sched.settings import DaemonSettings, Listen
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.redact import REDACTED
@@ -74,15 +79,29 @@ def test_what_changes_something_is_recorded_and_looking_is_not(
             ("submit", job.id, "ok"),
             ("pause", job.id, "ok"),
             ("cancel", job.id, "ok"),
-            ("remove", job.id, "Refused"),
+            ("rm", job.id, "Refused"),
             ("cancel", "j-ffffffff", "NotFound"),
-            ("get_adapter", job.id, "Refused"),
+            ("pull", job.id, "Refused"),
             ("drain", "", "ok"),
-            ("collect_garbage", "", "ok"),
-            ("get_backup", "", "ok"),
-            ("remove", job.id, "ok"),
+            ("gc", "", "ok"),
+            ("backup", "", "ok"),
+            ("rm", job.id, "ok"),
         )
     ]
+
+
+def test_every_operation_is_recorded_by_a_verb() -> None:
+    modules = (audit, daemon, doctor, files, jobs, quota, tokens)
+    routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
+    verbs = {*cli.list_commands(click.Context(cli)), "upload"}
+    groups = [("", admin)]
+    while groups:
+        prefix, group = groups.pop()
+        for name, command in group.commands.items():
+            verbs.add(prefix + name)
+            if isinstance(command, click.Group):
+                groups.append((f"{prefix}{name} ", command))
+    assert {verb_of(route.name) for route in routes} <= verbs
 
 
 def test_refusals_and_strangers_are_recorded(served: Served, client: Client, act_as: Callable[[Caller], None]) -> None:
@@ -95,8 +114,8 @@ def test_refusals_and_strangers_are_recorded(served: Served, client: Client, act
         http.post("/jobs", headers={"authorization": f"Bearer {token.token}"}, json={"spec": 3})
     assert token.note == REDACTED
     assert record(served) == [
-        (ME, "socket", "create_token", token.id, "ok"),
-        ("ann", "tcp", "list_tokens", "", "Refused"),
+        (ME, "socket", "token create", token.id, "ok"),
+        ("ann", "tcp", "token ls", "", "Refused"),
         *[("?", "tcp", "connect", "/api/v1/jobs", "Unauthorized")] * MOST_FAILURES,
         ("ann", "tcp", "submit", "", "SpecError"),
     ]
