@@ -14,7 +14,7 @@ from mlora_sched.cli.main import cli, run
 from mlora_sched.cli.output import print_log, print_table
 from mlora_sched.cli.style import printable
 from mlora_sched.errors import MloraError
-from mlora_sched.spec.api import EventView, MetricsLine
+from mlora_sched.spec.log import EventView, MetricsLine
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b2Jb\u202e\r\x08c"
 HARMLESS = "a ]0;title [2J 2Jb c"

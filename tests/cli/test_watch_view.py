@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from mlora_sched.cli.memory_bar import owner_marks
 from mlora_sched.cli.sparkline import sparkline
 from mlora_sched.cli.watch_feed import Lost, Scene
 from mlora_sched.cli.watch_view import KEYS, watch_screen
@@ -202,7 +204,7 @@ def test_whatever_there_is_fits_the_screen_and_rows_left_out_are_counted(
     assert len(lines) == height
     assert all(len(line) <= width for line in lines)
     assert lines[-1].startswith("q quit")
-    assert lost == any(line.startswith("no answer since") for line in lines)
+    assert lost == lines[0].startswith("no answer")
     text = "\n".join(lines)
     running, more = len(re.findall(r"\brun-\d", text)), re.findall(r"… and (\d+) more", text)
     assert running or not count
@@ -210,12 +212,49 @@ def test_whatever_there_is_fits_the_screen_and_rows_left_out_are_counted(
         assert int(more[0]) == count - running
 
 
-def test_a_lost_daemon_is_said_with_the_time_of_its_last_answer() -> None:
-    lost = dataclasses.replace(SCENE, now=NOON + 90, lost=Lost(NOON, "no daemon answers at /s"))
-    lines = lines_of(lost, 80, 24)
-    assert lines[0].rstrip().endswith("12:01:30")
-    assert lines[2].startswith("no answer since 12:00:00, trying again: no daemon answers at /s")
-    assert any("mood" in line for line in lines)
+LOST = dataclasses.replace(
+    SCENE,
+    now=NOON + 90,
+    lost=Lost(NOON, "no daemon answers at /run/d.sock: there is no such socket; start one with `mlora-sched serve`, "
+    "or name its socket with --socket or MLORA_SCHED_SOCKET"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_lost_daemon_is_said_in_the_title_and_below_it_why_and_what_would_help(memory: bool) -> None:
+    lines = lines_of(LOST, 80, 40, memory=memory)
+    assert re.fullmatch(r"no answer since 12:00:00, trying again: demo on cuda:0 +12:01:30", lines[0])
+    assert [line.rstrip() for line in lines[1:4]] == [
+        "no daemon answers at /run/d.sock: there is no such socket",
+        "→ start one with `mlora-sched serve`, or name its socket with --socket or",
+        "MLORA_SCHED_SOCKET",
+    ]
+    text = "\n".join(lines)
+    assert "ready" not in text
+    assert "mood" in text
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_what_a_lost_daemon_said_is_dim(memory: bool) -> None:
+    def styles(scene: Scene) -> list[tuple[str, bool]]:
+        console = Console(width=80, height=40, file=io.StringIO(), force_terminal=True)
+        drawn = console.render(watch_screen(scene, 80, 40, memory=memory))
+        return [(one.text.strip(), bool(one.style and one.style.dim)) for one in drawn if one.text.strip()]
+
+    old = styles(LOST)
+    first = next(at for at, (text, _) in enumerate(old) if "tokens/s" in text)
+    assert all(dim for _, dim in old[first:])
+    assert not all(dim for _, dim in old[:first])
+    assert not all(dim for _, dim in styles(SCENE)[2:])
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("height", [14, 24, 40])
+def test_the_keys_are_the_last_line_and_say_what_m_would_show(memory: bool, height: int) -> None:
+    lines = lines_of(SCENE, 80, height, memory=memory)
+    assert len(lines) == height
+    assert lines[-1].rstrip() == ("q quit   m jobs" if memory else KEYS)
+    assert (height == 14 and memory) == any(re.match(r"… and \d+ more lines", line) for line in lines)
 
 
 def test_memory_in_detail_takes_the_place_of_the_jobs() -> None:
@@ -223,6 +262,26 @@ def test_memory_in_detail_takes_the_place_of_the_jobs() -> None:
     assert "last pack, 2048 rows: estimated 6.0 GiB, measured 5.0 GiB (+20.0%)" in text
     assert "another's" in text
     assert "PROGRESS" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_both_views_have_the_same_bar_and_the_same_marks_without_colours(width: int) -> None:
+    jobs, detail = (lines_of(SCENE, width, 40, memory=memory) for memory in (False, True))
+    assert [line for line in jobs if line.startswith("memory ")] == [
+        line for line in detail if line.startswith("memory ")
+    ]
+    for mark, name in zip("█▓▚▒×░·", ("base", "ann", "bob", "packs", "other processes", "margin", "free"), strict=True):
+        assert width < 80 or any(f"{mark} {name} " in line for line in jobs)
+        assert any(re.match(f"{mark} +{name} ", line) for line in detail), mark
+
+
+def test_owners_beside_one_another_have_different_marks() -> None:
+    held = [MemoryJob(owner=one, id=None, name=None, state=JobState.RUNNING, device=GIB, host=0) for one in "abcda"]
+    marks = list(
+        owner_marks(MEMORY.model_copy(update={"jobs": tuple(sorted(held, key=lambda job: job.owner))})).items()
+    )
+    assert [owner for owner, _ in marks] == ["a", "b", "c", "d"]
+    assert all(one.sign != other.sign for (_, one), (_, other) in itertools.pairwise(marks))
 
 
 @pytest.mark.parametrize("rates", [(1080.4, 1080.4, 2160.4), (0.5, 2749.5, 2529.4)])
