@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fastapi import FastAPI
-from serving import Served
+from serving import Served, SpecMaker
 
+from mlora_sched.client import Client
+from mlora_sched.daemon import lifecycle
 from mlora_sched.daemon.disk import Space
 from mlora_sched.errors import Refused
 from mlora_sched.server import spool
 from mlora_sched.server.app import create_app
 from mlora_sched.server.auth import Caller
-from mlora_sched.server.context import MOST_UPLOADS
+from mlora_sched.server.context import MOST_DOWNLOADS, MOST_UPLOADS
 from mlora_sched.server.turns import Turns
 from mlora_sched.spec.quota import QuotaChange, QuotaKind
 
@@ -161,3 +165,55 @@ def test_uploads_have_their_turns(served: Served) -> None:
         assert await asyncio.gather(*asked) == [204] * MOST_UPLOADS
 
     asyncio.run(play())
+
+
+def test_downloads_have_their_turns_and_leave_nothing_open(served: Served, client: Client, spec: SpecMaker) -> None:
+    job = client.submit(spec())
+    me = Caller(job.owner, is_admin=False)
+    served.train(job.id, 10)
+    served.finish(job.id)
+    app = create_app(served.store, served.settings)
+    folder = str(served.settings.job_dir(job.id))
+
+    def open_files() -> int:
+        return sum(file.path.startswith(folder) for file in psutil.Process().open_files())
+
+    async def play() -> None:
+        app.state.context.downloads._patience = 0.05
+        go_on = asyncio.Event()
+
+        async def never() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def slow(_message: dict[str, Any]) -> None:
+            await go_on.wait()
+
+        async def gone(_message: dict[str, Any]) -> None:
+            raise OSError
+
+        path = f"/jobs/{job.id}/adapter"
+        for _ in range(MOST_DOWNLOADS):
+            with contextlib.suppress(OSError):
+                await ask(app, "GET", path, me, never, gone)
+        asked = [asyncio.create_task(ask(app, "GET", path, me, never, slow)) for _ in range(MOST_DOWNLOADS)]
+        await settled(open_files)
+        assert await ask(app, "GET", path, me, never) == 409
+        go_on.set()
+        assert await asyncio.gather(*asked) == [200] * MOST_DOWNLOADS
+        assert await ask(app, "GET", path, me, never) == 200
+
+    asyncio.run(play())
+    assert open_files() == 0
+
+
+def test_the_daemon_may_open_as_much_as_the_system_lets_it() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        lifecycle.allow_descriptors()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert hard == limits[1]
+    assert soft == (lifecycle.MOST_DESCRIPTORS if hard < 0 else min(hard, lifecycle.MOST_DESCRIPTORS))
