@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -50,6 +51,8 @@ _NETWORK_FILE_SYSTEMS = (
     "gpfs",
     "fuse.sshfs",
 )
+MOST_DESCRIPTORS = 1 << 16
+"""Files and connections that the daemon may have open where the system lets it; a usual default is 1024."""
 Announce = Callable[[WorkerStatus], None]
 
 
@@ -67,6 +70,7 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
         UserError: the state directory or the socket cannot be used.
         MloraError: the worker cannot go on, for example because the base cannot be loaded.
     """
+    allow_descriptors()
     notifier = Notifier.of(os.environ, os.getpid())
     with state_lock(settings.state_dir), _listeners(settings) as listeners, _store(settings.database) as store:
         orphans = end_orphans(settings.log_dir)
@@ -87,6 +91,14 @@ def run_daemon(settings: DaemonSettings, worker: StartWorker, preparer: StartWor
                 notifier.stopping()
                 stop.set()
             work.result()
+
+
+def allow_descriptors() -> None:
+    """Let this process have as many descriptors open as it may by the hard limit, but no more than are of use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _StatusWatch:

@@ -6,8 +6,12 @@ Only paths made of a job's id and a step are opened; nothing of a request become
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from mlora_sched.archive import Archive
 from mlora_sched.errors import NotFound, Refused
@@ -45,6 +49,23 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
         archive.close()
         raise
     return archive
+
+
+class ArchiveResponse(StreamingResponse):
+    """An archive as an answer.
+
+    Args:
+        held: what is let go when the answer has ended, however it does.
+    """
+
+    def __init__(self, archive: Archive, held: AsyncExitStack) -> None:
+        super().__init__(iter(archive), media_type="application/x-tar", headers={"content-length": str(archive.size)})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 @dataclass(frozen=True)

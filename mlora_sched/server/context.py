@@ -14,12 +14,16 @@ from mlora_sched.daemon.retention import Retention
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.server.artifact_sizes import ArtifactSizes
 from mlora_sched.server.auth import Caller
+from mlora_sched.server.spool import Drafts
 from mlora_sched.server.trail import Note
+from mlora_sched.server.turns import PATIENCE_SECONDS, Turns
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.store.jobs import JobStore
 
 MAX_FILE_BYTES = 16 << 30
+MOST_UPLOADS, MOST_DOWNLOADS = 4, 8
+"""Of one user at once: files that come, adapters that go."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Context:
     retention: Retention
     artifact_sizes: ArtifactSizes
     disk_space: Look = space_of
+    uploads: Turns = field(default_factory=lambda: Turns(MOST_UPLOADS, what="uploads", patience=PATIENCE_SECONDS))
+    downloads: Turns = field(
+        default_factory=lambda: Turns(MOST_DOWNLOADS, what="downloads of adapters", patience=PATIENCE_SECONDS)
+    )
+    drafts: Drafts = field(default_factory=Drafts)
     note: Note = field(default_factory=Note)
 
     def check_room(self, size: int = 0) -> None:

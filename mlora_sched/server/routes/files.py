@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request, Response, status
 from starlette.concurrency import run_in_threadpool
 
 from mlora_sched.errors import NotFound
+from mlora_sched.quotas import Use
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.records import RecordRoute
@@ -37,16 +38,23 @@ async def put_file(sha256: _Sha256, request: Request, context: ContextOf, caller
     """Store the body, whose sha256 must be the one in the path."""
     announced = request.headers.get("content-length", "")
     size_announced = int(announced) if announced.isdecimal() else 0
-    await run_in_threadpool(context.check_room, size_announced)
-    room = await run_in_threadpool(context.store.upload_room, caller.user, sha256)
-    room.demand(size_announced)
-    spool, most = context.settings.spool_dir, context.max_file_bytes
-    incoming = await run_in_threadpool(Incoming, spool, sha256, most, room=room)
-    with incoming:
-        async for block in _blocks(request):
-            await run_in_threadpool(incoming.write, block)
-        size = await run_in_threadpool(incoming.finish)
-        await run_in_threadpool(context.store.add_file, sha256, size, caller.user, time.time(), incoming.place)
+
+    def look() -> Use:
+        context.check_room()
+        return context.store.upload_room(caller.user, sha256)
+
+    async with context.uploads.turn(caller.user):
+        await run_in_threadpool(context.check_room, size_announced)
+        with context.drafts.of(caller.user, look) as draft:
+            await run_in_threadpool(draft.grow, 0, size_announced)
+            spool, most = context.settings.spool_dir, context.max_file_bytes
+            incoming = await run_in_threadpool(Incoming, spool, sha256, most, admit=draft.grow)
+            with incoming:
+                async for block in _blocks(request):
+                    await run_in_threadpool(incoming.write, block)
+                size = await run_in_threadpool(incoming.finish)
+                draft.end()
+                await run_in_threadpool(context.store.add_file, sha256, size, caller.user, time.time(), incoming.place)
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytes]:

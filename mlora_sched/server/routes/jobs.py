@@ -9,9 +9,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
+from mlora_sched.archive import Archive
 from mlora_sched.errors import StorageTrouble
-from mlora_sched.server.adapters import open_adapter
+from mlora_sched.server.adapters import ArchiveResponse, open_adapter
 from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.expectation import expectation
@@ -195,7 +197,7 @@ def remove(ref: str, context: ContextOf, caller: CallerOf) -> JobView:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-tar": {}}, "description": "The adapter's files as a tar."}},
 )
-def get_adapter(
+async def get_adapter(
     ref: str,
     context: ContextOf,
     caller: CallerOf,
@@ -204,7 +206,12 @@ def get_adapter(
     ] = None,
 ) -> StreamingResponse:
     """The finished adapter, or that of a checkpoint, with the job's metrics.jsonl."""
-    archive = open_adapter(context.store, context.settings, context.job_id(ref, caller), checkpoint)
-    return StreamingResponse(
-        iter(archive), media_type="application/x-tar", headers={"content-length": str(archive.size)}
-    )
+
+    def opened() -> Archive:
+        return open_adapter(context.store, context.settings, context.job_id(ref, caller), checkpoint)
+
+    async with contextlib.AsyncExitStack() as held:
+        await held.enter_async_context(context.downloads.turn(caller.user))
+        archive = await run_in_threadpool(opened)
+        held.callback(archive.close)
+        return ArchiveResponse(archive, held.pop_all())
