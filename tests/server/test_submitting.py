@@ -229,7 +229,7 @@ def test_after_names_own_jobs(served: Served, hand_in: HandIn, client: Client, c
         hand_in("third", after=("second", "first"))
     assert "third" not in names(served)
     assert run(["show", second.id]) == 0
-    assert f"starts after   {first.id}" in capsys.readouterr().out
+    assert f"starts after  {first.id}" in capsys.readouterr().out
 
 
 SPEC = {"name": "toy", "data": {"train": "a.jsonl"}}
