@@ -13,11 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import click
 
 from mlora_sched import __version__
+from mlora_sched.cli.stdout import Stdout
 from mlora_sched.errors import EXIT_INTERRUPTED, MloraError
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def run(args: Sequence[str]) -> int:
     as_json = "--json" in args
     try:
         result = cli.main(args=list(args), prog_name="mlora-sched", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except MloraError as error:
         _complain(type(error).__name__, error.message, as_json)
         return error.exit_code
@@ -167,4 +170,6 @@ def main() -> NoReturn:
     """Entry point of the console script."""
     # nobody's plugins are wanted, and looking for them reads the metadata of every package that is installed
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if sys.stdout is not None:  # it is where somebody has closed it
+        sys.stdout = cast("TextIO", Stdout(sys.stdout))
     sys.exit(run(sys.argv[1:]))

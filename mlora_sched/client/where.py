@@ -26,8 +26,9 @@ _SSH = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^:\x00-\x1f]*)?$"
 )
 _HTTP = re.compile(
-    r"^https?://(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?$"
+    r"^https?://(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~/-]*)?$"
 )
+_LAST_PORT = 65_535
 _TOKEN = re.compile(r"^[!-~]+$")
 
 
@@ -87,23 +88,31 @@ def parse_address(address: str, environment: Mapping[str, str] = os.environ) -> 
     """Read `ssh://[USER@]HOST[:PORT][/PATH/OF/SOCKET]` or `http[s]://HOST[:PORT]`.
 
     Raises:
-        UserError: it is neither, or over HTTP no token is there.
+        UserError: it is neither, its port is none, or over HTTP no token is there.
     """
     match = _SSH.match(address)
     if match is not None:
-        user, host, port = match["user"], match["host"].strip("[]"), match["port"]
-        path = match["path"]
+        user, host, path = match["user"], match["host"].strip("[]"), match["path"]
         return SshTarget(
             destination=host if user is None else f"{user}@{host}",
-            port=None if port is None else int(port),
+            port=_port(match),
             socket=REMOTE_SOCKET if path in (None, "/") else path,
         )
-    if _HTTP.match(address):
+    match = _HTTP.match(address)
+    if match is not None:
+        _port(match)
         return HttpTarget(address.rstrip("/"), _token(environment))
     raise UserError(  # the value is not shown: somebody may have written a password into it
         f"{HOST_VARIABLE}: is no address; write ssh://[USER@]HOST[:PORT][/PATH/OF/SOCKET] or http://HOST:PORT, "
         f"without a password (over HTTP the token is in {TOKEN_VARIABLE})"
     )
+
+
+def _port(match: re.Match[str]) -> int | None:
+    port = None if match["port"] is None else int(match["port"])
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise UserError(f"{HOST_VARIABLE}: port {port}: is none; ports are 1 to {_LAST_PORT}")
+    return port
 
 
 def token_file(environment: Mapping[str, str] = os.environ) -> Path:

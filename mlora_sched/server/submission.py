@@ -31,7 +31,8 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
         raise SpecError(f"{spec.name}: base_model: is missing; this daemon serves {', '.join(served)}")
     if spec.base_model not in served:
         raise NotFound(
-            f"{spec.name}: base_model: {spec.base_model}: is not served here; this daemon serves {', '.join(served)}"
+            f"{spec.name}: base_model: {spec.base_model}: is not served here; this daemon serves {', '.join(served)}: "
+            f"write `--set base_model={served[0]}`" + (", or leave it out" if len(served) == 1 else "")
         )
     return spec.base_model
 

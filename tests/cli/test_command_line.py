@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -286,6 +287,19 @@ def test_tables_on_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, 
     assert "RUNNING (cancelling)" in text
     assert "[bold]x" in text  # a name is never markup
     assert ("\x1b[36m" in text) is not no_color
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [["--help"], ["validate", "SPEC"]])
+def test_a_full_disk_behind_standard_output_is_told(tmp_path: Path, args: list[str], unbuffered: str) -> None:
+    spec = make_spec(tmp_path)
+    given = [str(spec) if arg == "SPEC" else arg for arg in args]
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mlora_sched", *given]
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device\n")
 
 
 def test_reasons() -> None:

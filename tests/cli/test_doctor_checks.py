@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlora_sched import __version__
 from mlora_sched.cli.checks import machine
-from mlora_sched.cli.checks.daemon import check_daemon
+from mlora_sched.cli.checks.daemon import _QUOTA_REMEDIES, check_daemon
 from mlora_sched.cli.checks.door import check_door
 from mlora_sched.cli.checks.listing import summary
 from mlora_sched.cli.checks.machine import Driver, TorchBuild
@@ -321,3 +321,17 @@ def test_a_diagnosis_in_a_word() -> None:
     assert summary(diagnosis(Outcome.WARN, Outcome.FAIL, Outcome.FAIL)) == "2 failed, 1 to look at"
     assert diagnosis(Outcome.WARN).healthy
     assert not diagnosis(Outcome.FAIL, Outcome.OK).healthy
+
+
+def test_only_quotas_that_are_short_are_told_each_with_its_remedy() -> None:
+    def line(kind: QuotaKind, used: int) -> QuotaLine:
+        return QuotaLine(kind=kind, limit=10, used=used, own=False)
+
+    with Played(checkup()) as client:
+        client.lines = (line(QuotaKind.LIVE_JOBS, 1), line(QuotaKind.TOKENS_PER_DAY, 10), line(QuotaKind.SPOOL, 9))
+        quota = next(check for check in check_daemon(client, "ann", lambda: 100.0) if check.name == "quota")
+    assert quota.found == "(nearly) used up: tokens per day 10 of 10, spool 9 B of 10 B"
+    assert "come back at 00:00 UTC" in quota.remedy
+    assert "`mlora-sched rm`" in quota.remedy
+    assert "cancel" not in quota.remedy
+    assert set(_QUOTA_REMEDIES) == set(QuotaKind)

@@ -61,6 +61,14 @@ def test_what_is_no_address_is_refused_and_not_repeated(address: str) -> None:
     assert "password@" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+@pytest.mark.parametrize("form", ["ssh://gpu1:{}", "ssh://ann@[::1]:{}/s", "http://gpu1:{}", "https://[::1]:{}/mlora"])
+def test_a_port_that_is_none_is_refused(form: str, port: int) -> None:
+    with pytest.raises(UserError, match=f"MLORA_SCHED_HOST: port {port}: is none; ports are 1 to 65535"):
+        parse_address(form.format(port), TOKEN)
+    parse_address(form.format(65_535), TOKEN)
+
+
 @given(st.text(max_size=40).map("ssh://".__add__))
 def test_no_address_becomes_an_option_of_ssh(address: str) -> None:
     try:

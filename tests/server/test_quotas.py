@@ -376,3 +376,12 @@ def test_only_administrators_see_and_set_those_of_others(served: Served, act_as:
         with pytest.raises(Refused, match=r"^ann: only administrators may"):
             ask()
     assert ann.quota().user == "ann"
+
+
+def test_a_user_is_shown_their_own(served: Served, act_as: ActAs, capsys: Capture) -> None:
+    allow(served, None, live_jobs=2)
+    act_as(ANN)
+    assert run(["admin", "quota", "show"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["QUOTA\tUSED\tLIMIT\tSET", "live jobs\t0\t2\tby default"]
+    assert answer(capsys, "admin", "quota", "show")["user"] == "ann"
+    assert "`mlora-sched admin quota show` tells" in answer(capsys, "admin", "quota", "show", "bob", code=4)["message"]

@@ -65,7 +65,8 @@ def test_submit_tells_what_was_accepted_before_a_refusal(served: Served, spec: S
     assert run(["submit", str(spec("good")), str(spec("bad", base_model="other")), "--json"]) == 3
     printed = capsys.readouterr()
     assert [job["name"] for job in json.loads(printed.out)] == ["good"]
-    assert "base_model: other: is not served here; this daemon serves demo" in json.loads(printed.err)["message"]
+    message = json.loads(printed.err)["message"]
+    assert "base_model: other: is not served here; this daemon serves demo: write `--set base_model=demo`" in message
 
 
 def test_submit_names_the_missing_file(served: Served, spec: SpecMaker, capsys: Capture) -> None:

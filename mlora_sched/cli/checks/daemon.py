@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from mlora_sched import __version__
 from mlora_sched.client import Client
@@ -11,12 +12,25 @@ from mlora_sched.errors import MloraError, NotFound, Unreachable
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.doctor import Check, DaemonCheckup, Outcome
-from mlora_sched.spec.quota import QuotaLine, QuotaView
+from mlora_sched.spec.quota import QuotaKind, QuotaLine, QuotaView
 
 _CLOCK_SECONDS = 2.0
 """Clocks that differ by no more agree well enough for the times that are shown."""
 
 _NEARLY = 0.9
+_FEWER_JOBS = "wait for jobs to end, or cancel some (`mlora-sched cancel`)"
+_FEWER_BYTES = "remove jobs that you need no longer (`mlora-sched rm`)"
+_QUOTA_REMEDIES: Mapping[QuotaKind, str] = MappingProxyType(
+    {
+        QuotaKind.LIVE_JOBS: _FEWER_JOBS,
+        QuotaKind.QUEUED_JOBS: _FEWER_JOBS,
+        QuotaKind.DEVICE: _FEWER_JOBS,
+        QuotaKind.TOKENS_PER_DAY: "tokens come back at 00:00 UTC, and jobs go on by themselves",
+        QuotaKind.SPOOL: _FEWER_BYTES,
+        QuotaKind.ARTIFACTS: _FEWER_BYTES,
+        QuotaKind.DATA: "use less data in a job",
+    }
+)
 """A quota of which so much is used is worth a look."""
 
 
@@ -89,7 +103,9 @@ def _check_quota(view: QuotaView) -> Check:
     short = [line for line in bounded if (line.used or 0) >= _NEARLY * (line.limit or 0)]
     if not short:
         return Check(name="quota", outcome=Outcome.OK, found=found)
-    remedy = "remove what you need no longer (`mlora-sched rm`), wait, or ask an administrator (`admin quota set`)"
+    found = ", ".join(f"{line.kind.words} {_amount(line, line.used)} of {_amount(line, line.limit)}" for line in short)
+    ways = dict.fromkeys(_QUOTA_REMEDIES[line.kind] for line in short)  # in order, each once
+    remedy = "; ".join([*ways, "or ask an administrator (`mlora-sched admin quota set`)"])
     return Check(name="quota", outcome=Outcome.WARN, found=f"(nearly) used up: {found}", remedy=remedy)
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.client import Client, Where
-from mlora_sched.errors import UserError
+from mlora_sched.errors import Refused, UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.quotas import amount
 from mlora_sched.spec.quota import MAX_LIMIT, QuotaChange, QuotaKind, QuotaLine, QuotaPage, QuotaView
@@ -90,11 +90,18 @@ def quota() -> None:
 @click.argument("user", required=False, metavar="[USER]")
 @daemon_options
 def show(user: str | None, socket: Where, as_json: bool) -> None:
-    """Show what users have used of what they may: everybody, or USER."""
+    """Show what users have used of what they may: everybody, or USER; you alone where you are no administrator."""
     with Client(socket) as client:
-        page = client.quotas(user)
+        try:
+            page: QuotaPage | QuotaView = client.quotas(user)
+        except Refused:
+            if user is not None:
+                raise
+            page = client.quota()
     if as_json:
         print_json(page)
+    elif isinstance(page, QuotaView):
+        print_quota(page)
     elif user is None:
         _print_users(page)
     else:

@@ -62,7 +62,10 @@ def _terminated(_number: int, _frame: object) -> NoReturn:
 
 
 class _Socket(click.Path):
-    """The path of a socket; where the environment names a daemon elsewhere, that is left as it is."""
+    """The path of a socket; where the environment names a daemon elsewhere, that is left as it is.
+
+    Whether it may be used is not looked at here: the client says why not, and what helps.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A path, or the address."""
@@ -73,7 +76,7 @@ def daemon_options(verb: _Function) -> _Function:
     """Add `--socket` (a `Where`) and `--json` (`as_json`) to a verb."""
     socket = click.option(
         "--socket",
-        type=_Socket(path_type=Path),
+        type=_Socket(path_type=Path, readable=False),
         default=_place,
         show_default="the user's own",
         help=f"Socket of the daemon; else {HOST_VARIABLE} or {SOCKET_VARIABLE}.",

@@ -32,7 +32,7 @@ def get_all(
     ] = None,
 ) -> QuotaPage:
     """What holds by default, and how users stand; for administrators."""
-    _only_admins(caller, "see the quotas of all users; `GET /quota` tells one's own")
+    _only_admins(caller, "see the quotas of others; `mlora-sched admin quota show` tells one's own")
     return quota_page(context, caller, user)
 
 
