@@ -54,7 +54,7 @@ def watch_screen(scene: Scene, width: int, height: int | None = None, *, memory:
 def _header(scene: Scene, width: int) -> Iterator[Text]:
     daemon = scene.view.daemon
     clock = time.strftime("%H:%M:%S", time.localtime(scene.now))
-    title = Text.assemble((", ".join(daemon.bases), "bold"), f" on {daemon.device}: {one_line(daemon.worker)}")
+    title = Text.assemble((", ".join(daemon.bases), "bold"), f"{daemon.place}: {one_line(daemon.worker)}")
     yield _fit(title, width - len(clock) - 1) + Text(f" {clock}", style="dim")
     counts = ", ".join(f"{count} {state.lower()}" for state, count in daemon.jobs.items() if count and _live(state))
     yield _cut(
