@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from mlora_sched.client.connection import Connection
-from mlora_sched.errors import MloraError, NotFound, Refused, UserError
+from mlora_sched.errors import MloraError, NotFound, Refused, UserError, shown
 from mlora_sched.files import DISK, DRAFT
 from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.state import WorkerPhase
@@ -216,9 +216,13 @@ def token_request(user: str, *, admin: bool = False, note: str = "", seconds: fl
     Raises:
         UserError: the user or the note cannot be one.
     """
-    from mlora_sched.spec.access import TokenRequest
+    from mlora_sched.spec.access import USER_PATTERN, TokenRequest
     from mlora_sched.spec.explain import explain
 
+    if not re.fullmatch(USER_PATTERN, user):
+        raise UserError(
+            f"user: {shown(user)}: write letters, digits, and . _ - @ behind the first of them, 64 characters at most"
+        )
     raw = {"user": user, "admin": admin, "note": note, "seconds": seconds}
     try:
         return TokenRequest.model_validate(raw)

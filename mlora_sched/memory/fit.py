@@ -113,6 +113,11 @@ class Fit:
         if needs.total <= most:
             return None
         report = self._report
+        if most <= 0:
+            return (
+                f"memory: the base alone does not fit: {format_size(report.base)} of the base and "
+                f"{format_size(report.margin)} of margin, {format_size(report.limit)} in all; use a larger device"
+            )
         return (
             f"memory: needs {format_size(needs.total)}: {format_size(needs.resident)} for its adapter and optimiser, "
             f"{format_size(needs.chunk)} for a chunk of {sizes.chunk} tokens; jobs can have at most "

@@ -66,7 +66,8 @@ def _worker(status: WorkerStatus) -> Check:
         WorkerPhase.RELEASED: (Outcome.WARN, "jobs wait; an administrator takes the device back with `admin reclaim`"),
         WorkerPhase.UNLOADED: (Outcome.OK, ""),
     }[status.phase]
-    device = f" on {status.device}" if status.device else ""
+    has_it = status.phase in (WorkerPhase.READY, WorkerPhase.LOADING)
+    device = f" on {status.device}" if status.device and has_it else ""
     return Check(name="worker", outcome=outcome, found=f"{status.in_words}{device}", remedy=remedy)
 
 

@@ -58,8 +58,8 @@ class Door:
                 answer.headers["connection"] = "close"  # rather than read what else a stranger has to say
                 await answer(scope, receive, send)
                 return
-            if not caller.is_admin:
-                async with self._turns.turn((caller.user, _is_transfer(scope))):
+            if not caller.is_admin and not _is_transfer(scope):
+                async with self._turns.turn(caller.user):
                     await self._app(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -106,5 +106,5 @@ class Door:
 
 
 def _is_transfer(scope: Scope) -> bool:
-    """Whether a request takes as long as its client's line does; such ones have a share of their own."""
+    """Whether a request takes as long as its client's line does; their routes let each user have some at a time."""
     return scope["method"] == "PUT" or bool(scope["path"].endswith("/adapter"))

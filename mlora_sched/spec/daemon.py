@@ -52,3 +52,8 @@ class DaemonView(Frozen):
     release: ReleaseView | None = None
     warnings: tuple[str, ...] = ()
     drain: DrainView | None = None
+
+    @property
+    def place(self) -> str:
+        """` on cpu`, as people are told behind the base; empty while no worker has chosen a device."""
+        return "" if self.device == "auto" else f" on {self.device}"

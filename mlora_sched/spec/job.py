@@ -86,14 +86,25 @@ def load_job(path: Path, overrides: Iterable[Override] = ()) -> JobSpec:
 
 
 def read_job(text: bytes, where: str, overrides: Iterable[Override] = ()) -> JobSpec:
-    """Read a spec from the bytes of its YAML; `where` names them in errors. See `load_job`."""
+    """Read a spec from the bytes of its YAML; `where` names them in errors about it. See `load_job`."""
     from mlora_sched.spec.strict_yaml import load_yaml
 
     try:
         raw = load_yaml(text.decode("utf-8"), where)
     except UnicodeDecodeError as error:
         raise SpecError(f"{where}: is not YAML: {error}") from None
-    return parse_job(apply_overrides(raw, overrides), where)
+    given = tuple(overrides)
+    try:
+        return parse_job(apply_overrides(raw, given), where)
+    except SpecError as error:
+        raise SpecError("\n".join(_blamed(line, where, given) for line in error.message.splitlines())) from None
+
+
+def _blamed(line: str, where: str, overrides: Iterable[Override]) -> str:
+    """A complaint about what was set is one about `--set`, not about the file, which does not hold it."""
+    fault = line.removeprefix(f"{where}: ")
+    was_set = any(fault.startswith((f"{each.field}:", f"{each.field}.")) for each in overrides)
+    return f"--set {fault}" if was_set else line
 
 
 def local_files(spec: JobSpec, folder: Path) -> dict[str, Path]:

@@ -246,6 +246,11 @@ def test_a_pipe_gets_lines(tmp_path: Path, capsys: Capture) -> None:
     assert "NAME\tMETHOD\tCHUNK\tTAKES\tHEAD\tDEVICE\tFIT\tPACK\nlora\tlora\t250\t" in text
     refusal = next(line for line in text.splitlines() if line.startswith("lora: memory: needs "))
     assert "have the daemon started with --checkpoint-activations" in refusal
+    assert run(["estimate", *args, "--device-memory", "1MiB"]) == 0
+    text = capsys.readouterr().out
+    assert "lora: memory: the base alone does not fit: " in text
+    assert "of margin, 1.0 MiB in all; use a larger device" in text
+    assert "-" not in text.splitlines()[-1].partition("base alone")[2]
     assert run(["estimate", *args]) == 0
     assert "FIT" not in capsys.readouterr().out
 

@@ -90,6 +90,12 @@ def test_workers_and_results(context: Context, status: dict[str, object], name: 
     assert bool(check.remedy) == (outcome in (Outcome.WARN, Outcome.FAIL))
 
 
+def test_a_released_device_is_not_where_the_worker_is(context: Context) -> None:
+    words = "released, asked for by root"
+    context.store.set_worker_status(READY.model_copy(update={"phase": WorkerPhase.RELEASED, "state": words}))
+    assert found(context)["worker"].found == words
+
+
 def test_a_queue_that_is_held_back(context: Context) -> None:
     context.store.set_drain(Drain(True, "cyd", NOW))
     assert "cyd holds waiting jobs back" in found(context)["queue"].found

@@ -239,7 +239,7 @@ def test_release_and_reclaim_return_when_it_has_happened(
     assert view["release"]["caller"] == wish.caller
     worker(WorkerPhase.READY, "ready")
     assert run(["admin", "reclaim"]) == 0
-    assert capsys.readouterr().out == "demo on auto: ready\n"
+    assert capsys.readouterr().out == "demo: ready\n"
     messages = [event.message for _, event in served.store.events(None)]
     assert messages == [f"release requested for 7200 s by {wish.caller}", f"reclaim requested by {wish.caller}"]
 

@@ -18,6 +18,7 @@ from serving import Served, SpecMaker
 
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
+from mlora_sched.client.administration import token_request
 from mlora_sched.errors import Refused
 from mlora_sched.server import artifact_sizes, auth
 from mlora_sched.server.app import create_app
@@ -325,6 +326,17 @@ def test_limits_are_set_lifted_and_inherited(served: Served, client: Client, cap
     assert (found["device"].limit, found["device"].own, found["spool"].limit) == (4 << 30, False, 0)
     assert found["tokens_per_day"].limit == 1_000_000, "what is not named stays"
     assert [event.message for _, event in served.store.events(None)][-1].endswith(": spool 0 B, device as by default")
+
+
+def test_a_quota_of_somebody_unknown_is_set_with_a_warning(
+    served: Served, client: Client, spec: SpecMaker, capsys: Capture
+) -> None:
+    job = served.store.get(client.submit(spec()).id)
+    served.store.insert("j-" + "b" * 32, served.store.spec(job.id), {}, "worker-of-old", "demo", 1.0)
+    client.create_token(token_request("afar"))
+    for user, known in (("ghost", False), ("root", True), ("worker-of-old", True), ("afar", True)):
+        assert run(["admin", "quota", "set", user, "--live-jobs", "1"]) == 0
+        assert (f"{user}: neither this machine nor the daemon knows" in capsys.readouterr().err) is not known
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_what_is_given_on_the_command_line(
     assert "no*.yaml: matches no file" in error_of(capsys, "submit", f"{folder}/no*.yaml", code=2)
     assert "is a directory; write" in error_of(capsys, "submit", str(folder), code=2)
     message = error_of(capsys, "submit", str(folder / "c.yaml"), "--set", "training.learning_rat=1", code=2)
-    assert "c.yaml: training.learning_rat: unknown key; did you mean training.learning_rate?" in message
+    assert "--set training.learning_rat: unknown key; did you mean training.learning_rate?" in message
     assert names(served) == ["a", "b"]
 
 

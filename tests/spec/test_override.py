@@ -91,8 +91,18 @@ def test_complaints_are_those_of_a_file(tmp_path: Path, text: str) -> None:
     path.write_text(yaml.safe_dump(edited(RAW, override.path, override.value)))
     with pytest.raises(SpecError) as by_hand:
         load_job(path)
-    assert by_set.value.message == by_hand.value.message
+    assert by_set.value.message == by_hand.value.message.replace(f"{path}: ", "--set ")
     assert override.field.rpartition(".")[2] in by_set.value.message
+
+
+def test_what_the_file_holds_is_its_own_fault(tmp_path: Path) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({**RAW, "training": {"epochs": "many"}}))
+    with pytest.raises(SpecError) as caught:
+        load_job(path, [parse_override("training.epoch=1")])
+    file, by_set = sorted(caught.value.message.splitlines(), key=lambda line: line.startswith("--set"))
+    assert file.startswith(f"{path}: training.epochs: ")
+    assert by_set.startswith("--set training.epoch: unknown key")
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,12 @@ def gc(dry_run: bool, socket: Where, as_json: bool) -> int:
     if as_json:
         print_json(view)
         return _failed(view)
-    if view.garbage:
+    if not view.garbage:
+        click.echo("nothing to remove")
+    else:
         titles = ["WHAT", "NAME", "OWNER", "SIZE", "WHY"]
         print_table(titles, [_garbage_cells(one) for one in view.garbage], numbers=["SIZE"])
-    click.echo(f"{format_size(view.bytes)} {'would be' if dry_run else 'are'} free again")
+        click.echo(f"{format_size(view.bytes)} {'would be' if dry_run else 'are'} free again")
     return _failed(view)
 
 
@@ -97,4 +99,4 @@ def _show(view: DaemonView, *, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        say(f"{', '.join(view.bases)} on {view.device}: {view.worker}")
+        say(f"{', '.join(view.bases)}{view.place}: {view.worker}")

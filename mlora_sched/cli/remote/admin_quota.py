@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import pwd
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +20,7 @@ from mlora_sched.client import Client, Where
 from mlora_sched.errors import Refused, UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.quotas import amount
+from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.quota import MAX_LIMIT, QuotaChange, QuotaKind, QuotaLine, QuotaPage, QuotaView
 
 _COUNT = re.compile(r"^(\d{1,19})([kMG]?)$")
@@ -121,12 +125,25 @@ def set_(user: str | None, by_default: bool, socket: Where, as_json: bool, **lim
     change = _change(user, by_default, {QuotaKind(name): limit for name, limit in limits.items() if limit is not None})
     with Client(socket) as client:
         page = client.set_quota(change)
+        unheard = user is not None and isinstance(socket, Path) and not _is_known(user, client)
     if as_json:
         print_json(page)
     elif user is None:
         _print_users(page)
     else:
         print_quota(page.users[0])
+    if unheard and not as_json:
+        told = "neither this machine nor the daemon knows such a user; the quota is set all the same"
+        click.echo(f"{user}: {told}", err=True)
+
+
+def _is_known(user: str, client: Client) -> bool:
+    """Whether this machine, which the daemon is on, has a Unix user of that name, or the daemon a job or a token."""
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwnam(user))
+    if any(one.user == user for one in client.tokens()):
+        return True
+    return bool(client.jobs_page(JobQuery(user=user, limit=1), everyone=True).jobs)
 
 
 def _change(user: str | None, by_default: bool, limits: dict[QuotaKind, int | _Word]) -> QuotaChange:
