@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/mlora-sched demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
 	$(BIN)/pytest -m "slow or not slow" --timeout 7200

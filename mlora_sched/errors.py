@@ -5,7 +5,7 @@
     │   ├── SpecError                a job spec is malformed                  exit 2   HTTP 422
     │   ├── DataError                a row or file of the data is unusable    exit 2   HTTP 422
     │   └── BaseError                a base model the engine cannot serve     exit 2   HTTP 422
-    ├── NotFound                     no such job, base, file, checkpoint      exit 3   HTTP 404
+    ├── NotFound                     no such job, base, upload, checkpoint    exit 3   HTTP 404
     ├── Ambiguous                    a shortened id or name fits several      exit 3   HTTP 409
     ├── Refused                      not allowed now (state, owner, quota)    exit 4   HTTP 409
     ├── Unauthorized                 nobody whom the daemon knows asks        exit 4   HTTP 401
@@ -14,6 +14,7 @@
     ├── StorageTrouble               the daemon's disk or database fails now  exit 6   HTTP 503
     │   └── NoSpace                  the daemon's disk is (nearly) full       exit 6   HTTP 507
     ├── WaitTimeout                  a wait ran out of time                   exit 124 HTTP 408
+    ├── Interrupted                  Ctrl-C, and what of it goes on           exit 130 (never raised over HTTP)
     ├── DeviceFault                  the device or its driver fails, for all  exit 1   (stored, never raised over HTTP)
     ├── ProtocolError                another process says what is no message  exit 1   (stored, never raised over HTTP)
     └── JobFault                     one job fails alone; carries ErrorCode   exit 1   (stored, never raised over HTTP)
@@ -138,6 +139,16 @@ class WaitTimeout(MloraError):
     http_status = 408
 
 
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+class Interrupted(MloraError):
+    """Whoever waited has pressed Ctrl-C; the message says what goes on all the same."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class DeviceFault(MloraError):
     """The device or its driver has failed: no job is to blame, and nothing can run before it works again."""
 
@@ -178,9 +189,6 @@ def shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
-
-EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 _BY_NAME: dict[str, type[MloraError]] = {
     cls.__name__: cls

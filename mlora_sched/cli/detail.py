@@ -10,9 +10,10 @@ from mlora_sched.cli.style import loss_text, one_line, progress, why
 from mlora_sched.cli.times import arrival, moment, span
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
-from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventView, MetricsLine
 
 CURVE_HEIGHT = 10
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.cli.style import printable
+from mlora_sched.errors import DataError
 from mlora_sched.spec.data import DataSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def first_rows(data: DataSpec, files: Mapping[str, Path]) -> list[str]:
         return [more]
     try:
         return [*_lines(data, name, files[name]), more]
-    except (DataError, NotFound) as error:
+    except DataError as error:
         return [f"the first rows: {error.message}"]
 
 
@@ -83,6 +84,5 @@ def _marked(row: LaidOut) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Without the control characters that a data file could bring to a terminal."""
-    clean = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    clean = printable(text)
     return clean if len(clean) <= _MOST_CHARACTERS else f"{clean[:_MOST_CHARACTERS]} … ({len(clean):,} characters)"

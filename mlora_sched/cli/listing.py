@@ -16,7 +16,7 @@ from mlora_sched.spec.state import JobState
 
 _OWNER = Column("OWNER", least=6)
 _NAME = Column("NAME", least=12)
-_WHY = Column("REASON", least=24)
+_WHY = Column("REASON", least=24, spare=5, brief=10)
 _QUEUE = (
     Column("#", right=True),
     Column("ID"),
@@ -37,11 +37,11 @@ def job_columns(*, owners: bool) -> tuple[Column, ...]:
         _NAME,
         *([_OWNER] if owners else []),
         Column("STATE"),
-        Column("METHOD", spare=6),
+        Column("METHOD", spare=7),
         Column("STEP", right=True, spare=1),
         Column("LOSS", right=True, spare=2),
         Column("EVAL", right=True, spare=4),
-        Column("TOKENS", right=True, spare=5),
+        Column("TOKENS", right=True, spare=6),
         Column("ETA", right=True, spare=3),
         _WHY,
     )
@@ -60,7 +60,7 @@ def job_row(job: JobView, *, owners: bool) -> Row:
         Cell(loss_text(job.eval_loss)),
         Cell(f"{job.tokens:,}"),
         Cell(eta(job)),
-        Cell(why(job)),
+        Cell(why(job), minor=job.state.is_final),  # `show` tells it; how the others train is looked for here
     ]
 
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlora_sched.cli.style import STATE_COLOURS, loss_text
+from mlora_sched.cli.style import STATE_COLOURS, loss_text, printable
 from mlora_sched.spec.state import JobState
 
 
@@ -31,7 +31,8 @@ class JobLine:
 
 def jobs_table(lines: Sequence[JobLine], title: str, caption: str) -> Table:
     """A table of jobs with their progress."""
-    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+    below = Text(printable(caption), style="table.caption") if caption else None
+    table = Table(title=title, caption=below, title_justify="left", caption_justify="left")
     table.add_column("job", no_wrap=True)
     table.add_column("method")
     table.add_column("state")

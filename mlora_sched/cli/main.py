@@ -7,6 +7,7 @@ command line and remote verbs never pay for torch.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -146,14 +147,20 @@ def run(args: Sequence[str]) -> int:
 
 
 def _complain(kind: str, message: str, as_json: bool) -> None:
-    click.echo(json.dumps({"error": kind, "message": message}) if as_json else f"error: {message}", err=True)
+    from mlora_sched.cli.style import say
+
+    say(json.dumps({"error": kind, "message": message}) if as_json else f"error: {message}", err=True)
 
 
 def _complain_usage(error: click.ClickException, as_json: bool) -> None:
     if as_json:
         _complain("UserError", error.format_message(), as_json)
     else:
-        error.show()
+        from mlora_sched.cli.style import say
+
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().removesuffix("\n"), err=True)
 
 
 def main() -> NoReturn:

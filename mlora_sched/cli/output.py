@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlora_sched.cli.style import SHORT_ID, one_line, why
+from mlora_sched.cli.style import SHORT_ID, clean, one_line, printable, say, why
 from mlora_sched.cli.times import moment
-from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from mlora_sched.spec.log import EventView, MetricsLine
 
 
 def print_json(value: Frozen | Sequence[Frozen]) -> None:
@@ -49,23 +51,25 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, number
         no_wrap = right or title in ("ID", "STATE", "STEP")
         table.add_column(title, overflow="fold", no_wrap=no_wrap, justify="right" if right else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(clean(cell.copy()) for cell in row))
     Console().print(table)
 
 
 def print_job_line(job: JobView) -> None:
     """One line about one job: the answer to submit, wait, pause and the like."""
     reason = one_line(why(job))
-    click.echo(f"{job.id[:SHORT_ID]}  {job.name}  {job.shown_state}" + (f"  {reason}" if reason else ""))
+    say(f"{job.id[:SHORT_ID]}  {job.name}  {job.shown_state}" + (f"  {reason}" if reason else ""))
 
 
 def print_log(item: EventView | MetricsLine, *, as_json: bool) -> None:
     """One line of `logs`. In JSON, what happened has `event: note`, `time` and `message`."""
+    from mlora_sched.spec.log import EventView
+
     if isinstance(item, EventView):
         note = {"event": "note", "time": item.time, "message": item.message}
         click.echo(json.dumps(note) if as_json else f"{moment(item.time)}  {one_line(item.message)}")
     else:
-        click.echo(item.to_json() if as_json else _metrics_text(item))
+        click.echo(item.to_json() if as_json else printable(_metrics_text(item)))
 
 
 def _metrics_text(line: MetricsLine) -> str:

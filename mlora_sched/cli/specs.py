@@ -23,6 +23,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 STANDARD_INPUT = Path("-")
 
 
+class SpecPaths(tuple[Path, ...]):
+    """The specs that a command line means, and whether it means a `single` one whatever files there are: one path."""
+
+    single: bool = False
+
+
 @dataclass(frozen=True)
 class GivenSpec:
     """A spec as it was read.
@@ -42,7 +48,7 @@ class GivenSpec:
 
 
 def spec_arguments(verb: _Function) -> _Function:
-    """Add `SPEC...` (`specs`, a tuple of paths with globs expanded) and `--set` (`overrides`) to a verb."""
+    """Add `SPEC...` (`specs`, a `SpecPaths` with globs expanded) and `--set` (`overrides`) to a verb."""
     setting = click.option(
         "--set",
         "overrides",
@@ -71,7 +77,7 @@ def _read_overrides(_context: click.Context, _option: click.Parameter, texts: tu
     return tuple(parse_override(text) for text in texts)
 
 
-def _expand(_context: click.Context, _argument: click.Parameter, patterns: tuple[str, ...]) -> tuple[Path, ...]:
+def _expand(_context: click.Context, _argument: click.Parameter, patterns: tuple[str, ...]) -> SpecPaths:
     """The specs that are meant, in the order given; a glob stands for those of its files that nothing else names.
 
     Raises:
@@ -91,7 +97,9 @@ def _expand(_context: click.Context, _argument: click.Parameter, patterns: tuple
     for path in paths:
         if path.is_dir():
             raise SpecError(f"{path}: is a directory; write '{path}/*.yaml' for all specs in it")
-    return tuple(paths)
+    expanded = SpecPaths(paths)
+    expanded.single = len(patterns) == 1 and not _is_glob(patterns[0])
+    return expanded
 
 
 def _is_glob(pattern: str) -> bool:

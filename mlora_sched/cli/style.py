@@ -1,12 +1,19 @@
-"""What every table of jobs has in common: the colours of states, how losses and texts are written. It draws nothing."""
+"""What every table of jobs has in common: the colours of states, how losses and texts are written. No tables here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from mlora_sched.spec.api import JobView
+import click
+
 from mlora_sched.spec.state import JobState
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from mlora_sched.spec.api import JobView
 
 SHORT_ID = 10
 """Characters of an id that people are shown."""
@@ -28,9 +35,29 @@ def loss_text(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def printable(text: str) -> str:
+    """With a space for each character that a terminal could obey instead of showing it; line breaks and tabs stay.
+
+    What other people, a data file or a daemon wrote goes through this (or what is built on it: `one_line`, `clean`,
+    `say`) before anybody's terminal gets it.
+    """
+    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+
+
 def one_line(text: str) -> str:
-    """Without line breaks, and without the control characters a data file could bring to a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """Printable, without line breaks, with single spaces."""
+    return " ".join(printable(text).split())
+
+
+def clean(text: Text) -> Text:
+    """The same text, made printable and one line; its colours stay where they are."""
+    text.plain = printable(text.plain).replace("\n", " ").replace("\t", " ")
+    return text
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines that hold what others wrote, for people; JSON needs none of this, it escapes by itself."""
+    click.echo(printable(text), err=err)
 
 
 def progress(job: JobView) -> str:

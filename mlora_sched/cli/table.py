@@ -27,12 +27,15 @@ class Column:
         right: its cells stand to the right.
         least: to how many characters it may be cut, None for never.
         spare: among the columns that may be left out the one with the highest number goes first; 0 stays.
+        brief: when its turn to be left out comes it stays, and may instead be cut to so many characters, if only
+            cells that are `minor` are longer.
     """
 
     title: str
     right: bool = False
     least: int | None = None
     spare: int = 0
+    brief: int | None = None
 
 
 class Cell(NamedTuple):
@@ -40,6 +43,7 @@ class Cell(NamedTuple):
 
     text: str
     style: str = ""
+    minor: bool = False
 
 
 Row = Sequence[Cell]
@@ -67,11 +71,19 @@ def fitted(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[T
     cells = [[Text(one_line(cell.text), style=cell.style) for cell in row] for row in rows]
     table = [[Text(column.title, style="bold") for column in columns], *cells]
     wide = [max(cell_len(row[at].plain) for row in table) for at in range(len(columns))]
+    least = [_least(column, wide[at]) for at, column in enumerate(columns)]
     kept = list(range(len(columns)))
-    while _narrowest(columns, wide, kept) > width and any(columns[at].spare for at in kept):
-        kept.remove(max(kept, key=lambda at: columns[at].spare))
-    excess = sum(wide[at] for at in kept) + _GAP * (len(kept) - 1) - width
-    slack = [wide[at] - _least(column, wide[at]) for at, column in enumerate(columns)]
+    for at in sorted((at for at in kept if columns[at].spare), key=lambda at: -columns[at].spare):
+        if _total(least, kept) <= width:
+            break
+        brief = columns[at].brief
+        if brief is None:
+            kept.remove(at)
+        else:
+            firm = max((cell_len(one_line(row[at].text)) for row in rows if not row[at].minor), default=0)
+            least[at] = min(least[at], max(brief, firm))
+    excess = _total(wide, kept) - width
+    slack = [most - fewest for most, fewest in zip(wide, least, strict=True)]
     for _ in range(min(excess, sum(slack[at] for at in kept))):
         most = max(kept, key=lambda at: slack[at])
         wide[most], slack[most] = wide[most] - 1, slack[most] - 1
@@ -82,8 +94,8 @@ def _least(column: Column, wide: int) -> int:
     return wide if column.least is None else min(column.least, wide)
 
 
-def _narrowest(columns: Sequence[Column], wide: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(_least(columns[at], wide[at]) for at in kept) + _GAP * (len(kept) - 1)
+def _total(wide: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(wide[at] for at in kept) + _GAP * (len(kept) - 1)
 
 
 def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:

@@ -6,18 +6,21 @@ read without.
 
 from __future__ import annotations
 
-import itertools
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.styled import Styled
 from rich.text import Text
 
+from mlora_sched.cli.memory_bar import FREE, memory_bar, parts
 from mlora_sched.cli.memory_view import memory_panel
 from mlora_sched.cli.sparkline import sparkline
-from mlora_sched.cli.style import STATE_COLOURS, loss_text, one_line, progress, why
+from mlora_sched.cli.style import STATE_COLOURS, clean, loss_text, one_line, progress, why
 from mlora_sched.cli.times import eta
 from mlora_sched.cli.watch_feed import Scene
 from mlora_sched.memory.sizes import format_size
@@ -27,102 +30,104 @@ from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.state import JobState
 
 KEYS = "q quit   m memory in detail"
+MEMORY_KEYS = "q quit   m jobs"
 _LEGEND_LINES = 2
+_TROUBLE_LINES = 3
+"""At most so many for why nobody answers, and for what would help."""
 
 
 def watch_screen(scene: Scene, width: int, height: int | None = None, *, memory: bool = False) -> RenderableType:
-    """The whole screen.
+    """The whole screen; what is old, because the daemon does not answer, is dim.
 
     Args:
         width, height: of the terminal, in characters; without a height everything is shown, and no keys.
         memory: the memory in detail in place of the jobs.
     """
-    head = [*_header(scene, width)]
-    keys = [] if height is None else [_cut(Text(KEYS, style="dim"), width)]
+    title = _title(scene, width)
+    keys = [] if height is None else [_cut(Text(MEMORY_KEYS if memory else KEYS, style="dim"), width)]
+    room = None if height is None else max(0, height - len(title) - len(keys))
+    head = list(_header(scene, width))
     if memory:
-        return Group(*head, *keys, Text(), memory_panel(scene.view.memory))
-    head += _memory(scene.view.memory, width)
-    room = None if height is None else height - len(head) - len(keys)
-    body = _sections(scene, width, room)
-    filler = [] if room is None else [Text()] * (room - len(body))
-    return Group(*head, *body, *filler, *keys)
+        body = Group(*head, Text(), memory_panel(scene.view.memory, width))
+    else:
+        head += _memory(scene.view.memory, width)
+        body = Group(*head, *_sections(scene, width, None if room is None else room - len(head)))
+    figures = body if room is None else _Filled(body, room)
+    return Group(*title, figures if scene.lost is None else Styled(figures, "dim"), *keys)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """Something in exactly so many lines: with empty ones below it, or cut, and what is left out counted."""
+
+    what: RenderableType
+    lines: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        drawn = console.render_lines(self.what, options.reset_height(), pad=False)
+        if len(drawn) > self.lines > 0:
+            more = Text(f"… and {len(drawn) - self.lines + 1} more lines", style="dim")
+            drawn[self.lines - 1 :] = console.render_lines(more, options.reset_height(), pad=False)[:1]
+        for line in drawn[: self.lines]:
+            yield from line
+            yield Segment.line()
+        yield from [Segment.line()] * (self.lines - len(drawn))
 
 
 # ---------------------------------------------------------------- header and memory
 
 
+def _title(scene: Scene, width: int) -> list[Text]:
+    """Who answers and how the worker is; where nobody answers, since when, and below it why and what would help."""
+    daemon, lost = scene.view.daemon, scene.lost
+    title = Text.assemble((", ".join(daemon.bases), "bold"), f" on {daemon.device}")
+    if lost is None:
+        title.append(f": {one_line(daemon.worker)}")
+    else:
+        title = Text(f"no answer since {_clock(lost.since)}, trying again: ", style="bold red") + title
+    clock = f" {_clock(scene.now)}"
+    title = _fit(title, width - len(clock)) + Text(clock, style="dim")
+    if lost is None:
+        return [title]
+    reason, _, remedy = one_line(lost.why).partition("; ")
+    said = [*_wrapped(reason, width, "red"), *_wrapped(remedy and f"→ {remedy}", width, "bold")]
+    return [title, *said]
+
+
+def _wrapped(text: str, width: int, style: str) -> Iterator[Text]:
+    lines = textwrap.wrap(text, max(4, width), max_lines=_TROUBLE_LINES, placeholder=" …", break_on_hyphens=False)
+    yield from (_cut(Text(line, style=style), width) for line in lines)
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
+
+
 def _header(scene: Scene, width: int) -> Iterator[Text]:
     daemon = scene.view.daemon
-    clock = time.strftime("%H:%M:%S", time.localtime(scene.now))
-    title = Text.assemble((", ".join(daemon.bases), "bold"), f" on {daemon.device}: {one_line(daemon.worker)}")
-    yield _fit(title, width - len(clock) - 1) + Text(f" {clock}", style="dim")
     counts = ", ".join(f"{count} {state.lower()}" for state, count in daemon.jobs.items() if count and _live(state))
-    yield _cut(
-        Text(
-            f"{daemon.tokens_per_second:,.0f} tokens/s, packs {daemon.fill:.0%} full; {counts or 'no live jobs'}; "
-            f"results {daemon.exactness or 'not probed yet'}"
-        ),
-        width,
-    )
+    tokens = sum(round(job.rate) for job in scene.view.jobs)  # what the rows show adds up to it
+    load = f"{tokens:,} tokens/s" + (f", packs {daemon.fill:.0%} full" if daemon.fill else "")
+    results = f"results {daemon.exactness or 'not probed yet'}"
+    yield _cut(Text(f"{load}; {counts or 'no live jobs'}; {results}"), width)
     for warning in daemon.warnings:
         yield _cut(Text(one_line(warning), style="yellow"), width)
-    if scene.lost is not None:
-        since = time.strftime("%H:%M:%S", time.localtime(scene.lost.since))
-        text = f"no answer since {since}, trying again: {one_line(scene.lost.why)}"
-        yield _cut(Text(text, style="bold red"), width)
 
 
 def _live(state: str) -> bool:
     return not JobState(state).is_final
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some of the device's memory: its sign in the bar, what it is, its size in bytes."""
-
-    sign: str
-    name: str
-    size: int
-    colour: str
-
-
 def _memory(view: MemoryView, width: int) -> list[Text]:
-    """The bar and what its signs mean; nothing before the worker has reported."""
-    if not view.limit:
-        return []
-    parts = list(_parts(view))
-    label, total = "memory ", f" {format_size(view.limit)}"
-    bar = Text(label, style="bold").append_text(_bar(parts, view.limit, max(10, width - len(label) - len(total))))
-    return [Text(), _cut(bar.append(total), width), *_legend(parts, view, width)]
+    """The bar and what its marks mean; nothing before the worker has reported."""
+    return [Text(), _cut(memory_bar(view, width), width), *_legend(view, width)] if view.limit else []
 
 
-def _parts(view: MemoryView) -> Iterator[_Part]:
-    yield _Part("█", "base", view.base, "blue")
-    for owner, jobs in itertools.groupby(view.jobs, key=lambda job: job.owner):
-        held = [job.device for job in jobs if job.device]
-        if held:
-            yield _Part("▓", f"{owner} ({len(held)})", sum(held), "cyan")
-    yield _Part("▒", "packs", max(view.estimated, view.measured), "green")
-    beyond = max(0, view.others - (view.total - view.limit))  # the rest of the device holds the others' first
-    yield _Part("×", "other processes", beyond, "yellow")
-    yield _Part("░", "margin", view.margin, "bright_black")
-
-
-def _bar(parts: Sequence[_Part], limit: int, width: int) -> Text:
-    """What is there is seen, be it ever so small; what is free are dots."""
-    bar, used = Text(), 0
-    for part in parts:
-        cells = min(width - used, max(part.size > 0, round(part.size / limit * width)))
-        bar.append(part.sign * cells, style=part.colour)
-        used += cells
-    return bar.append("·" * (width - used), style="dim")
-
-
-def _legend(parts: Sequence[_Part], view: MemoryView, width: int) -> list[Text]:
-    words = [Text.assemble((part.sign, part.colour), f" {part.name} {format_size(part.size)}") for part in parts]
-    free = Text.assemble(("·", "dim"), (f" free {format_size(view.free)}", "red" if view.free < 0 else ""))
+def _legend(view: MemoryView, width: int) -> list[Text]:
+    words = [part.mark.text() + Text(f" {part.name} {format_size(part.size)}") for part in parts(view) if part.size]
+    free = FREE.text() + Text(f" free {format_size(view.free)}", style="red" if view.free < 0 else "")
     lines = [Text()]
-    for word in [*(word for word, part in zip(words, parts, strict=True) if part.size), free]:
+    for word in [*words, free]:
         if lines[-1].cell_len and lines[-1].cell_len + 2 + word.cell_len > width:
             lines.append(Text())
         lines[-1] = lines[-1] + Text("  ") + word if lines[-1].cell_len else word
@@ -311,10 +316,7 @@ def _progress(job: ActiveJob) -> Text:
 
 
 def _rate(job: ActiveJob) -> Text:
-    one = job.job
-    if one is None or one.pace is None or not one.step:
-        return Text()
-    return Text(f"{one.pace * one.tokens / one.step:,.0f}")
+    return Text(f"{round(job.rate):,}" if job.rate else "")
 
 
 def _why(job: JobView) -> str:
@@ -322,13 +324,13 @@ def _why(job: JobView) -> str:
 
 
 def _cut(text: Text, width: int) -> Text:
-    text.truncate(max(1, width), overflow="ellipsis")
+    clean(text).truncate(max(1, width), overflow="ellipsis")
     return text
 
 
 def _fit(text: Text, width: int, right: bool = False) -> Text:
     """Exactly `width` characters wide."""
     width = max(1, width)
-    text.truncate(width, overflow="ellipsis")
+    clean(text).truncate(width, overflow="ellipsis")
     text.align("right" if right else "left", width)
     return text

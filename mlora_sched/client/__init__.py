@@ -31,10 +31,10 @@ from mlora_sched.spec.state import JobState, Request
 
 if TYPE_CHECKING:
     from mlora_sched.spec.activity import ActivityView
-    from mlora_sched.spec.api import EventsPage, EventView, MetricsLine, MetricsPage
     from mlora_sched.spec.detail import JobDetail
     from mlora_sched.spec.doctor import DaemonCheckup
     from mlora_sched.spec.job import Priority
+    from mlora_sched.spec.log import EventsPage, EventView, MetricsLine, MetricsPage
     from mlora_sched.spec.memory_view import MemoryView
 
 
@@ -104,14 +104,14 @@ class Client(Submitting):
 
     def metrics(self, ref: str, after: int = 0, *, newest: int | None = None) -> MetricsPage:
         """Metrics past the cursor `after`; with `newest`, no more than so many, those recorded last."""
-        from mlora_sched.spec.api import MetricsPage
+        from mlora_sched.spec.log import MetricsPage
 
         params = {"after": after} if newest is None else {"after": after, "newest": newest}
         return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
 
     def events(self, ref: str, after: int = 0) -> EventsPage:
         """Events past the cursor `after`: a page, which says whether there are more."""
-        from mlora_sched.spec.api import EventsPage
+        from mlora_sched.spec.log import EventsPage
 
         return self._record(EventsPage, "GET", _job(ref, "/events"), params={"after": after})
 

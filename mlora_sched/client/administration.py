@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mlora_sched.client.connection import Connection
 from mlora_sched.errors import MloraError, NotFound, Refused, UserError
 from mlora_sched.files import DISK, DRAFT
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.state import WorkerPhase
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Administration(Connection):
         Raises:
             Refused: the caller is no administrator, or somebody reclaimed the device or the time ran out meanwhile.
         """
-        from mlora_sched.spec.api import ReleaseRequest
+        from mlora_sched.spec.daemon import ReleaseRequest
 
         body = ReleaseRequest(seconds=seconds)
         asked = time.time()

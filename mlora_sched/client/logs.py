@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
 
-from mlora_sched.spec.api import EventView, MetricsLine
+if TYPE_CHECKING:
+    from mlora_sched.spec.log import EventView, MetricsLine
 
-LogItem = EventView | MetricsLine
+LogItem: TypeAlias = "EventView | MetricsLine"
 
 
 class LogKind(StrEnum):

@@ -23,7 +23,7 @@ def count_rows(data: DataSpec, files: Mapping[str, Path]) -> int:
         files: local path of each file by its name in the spec.
 
     Raises:
-        DataError, NotFound: what is wrong with which file and line.
+        DataError: what is wrong with which file and line.
     """
     names = (*data.train, *([data.validation] if isinstance(data.validation, str) else []))
     records = (read(name, files[name]) for name in names)

@@ -57,7 +57,7 @@ class Encoder:
         tokenizer: the base's, a fast one.
 
     Raises:
-        DataError, NotFound: the template cannot be used.
+        DataError: the template cannot be used.
     """
 
     def __init__(self, data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -74,8 +74,7 @@ class Encoder:
         """Yield the rows of a file of the spec, in order.
 
         Raises:
-            DataError: file, line and what is wrong with the row.
-            NotFound: there is no such file.
+            DataError: file, line and what is wrong with the row; or there is no such file.
         """
         records = read(name, self._files[name])
         shaped: Iterable[tuple[Shape | None, Record]]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.errors import DataError
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -56,18 +56,16 @@ def read(name: str, path: Path) -> Iterator[Record]:
         path: where the bytes are; its own name does not matter.
 
     Raises:
-        DataError: the format is unknown, the bytes are not of that format, or there is no row.
-        NotFound: there is no such file.
+        DataError: there is no such file, the format is unknown, the bytes are not of that format, or there is no row.
     """
-    reader = _reader(name)
     empty = True
     try:
         with path.open("rb") as handle:
-            for record in reader(name, handle):
+            for record in _reader(name)(name, handle):
                 empty = False
                 yield record
     except FileNotFoundError:
-        raise NotFound(f"{name}: there is no such data file") from None
+        raise DataError("there is no such data file", file=name) from None
     except IsADirectoryError:
         raise DataError("is a directory; name a data file", file=name) from None
     if empty:

@@ -18,7 +18,7 @@ from mlora_sched.data.jinja import Rendered, Span, Template, TemplateFault
 from mlora_sched.data.plain import AlpacaLayout, LaidOut, Layout, PlainLayout, chosen
 from mlora_sched.data.shapes import Conversation, Message, Shape, conversation
 from mlora_sched.data.source import Record
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.errors import DataError
 from mlora_sched.spec.data import DataSpec, TrainOn
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def choose_layout(data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrain
         tokenizer: the base's.
 
     Raises:
-        DataError: the template file is no template, or there is no chat template to use.
-        NotFound: there is no such template file.
+        DataError: the template file is missing or is no template, or there is no chat template to use.
     """
     if data.template_file is not None:
         return _file_layout(data.template_file, files[data.template_file], tokenizer, data.train_on)
@@ -63,7 +62,7 @@ def _file_layout(name: str, path: Path, tokenizer: PreTrainedTokenizerBase, trai
     try:
         template = Template(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFound(f"{name}: there is no such template file") from None
+        raise DataError("there is no such template file", file=name) from None
     except UnicodeDecodeError:
         raise DataError("the template is not UTF-8", file=name) from None
     except TemplateFault as fault:

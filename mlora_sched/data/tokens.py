@@ -70,7 +70,7 @@ def prepare(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedToken
         cache_dir: made if missing; entries are never changed once written.
 
     Raises:
-        DataError, NotFound: what is wrong with which file and line.
+        DataError: what is wrong with which file and line.
         OSError: the cache cannot be written.
     """
     path = cache_dir / f"{_cache_key(spec, files, tokenizer)}.safetensors"
@@ -142,7 +142,7 @@ def _file_key(name: str, files: Mapping[str, Path]) -> list[str]:
         with files[name].open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
     except FileNotFoundError:
-        raise NotFound(f"{name}: there is no such data file") from None
+        raise DataError("there is no such data file", file=name) from None
     except IsADirectoryError:
         raise DataError("is a directory; name a data file", file=name) from None
     return [PurePath(name).suffix.lower(), digest]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlora_sched.client import Client
 from mlora_sched.errors import MloraError, Unreachable
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.spec.daemon import DaemonView
 
 BASE_NAME = "demo"
 READY_SECONDS = 180.0

@@ -15,7 +15,8 @@ from rich.table import Table
 from mlora_sched.cli.live import JobLine, jobs_table
 from mlora_sched.client import Client
 from mlora_sched.errors import MloraError
-from mlora_sched.spec.api import DaemonView, JobView
+from mlora_sched.spec.api import JobView
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
 from mlora_sched.spec.state import JobState
 

@@ -21,7 +21,7 @@ def active_jobs(store: JobStore, caller: Caller) -> tuple[ActiveJob, ...]:
     work = {job.id: _work(job) for job in jobs if job.state is JobState.RUNNING}
     whole = sum(work.values()) or 1.0
     return tuple(
-        _shown(job, held.get(job.id), work.get(job.id, 0.0) / whole, caller)
+        _shown(job, held.get(job.id), work.get(job.id, 0.0), whole, caller)
         for job in sorted(jobs, key=lambda job: (_ORDER.index(job.state), job.position or 0, job.created, job.id))
     )
 
@@ -31,13 +31,14 @@ def _work(job: JobView) -> float:
     return job.pace * job.tokens / job.step if job.pace is not None and job.step else 0.0
 
 
-def _shown(job: JobView, held: JobBytes | None, share: float, caller: Caller) -> ActiveJob:
+def _shown(job: JobView, held: JobBytes | None, rate: float, whole: float, caller: Caller) -> ActiveJob:
     return ActiveJob(
         owner=job.owner,
         state=job.state,
         position=job.position,
         tokens=job.tokens,
-        share=share,
+        share=rate / whole,
+        rate=rate,
         device=0 if held is None else held.device,
         host=0 if held is None else held.host,
         job=job if caller.is_admin or job.owner == caller.user else None,

@@ -15,6 +15,7 @@ from mlora_sched.files import checkpoint_dir
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.duration import format_duration
+from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import JobState
 from mlora_sched.store.jobs import JobStore
 
@@ -70,13 +71,31 @@ def _source(store: JobStore, settings: DaemonSettings, job_id: str, checkpoint: 
         return _Source(job_dir / "adapter", ("*",))
     steps = store.checkpoints(job_id)
     if checkpoint is None:
-        remedy = "ask for --checkpoint last" if steps else "it has no checkpoint yet (training.save_every)"
+        if steps:
+            remedy = "ask for --checkpoint last"
+        elif job.state.is_final:
+            remedy = "it has no checkpoint, and there will be none"
+        else:
+            remedy = "it has no checkpoint yet (training.save_every)"
         raise Refused(f"job {job_id} is {job.shown_state} and has no finished adapter; {remedy}")
     step = _step(checkpoint, steps, store.best_checkpoint(job_id))
     if step is None:
-        kept = ", ".join(map(str, steps)) or "none"
-        raise NotFound(f"job {job_id} has no checkpoint {checkpoint}; kept are: {kept}")
+        raise NotFound(_none_such(job, store.spec(job_id), checkpoint, steps))
     return _Source(checkpoint_dir(job_dir, step), ("adapter_*", "provenance.json"))  # not the training state
+
+
+def _none_such(job: JobView, spec: JobSpec, checkpoint: str, steps: tuple[int, ...]) -> str:
+    """That a job has no such checkpoint, what it has, and what helps."""
+    told = [f"job {job.id} has no checkpoint {checkpoint}"]
+    if steps:
+        told.append(f"kept are: {', '.join(map(str, steps))}")
+    else:
+        told.append("it has none, and there will be none" if job.state.is_final else "it has none yet")
+    if checkpoint == "best" and None in (spec.training.save_every, spec.data.validation):
+        told.append("`best` needs training.save_every and data.validation in the spec")
+    if job.state is JobState.SUCCEEDED:
+        told.append("leave --checkpoint out for the finished adapter")
+    return "; ".join(told)
 
 
 def _step(checkpoint: str, steps: tuple[int, ...], best: int | None) -> int | None:

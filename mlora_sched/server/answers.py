@@ -9,11 +9,16 @@ from fastapi.responses import JSONResponse
 from mlora_sched.errors import MloraError, Unauthorized
 from mlora_sched.spec.api import ErrorBody
 
+MOST_MESSAGE = 8 << 10
+"""Characters of an error's message: it may name what was sent, and that may be long."""
+
 
 def error_answer(
     kind: type[MloraError], message: str, status: int, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """The body every failure has, with a status that need not be its class's own."""
+    if len(message) > MOST_MESSAGE:
+        message = f"{message[:MOST_MESSAGE]}… (cut)"
     return JSONResponse(ErrorBody(error=kind.__name__, message=message).model_dump(), status, headers)
 
 

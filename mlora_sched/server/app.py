@@ -41,6 +41,9 @@ PREFIX = "/api/v1"
 SHUTDOWN_SECONDS = 5
 """How long answers under way may take when the server is told to stop."""
 
+_MOST_PROBLEMS = 50
+"""Problems of one body that are explained, which takes the event loop's time."""
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
@@ -131,11 +134,12 @@ async def _malformed(_request: Request, error: Exception) -> Response:
     """A body or parameter that its model refuses; a spec is explained in the words the CLI uses."""
     assert isinstance(error, RequestValidationError)
     body = error.body if isinstance(error.body, dict) else {}
-    of_spec = [item for item in error.errors() if item["loc"][:2] == ("body", "spec")]
+    found = error.errors()
+    of_spec = [item for item in found if item["loc"][:2] == ("body", "spec")][:_MOST_PROBLEMS]
     if of_spec:
         items = [{**item, "loc": item["loc"][2:]} for item in of_spec]
         return error_answer(SpecError, explain_items(items, body.get("spec"), JobSpec, "spec"), SpecError.http_status)
-    lines = [f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()]
+    lines = [f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in found[:_MOST_PROBLEMS]]
     return error_answer(UserError, "\n".join(lines), HTTPStatus.UNPROCESSABLE_ENTITY)
 
 

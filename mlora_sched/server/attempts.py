@@ -32,7 +32,7 @@ class Attempts:
 
     def failed(self, address: str) -> float:
         """Note a failure; returns for how many seconds further ones are too many, 0 while they are not."""
-        key, now = _network(address), self._clock()
+        key, now = network_of(address), self._clock()
         until, count = self._failures.pop(key, (0.0, 0))
         if until <= now:
             until, count = now + WINDOW_SECONDS, 0
@@ -42,7 +42,7 @@ class Attempts:
         return until - now if count >= MOST_FAILURES else 0.0
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """An IPv4 address, or the /64 of an IPv6 one, all of which one machine may have."""
     with suppress(ValueError):
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -167,13 +167,17 @@ class PeerProtocol(BoundedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Look who it is, once; that cannot change while the connection lasts."""
-        super().connection_made(transport)
         self._peer = peer(transport.get_extra_info("socket"))
+        super().connection_made(transport)
 
     def on_message_begin(self) -> None:
-        """Put the peer into the scope of the request that begins."""
+        """Put the peer into the scope of the request that begins, and what makes it known when its token is good."""
         super().on_message_begin()
         self.scope["state"]["caller"] = self._peer
+        self.scope["state"]["known"] = self._is_known
+
+    def _is_known(self) -> None:
+        self.is_stranger = False
 
 
 async def _caller_of(request: Request) -> Caller:  # a coroutine, since it needs no thread of its own

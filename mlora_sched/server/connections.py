@@ -8,6 +8,7 @@ routes.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlora_sched.errors import UserError
+from mlora_sched.server.attempts import network_of
 from mlora_sched.spec.api import ErrorBody
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid
@@ -27,7 +29,9 @@ class ConnectionLimits:
     """What one daemon bears.
 
     Attributes:
-        connections, of_peer: most at a time, in all and of one user (over TCP: of one address).
+        connections, of_peer: most at a time at one door, the Unix socket or TCP, in all and of one user or one address:
+            whoever fills one leaves the other open. They do not hold for root and the daemon's user on the socket.
+        strangers, strangers_of_peer: the same over TCP of connections on which no good token has come yet.
         head: most bytes of a request's line and headers, and beside its body's bytes. url: of its path and query.
         fields: most headers. pipelined: most requests that wait for their turn on one connection.
         head_seconds: until a request's head is complete, from its first byte or from the connection's beginning.
@@ -38,6 +42,8 @@ class ConnectionLimits:
 
     connections: int = 512
     of_peer: int = 256
+    strangers: int = 256
+    strangers_of_peer: int = 32
     head: int = 32 << 10
     url: int = 8 << 10
     fields: int = 64
@@ -62,23 +68,38 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the newcomer; one too many is told so and let go."""
-        super().connection_made(transport)
         self.peer = _peer(transport.get_extra_info("socket"))
+        self.is_stranger = isinstance(self.peer, str)
         self._refusal = (HTTPStatus.BAD_REQUEST, "this is no HTTP request")
         self._deadline: asyncio.TimerHandle | None = None
         self._write_deadline: asyncio.TimerHandle | None = None
         self._in_head = self._began = False
         self._raw = self._body = self._body_seen = self._fields = 0
-        others = [it.peer for it in self.connections if isinstance(it, BoundedProtocol)]
-        if len(others) > self.limits.connections:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the daemon has too many connections; try again later")
-        elif others.count(self.peer) > self.limits.of_peer:
-            self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"you have {self.limits.of_peer} connections to the daemon already; close some of them",
-            )
+        super().connection_made(transport)  # from here on others meet it in `connections`
+        if self.peer is None:
+            transport.abort()
+        elif (why := self._one_too_many(self.peer)) is not None:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, why)
         else:
             self._arm(self.limits.head_seconds, self._head_is_late)
+
+    def _one_too_many(self, peer: int | str) -> str | None:
+        """Why there is no room for this connection; None where there is."""
+        if is_host(peer):
+            return None
+        beside = [it for it in self.connections if isinstance(it, BoundedProtocol) and type(it.peer) is type(peer)]
+        here = [it for it in beside if it.peer is not None and not is_host(it.peer)]
+        strangers = [it.peer for it in here if it.is_stranger]
+        if len(here) > self.limits.connections or len(strangers) > self.limits.strangers:
+            return "the daemon has too many connections; try again later"
+        if strangers.count(peer) > self.limits.strangers_of_peer:
+            return (
+                f"your address has {self.limits.strangers_of_peer} connections to the daemon already that have sent "
+                "no good token; close some of them"
+            )
+        if sum(it.peer == peer for it in here) > self.limits.of_peer:
+            return f"you have {self.limits.of_peer} connections to the daemon already; close some of them"
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
@@ -216,9 +237,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def _peer(connection: socket.socket) -> int | str:
-    """Whose connection it is: a user id, or over TCP an address."""
-    if connection.family == socket.AF_UNIX:
-        _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return int(uid)
-    return str(connection.getpeername()[0])
+def _peer(connection: socket.socket) -> int | str | None:
+    """Whose connection it is: a user id, or over TCP an address as `network_of` has it; None where it is gone again."""
+    try:
+        if connection.family == socket.AF_UNIX:
+            _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return int(uid)
+        return network_of(str(connection.getpeername()[0]))
+    except OSError:
+        return None
+
+
+def is_host(peer: int | str) -> bool:
+    """Whether it is root or the daemon's own user, whom no crowd keeps out."""
+    return peer in (0, os.geteuid())

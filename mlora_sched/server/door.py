@@ -79,7 +79,9 @@ class Door:
         if isinstance(peer, Remote):
             headers = Headers(scope=scope)
             self._hosts.check(headers, scope["server"])
-            return await self._holder(headers)
+            holder = await self._holder(headers)
+            scope["state"]["known"]()
+            return holder
         if isinstance(peer, Unknown):
             raise Unauthorized(peer.why)
         assert isinstance(peer, Caller)

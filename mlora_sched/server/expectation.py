@@ -4,6 +4,9 @@ here, and nobody is held to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+
 from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
@@ -16,17 +19,27 @@ from mlora_sched.store.records import WorkerStatus
 BYTES_PER_TOKEN = 4
 """Of a data file: about what English text has, and the markup of its rows makes up for other languages."""
 
+SAMPLE_BYTES = 1 << 16
+"""How much of a data file is looked at to tell how long its rows are."""
+
+_ROW_A_LINE = frozenset({".jsonl", ".ndjson"})
 _WAITS = (JobState.PREPARING, JobState.QUEUED)
 
 
 def expectation(
-    job: JobView, spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating
+    job: JobView,
+    spec: JobSpec,
+    files: Mapping[str, str],
+    store: JobStore,
+    settings: DaemonSettings,
+    estimating: Estimating,
 ) -> Submitted:
-    """The answer to a submission that has become `job`, as if it had not before."""
+    """The answer to a submission that has become `job`, as if it had not before; `files` are its spool keys."""
     status = store.worker_status()
     queue = store.queue_length()
+    waits_for = _waits_for(job, store)
     position = None
-    if job.state in _WAITS:
+    if job.state in _WAITS and not waits_for:
         position = queue if job.position is None else job.position
     return Submitted(
         job=job,
@@ -34,8 +47,15 @@ def expectation(
         first=store.is_only_job(job.id, job.owner),
         position=position,
         queue=queue,
+        waits_for=waits_for,
         estimated_bytes=_bytes(spec, status, settings, estimating),
-        estimated_seconds=_seconds(spec, status, store.training_bytes(job.id, spec)),
+        estimated_seconds=_seconds(spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings)),
+    )
+
+
+def _waits_for(job: JobView, store: JobStore) -> tuple[str, ...]:
+    return tuple(
+        each.after_id for each in store.dependences() if each.job_id == job.id and each.state is not JobState.SUCCEEDED
     )
 
 
@@ -52,15 +72,35 @@ def fit_of(status: WorkerStatus, settings: DaemonSettings, estimating: Estimatin
     return Fit(status.shape, status.buckets, unshrunk(status.memory, settings.memory_budget), estimating)
 
 
-def _seconds(spec: JobSpec, status: WorkerStatus, data_bytes: int) -> float | None:
-    """By the size of its data and the device's pace of late; as if it had the device for itself."""
-    if status.tokens_per_second <= 0:
+def _seconds(spec: JobSpec, status: WorkerStatus, tokens: float | None) -> float | None:
+    """By the device's pace of late; as if the job had the device for itself."""
+    limits = spec.limits
+    if status.tokens_per_second <= 0 or tokens is None:
         return None
-    training, limits = spec.training, spec.limits
-    if training.max_steps is None:
-        tokens = training.passes * data_bytes / BYTES_PER_TOKEN
-    else:
-        tokens = training.max_steps * training.batch_size * spec.data.max_length
-    bounds = [tokens, *([limits.max_tokens] if limits.max_tokens is not None else [])]
-    seconds = min(bounds) / status.tokens_per_second
+    seconds = min(tokens, limits.max_tokens or tokens) / status.tokens_per_second
     return seconds if limits.max_time is None else min(seconds, limits.max_time)
+
+
+def _tokens(spec: JobSpec, files: Mapping[str, str], data_bytes: int, settings: DaemonSettings) -> float | None:
+    """Of all steps, by the size of the data; with `max_steps` by the first rows, None where those do not tell."""
+    training = spec.training
+    if training.max_steps is None:
+        return training.passes * data_bytes / BYTES_PER_TOKEN
+    first = spec.data.train[0]
+    if PurePath(first).suffix.lower() not in _ROW_A_LINE:
+        return None
+    row = _row_tokens(settings.spool_dir / files[first], spec.data.max_length)
+    return None if row is None else training.max_steps * training.batch_size * row
+
+
+def _row_tokens(path: Path, most: int) -> float | None:
+    """Tokens of a row as it is trained on, as a mean; None when the file has gone or begins with no row."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(SAMPLE_BYTES)
+    except FileNotFoundError:  # of a job submitted before, which may have ended long ago
+        return None
+    lines = head.splitlines()
+    whole = lines[:-1] if len(lines) > 1 and len(head) == SAMPLE_BYTES else lines  # the last one may be cut
+    rows = [min(len(line) / BYTES_PER_TOKEN, most) for line in whole if line.strip()]
+    return sum(rows) / len(rows) if rows else None

@@ -10,7 +10,10 @@ from mlora_sched.store.records import LiveJob
 
 
 def memory_view(store: JobStore, caller: Caller) -> MemoryView:
-    """The newest report, with the jobs that hold something; of others' jobs only whose they are, state and bytes."""
+    """The newest report, with the jobs that hold something; of others' jobs only whose they are, state and bytes.
+
+    Corrections name the methods of everybody's packs, also of the past: administrators see them.
+    """
     status = store.worker_status()
     report = status.memory
     if report is None:
@@ -34,7 +37,7 @@ def memory_view(store: JobStore, caller: Caller) -> MemoryView:
         estimated=estimated,
         measured=measured,
         peak=report.peak,
-        corrections=report.corrections,
+        corrections=report.corrections if caller.is_admin else (),
         warnings=status.warnings,
     )
 

@@ -87,6 +87,9 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
     device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
 
 
+_MOST_ODD, _MOST_NAME = 10, 100
+
+
 def check_files(submission: Submission, uploaded: Callable[[Collection[str]], Collection[str]]) -> None:
     """Every file of the spec, and no other, has been uploaded by the caller.
 
@@ -99,8 +102,10 @@ def check_files(submission: Submission, uploaded: Callable[[Collection[str]], Co
     spec = submission.spec
     named, sent = set(spec.files), set(submission.files)
     if named != sent:
-        odd = ", ".join(sorted(named ^ sent))
-        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {odd}")
+        odd = sorted(named ^ sent)
+        told = ", ".join(name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…" for name in odd[:_MOST_ODD])
+        more = f" and {len(odd) - _MOST_ODD} more" if len(odd) > _MOST_ODD else ""
+        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {told}{more}")
     there = uploaded(set(submission.files.values()))
     for name, sha256 in submission.files.items():
         if sha256 not in there:

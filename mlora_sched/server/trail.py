@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlora_sched.errors import MloraError, NoSpace, NotFound, Refused, StorageTrouble, Unauthorized, UserError
 from mlora_sched.server.auth import Caller, Remote
 from mlora_sched.server.failures import MOST_RECORDED, Failures
+from mlora_sched.server.verbs import verb_of
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.redact import redact
 from mlora_sched.store.jobs import JobStore
@@ -27,6 +28,8 @@ from mlora_sched.store.jobs import JobStore
 UNKNOWN_CALLER = "?"
 OK = "ok"
 MOST_DETAIL = 500
+_LOOKED_THROUGH = 4 * MOST_DETAIL
+"""Characters in which secrets are looked for, of what will be cut to `MOST_DETAIL`: the event loop waits for it."""
 _LOOKING = frozenset({"GET", "HEAD"})
 _CARRYING = frozenset({"get_adapter", "get_backup"})
 _UPLOADING = "put_file"
@@ -88,9 +91,9 @@ class Trail:
                 time=time.time(),
                 caller=who.user if known else UNKNOWN_CALLER,
                 via=via,
-                action=action,
-                target=redact(note.target or str(given))[:MOST_DETAIL],
-                detail=redact(about + where + (message or note.detail))[:MOST_DETAIL],
+                action=verb_of(action),
+                target=_escaped(_short(note.target or str(given))),
+                detail=_escaped(_short(about + where + (message or note.detail))),
                 outcome=outcome,
             )
         except MloraError as error:  # what was asked for is done, or refused, and that is what the answer says
@@ -139,12 +142,21 @@ class _Answer:
         await self._trail.record(self._scope, outcome, message)
 
 
+def _escaped(text: str) -> str:
+    """With `\\x1b` and the like for what a terminal that shows the record could obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _failure(status: int, body: bytes) -> tuple[str, str]:
     """Class and text of an `ErrorBody`; an answer to HEAD, or to somebody who has gone, has none."""
     if not body:
         return (NotFound if status == NotFound.http_status else UserError).__name__, ""
     failure = json.loads(body)
     return str(failure["error"]), str(failure["message"])
+
+
+def _short(text: str) -> str:
+    return redact(text[:_LOOKED_THROUGH])[:MOST_DETAIL]
 
 
 def _is_recorded(method: str, action: str, outcome: str) -> bool:

@@ -57,7 +57,8 @@ class AuditEntry(Frozen):
         time: seconds since the Unix epoch.
         caller: the user; `?` for somebody whom the daemon does not know.
         via: the door they came through.
-        action: the operation's name in the API, such as `submit`; `connect` for who was not let in.
+        action: the verb that asks for it, such as `submit` or `token revoke`; `upload` for a file, `connect`
+            for who was not let in.
         target: what it was about: a job's or token's id, or what was given for one.
         detail: what else is worth knowing, without secrets; of a refusal its reason.
         outcome: `ok`, or the error's class in `mlora_sched.errors`.

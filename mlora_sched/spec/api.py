@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
-from pydantic import Field
-
-from mlora_sched.spec.common import MAX_DURATION_SECONDS, Frozen
-from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy, WorkerPhase
-
-if TYPE_CHECKING:
-    from mlora_sched.spec.wire import EvalDone, StepDone
+from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
 
 
 class JobView(Frozen):
@@ -64,111 +56,6 @@ class JobsPage(Frozen):
 
     jobs: tuple[JobView, ...]
     more: int
-
-
-class MetricsLine(Frozen):
-    """One line of `metrics.jsonl`: `event` is "step" or "eval". No wall-clock field: those live in `timing.jsonl`."""
-
-    event: str
-    step: int
-    loss: float
-    lr: float | None = None
-    grad_norm: float | None = None
-    tokens: int
-    accuracy: float | None = None
-    extra: dict[str, float] = Field(default_factory=dict)
-
-    @classmethod
-    def of(cls, report: StepDone | EvalDone) -> MetricsLine:
-        """The line that a worker's report gives."""
-        from mlora_sched.spec.wire import EvalDone  # a client reads lines and never makes one
-
-        if isinstance(report, EvalDone):
-            return cls(event="eval", step=report.step, loss=report.loss, tokens=report.tokens, accuracy=report.accuracy)
-        return cls(
-            event="step",
-            step=report.step,
-            loss=report.loss,
-            lr=report.lr,
-            grad_norm=report.grad_norm,
-            tokens=report.tokens,
-            extra=report.extra,
-        )
-
-    def to_json(self) -> str:
-        """The line as `metrics.jsonl` holds it: figures that the event has not are left out, `extra` is flat."""
-        fields = self.model_dump(exclude={"extra"}, exclude_none=True)
-        return json.dumps(fields | self.extra)
-
-
-class MetricsPage(Frozen):
-    """Metrics past a cursor; ask again with `cursor` for what came later."""
-
-    lines: tuple[MetricsLine, ...]
-    cursor: int
-
-
-class EventView(Frozen):
-    """Something that happened to a job (a transition, a checkpoint, a note); `step` are its finished steps by then."""
-
-    time: float
-    job_id: str | None
-    message: str
-    step: int | None = None
-
-
-class EventsPage(Frozen):
-    """Events past a cursor; ask again with `cursor` for what came later, at once where there are `more` already."""
-
-    events: tuple[EventView, ...]
-    cursor: int
-    more: bool = False
-
-
-class ReleaseRequest(Frozen):
-    """Let the device go; `seconds` until the daemon takes it back by itself, None for when it is told to."""
-
-    seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS, strict=True)
-
-
-class ReleaseView(Frozen):
-    """A release that holds: `until` when (None: until reclaimed), and who asked for it. Times are Unix seconds."""
-
-    until: float | None
-    caller: str
-    asked: float
-
-
-class DrainView(Frozen):
-    """Waiting jobs are held back: who asked for it and when (Unix seconds); `attached` jobs go on to their end.
-
-    `attached` is None until the daemon's loop has taken note.
-    """
-
-    caller: str
-    asked: float
-    attached: int | None
-
-
-class DaemonView(Frozen):
-    """Who answers at the socket. `worker` is the worker's state in words, `phase` where it is.
-
-    `warnings` are what everybody should know of, such as a database that refuses; a sentence each.
-    """
-
-    version: str
-    pid: int
-    bases: tuple[str, ...]
-    device: str
-    exactness: str
-    worker: str
-    jobs: dict[str, int]
-    tokens_per_second: float
-    fill: float
-    phase: WorkerPhase = WorkerPhase.LOADING
-    release: ReleaseView | None = None
-    warnings: tuple[str, ...] = ()
-    drain: DrainView | None = None
 
 
 class ErrorBody(Frozen):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mlora_sched.spec.api import EventView, JobView
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventView
 
 
 class JobDetail(Frozen):

@@ -79,6 +79,8 @@ _FOREIGN: dict[str, str] = {
     "additional_target": "nothing here: the base is shared and frozen, only adapters are trained",
     "deepspeed": "nothing here: the daemon places jobs itself",
 }
+_LONGEST_KEY = 100
+"""Characters of a key that is compared with ours; a longer one is none of them misspelt."""
 _MAIN_KEYS = {"adapter": "method", "data": "train", "objective": "type"}
 
 
@@ -164,7 +166,7 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         return f"did you mean {' or '.join(elsewhere)}?"
     parent = field.rpartition(".")[0]
     beside = [path for path in known if path.rpartition(".")[0] == parent]
-    for known_paths in (beside, list(known)):
+    for known_paths in (beside, list(known)) if len(key) <= _LONGEST_KEY else ():
         by_name = {path.rpartition(".")[2]: path for path in reversed(known_paths)}
         if near := difflib.get_close_matches(key, by_name, n=1, cutoff=0.7):
             return f"did you mean {by_name[near[0]]}?"

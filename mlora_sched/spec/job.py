@@ -104,13 +104,20 @@ def local_files(spec: JobSpec, folder: Path) -> dict[str, Path]:
     """
     paths = {name: folder / Path(name).expanduser() for name in spec.files}
     lost = [
-        f"{spec.name}: {_field_of(spec, name)}: {name}: no such file (looked for {path})"
+        f"{spec.name}: {_field_of(spec, name)}: {name}: {_fault(path)}"
         for name, path in paths.items()
         if not path.is_file()
     ]
     if lost:
         raise SpecError("\n".join(lost))
     return paths
+
+
+def _fault(path: Path) -> str:
+    """Why there is no ordinary file at this path."""
+    if path.is_dir():
+        return f"is a directory; name a file ({path})"
+    return f"is no ordinary file ({path})" if path.exists() else f"no such file (looked for {path})"
 
 
 def _field_of(spec: JobSpec, name: str) -> str:

@@ -13,10 +13,13 @@ from mlora_sched.spec.job import ADAPTER_FILES, JobSpec, Priority
 
 MAX_RETRIES = 10
 MAX_AFTER = 100
+MAX_FILE_NAME = 1024
 MAX_FILES = MAX_TRAIN_FILES + 2 + len(ADAPTER_FILES)  # beside those trained on: validation, template, init_from
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$"
 
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+_FileName = Annotated[str, Field(max_length=MAX_FILE_NAME)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Submission(Frozen):
@@ -29,7 +32,7 @@ class Submission(Frozen):
     """
 
     spec: JobSpec
-    files: dict[str, str] = Field(max_length=MAX_FILES)
+    files: dict[_FileName, _Sha256] = Field(max_length=MAX_FILES)
     key: str | None = Field(default=None, pattern=KEY_PATTERN)
     after: tuple[_Reference, ...] = Field(default=(), max_length=MAX_AFTER)
     retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
@@ -43,9 +46,11 @@ class Submitted(Frozen):
         repeated: it was submitted before, under the same key; nothing has changed.
         first: its owner has no other job here.
         position, queue: its place among the jobs that wait to be attached, and how many those are; None when it does
-            not wait. A new job is the last until the daemon has looked at it.
+            not wait, or waits for others first. A new job is the last until the daemon has looked at it.
+        waits_for: the jobs, by full id, that must succeed before it has a place in the queue.
         estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
-        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace.
+        estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace,
+            and where the data do not tell how long a step of `max_steps` is.
         not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
     """
 
@@ -56,6 +61,7 @@ class Submitted(Frozen):
     queue: int
     estimated_bytes: int | None
     estimated_seconds: float | None
+    waits_for: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()
 
 

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, insert, or_, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.errors import Ambiguous, NotFound, Refused
-from mlora_sched.spec.api import EventView, JobsPage, JobView, MetricsLine
+from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request, WaitReason
 from mlora_sched.store import listing, rows, schema, submissions
@@ -244,9 +245,17 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             found = connection.execute(query.order_by(table.c.step, _STEP_FIRST))
             return [(row.id, rows.metrics_line(row)) for row in found]
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state; states without a job count 0."""
-        query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
+    def counts(self, ended_of: str | None = None) -> dict[str, int]:
+        """How many jobs are in each state; states without a job count 0.
+
+        Args:
+            ended_of: of the jobs that have ended only this owner's count; None for everybody's.
+        """
+        table = schema.jobs
+        query = select(table.c.state, func.count()).group_by(table.c.state)
+        if ended_of is not None:
+            live = [state.value for state in JobState if not state.is_final]
+            query = query.where(or_(table.c.state.in_(live), table.c.owner == ended_of))
         with reading(self._engine) as connection:
             found = {row.state: row[1] for row in connection.execute(query)}
         return {state.value: found.get(state.value, 0) for state in JobState}

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from sqlalchemy import Connection, Row, delete, select, update
 from sqlalchemy.dialects import sqlite
 
-from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.numerics import OTHER_NUMERICS, Exactness
 from mlora_sched.spec.state import TRANSITIONS, JobState, Request
 from mlora_sched.spec.wire import (

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.store.records import LiveJob

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from mlora_sched.errors import UserError
-from mlora_sched.spec.api import MetricsLine
 from mlora_sched.spec.detail import JobDetail
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.state import JobState
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from mlora_sched.errors import UserError
-from mlora_sched.spec.api import MetricsLine
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.state import JobState
 from mlora_sched.track.sink import Run, figures, library, no_folder
 

@@ -18,9 +18,10 @@ from mlora_sched.cli.output import print_log
 from mlora_sched.cli.table import print_rows
 from mlora_sched.client.logs import merged
 from mlora_sched.spec.activity import ActiveJob
-from mlora_sched.spec.api import EventView, JobView, MetricsLine
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
 
 GOLDEN = Path(__file__).parent / "golden"

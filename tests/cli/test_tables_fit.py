@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from test_golden import TRAINS, WAITS
 
-from mlora_sched.cli.listing import job_columns, queue_columns
+from mlora_sched.cli.listing import job_columns, job_row, queue_columns
 from mlora_sched.cli.style import one_line
 from mlora_sched.cli.table import Cell, Column, fitted
 from mlora_sched.cli.times import arrival, parse_since, span
 from mlora_sched.errors import UserError
+from mlora_sched.spec.state import ErrorCode, JobState
 
 CELLS = st.text(st.sampled_from("abc …漢\t\n\x1b"), max_size=40)
 COLUMNS = st.lists(
@@ -71,6 +72,19 @@ def test_ls_fits_usual_terminals_and_keeps_what_says_why(columns: tuple[Column, 
     assert "memory: needs 3.0" in line
     assert width < 160 or cells["REASON"] in line
     assert "a-name-that" in line
+
+
+def test_why_a_job_has_ended_takes_no_figures_of_those_that_train() -> None:
+    long = {"state": JobState.FAILED, "error_code": ErrorCode.BAD_DATA, "error": "train.jsonl, line 7: is not JSON"}
+    trains, ended = TRAINS.model_copy(update={"reason": ""}), TRAINS.model_copy(update=long)
+    columns = job_columns(owners=False)
+    alone, _ = (line.plain for line in fitted(columns, [job_row(trains, owners=False)], 80))
+    rows = [job_row(job, owners=False) for job in (trains, ended)]
+    titles, *lines = (line.plain for line in fitted(columns, rows, 80))
+    assert {"LOSS", "EVAL", "ETA"} <= set(alone.split())
+    assert {"LOSS", "EVAL", "ETA", "REASON"} <= set(titles.split())
+    assert "bad_data" in lines[1]
+    assert max(len(line) for line in (titles, *lines)) <= 80
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_what_is_no_config_is_refused_with_the_remedy(
 
 
 def test_a_file_that_is_not_there_is_named(capsys: Capture) -> None:
-    assert run(["convert", "nowhere.yml"]) == 3
+    assert run(["convert", "nowhere.yml"]) == 2
     assert "nowhere.yml" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.data.encode import Encoded, target_mask
 from mlora_sched.data.jinja import Span
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.errors import DataError
 
 ALPACA = {"instruction": "Add.", "input": "2 2", "output": "4"}
 ALPACA_TEXT = (
@@ -275,7 +275,7 @@ def test_a_guarded_column_may_be_missing(tmp_path: Path, plain_tokenizer: PreTra
     assert texts == ["<s>Q: a\nA: b</s>", "<s>(c) Q: a\nA: b</s>"]
 
 
-def test_a_missing_template_file_is_not_found(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_missing_template_file_is_named(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
     path = write_rows(tmp_path / "a.jsonl", [ALPACA])
-    with pytest.raises(NotFound, match=r"gone\.jinja"):
+    with pytest.raises(DataError, match=r"gone\.jinja: there is no such template file"):
         encode(plain_tokenizer, path, template="gone.jinja")

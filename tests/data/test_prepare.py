@@ -170,8 +170,8 @@ def test_a_failed_preparation_leaves_nothing_behind(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_missing_file_is_not_found(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(NotFound, match=r"train\.jsonl"):
+def test_a_missing_file_is_named(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match=r"train\.jsonl: there is no such data file"):
         prepare(job(), {"train.jsonl": tmp_path / "gone"}, plain_tokenizer, tmp_path / "cache")
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from data_kit import build_tokenizer, trl_template, write_rows
 
 from mlora_sched.cli.local.dataset import dataset
-from mlora_sched.errors import DataError, MloraError, NotFound, SpecError, UserError
+from mlora_sched.errors import DataError, MloraError, SpecError, UserError
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}. 🙂"}]}
@@ -68,7 +68,7 @@ def test_bad_input_ends_in_our_errors(base: Path, tmp_path: Path) -> None:
     cases: list[tuple[type[MloraError], tuple[object, ...]]] = [
         (SpecError, (path, "--base", base, "--template", "llama")),
         (SpecError, (path, "--base", base, "--train-on", "first")),
-        (NotFound, (tmp_path / "gone.jsonl", "--base", base)),
+        (DataError, (tmp_path / "gone.jsonl", "--base", base)),
         (UserError, (path, "--base", tmp_path / "gone")),
         (DataError, (write_rows(tmp_path / "b.jsonl", [{"a": 1}]), "--base", base, "--json")),
     ]

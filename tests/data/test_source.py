@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.data.shapes import Shape, conversation
 from mlora_sched.data.source import Record, read
-from mlora_sched.errors import DataError, NotFound
+from mlora_sched.errors import DataError
 
 GOOD = '{"text": "a"}\n'
 
@@ -56,8 +56,9 @@ def test_a_bad_file_is_refused_with_its_line(
 
 
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"gone\.jsonl"):
-        list(read("gone.jsonl", tmp_path / "gone.jsonl"))
+    for name in ("gone.jsonl", "gone.txt"):
+        with pytest.raises(DataError, match=rf"{name}: there is no such data file"):
+            list(read(name, tmp_path / name))
     with pytest.raises(DataError, match="directory"):
         list(read("dir.jsonl", tmp_path))
 

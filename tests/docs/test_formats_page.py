@@ -21,8 +21,8 @@ from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.engine.saving import adapter_files, draft_of
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase
-from mlora_sched.spec.api import MetricsLine
 from mlora_sched.spec.job import JobSpec, parse_job
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 from mlora_sched.spec.wire import EvalDone, StepDone
 

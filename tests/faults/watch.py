@@ -10,7 +10,7 @@ from types import TracebackType
 
 import psutil
 
-from mlora_sched.spec.api import EventView
+from mlora_sched.spec.log import EventView
 from mlora_sched.spec.state import TRANSITIONS, JobState
 
 from .besieged import TRAINER, Besieged

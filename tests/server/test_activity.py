@@ -47,7 +47,7 @@ def test_of_others_nothing_is_told_but_who_where_and_how_much(served: Served, pe
     assert sorted(by_name(seen)) == ["mine-runs", "mine-waits"]
     others = [job.model_dump() for job in seen if job.job is None]
     assert [set(job) for job in others] == [
-        {"owner", "state", "position", "tokens", "share", "device", "host", "job"}
+        {"owner", "state", "position", "tokens", "share", "rate", "device", "host", "job"}
     ] * 2
     text = people["ann"].activity().model_dump_json()
     assert SECRET not in text
@@ -72,15 +72,31 @@ def test_shares_are_by_tokens_and_bytes_are_the_workers(served: Served, people: 
     )
     memory = MemoryReport(total=1000, limit=1000, others=0, base=10, margin=10, budget=980, host_limit=100, jobs=held)
     served.store.set_worker_status(WorkerStatus(memory=memory))
-    seen = [(job.owner, job.share, job.device, job.host) for job in people["bob"].activity().jobs]
-    assert seen[:2] == [("ann", 0.75, 700, 0), ("bob", 0.25, 0, 9)]
-    assert {job[1:] for job in seen[2:]} == {(0.0, 0, 0)}
+    seen = [(job.owner, job.share, job.rate, job.device, job.host) for job in people["bob"].activity().jobs]
+    assert seen[:2] == [("ann", 0.75, 36.0, 700, 0), ("bob", 0.25, 12.0, 0, 9)]  # 12 tokens a step
+    assert {job[1:] for job in seen[2:]} == {(0.0, 0.0, 0, 0)}
 
 
 def test_what_has_ended_is_not_there(served: Served, people: dict[str, Client]) -> None:
     ids = {job.name: job.id for job in served.store.list()}
     served.finish(ids["mine-runs"])
     assert sorted(by_name(people["ann"].activity().jobs)) == ["mine-waits"]
+
+
+def test_others_jobs_are_counted_while_they_live(served: Served, client: Client, people: dict[str, Client]) -> None:
+    """How many of anybody's jobs failed or succeeded is not for others; the load is."""
+    ids = {job.name: job.id for job in served.store.list()}
+    served.finish(ids["mine-runs"])
+    served.fail(ids[f"{SECRET}-runs"], "it is nan")
+
+    def counted(asking: Client) -> list[int]:
+        jobs = asking.daemon().jobs
+        assert asking.activity().daemon.jobs == jobs
+        return [jobs[state] for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)]
+
+    assert counted(people["ann"]) == [2, 0, 1, 0]
+    assert counted(people["bob"]) == [2, 0, 0, 1]
+    assert counted(client) == [2, 0, 1, 1]
 
 
 def test_a_list_never_has_others_jobs_whatever_is_asked(people: dict[str, Client]) -> None:
@@ -113,7 +129,30 @@ def test_ls_shows_others_as_user_state_and_use(capsys: Capture) -> None:
     assert "bob" not in capsys.readouterr().out, "nobody can say whether a job without a name fits"
     assert run(["ls", "--everyone", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert [job.get("name") for job in printed] == ["mine-waits", "mine-runs", None, None]
+    assert [job["name"] for job in printed] == ["mine-waits", "mine-runs", None, None]
+    assert len({tuple(job) for job in printed}) == 1, "one shape"
+    others = [{key: value for key, value in job.items() if value is not None} for job in printed[2:]]
+    assert others == [
+        {"owner": "bob", "state": "RUNNING", "tokens": 24},
+        {"owner": "bob", "state": "QUEUED", "tokens": 0, "position": 1},
+    ]
+
+
+def test_an_empty_list_says_what_that_means(served: Served, capsys: Capture) -> None:
+    for args, said in (
+        ([], "no jobs; `mlora-sched submit SPEC` hands one in"),
+        (["--sort", "loss", "--all"], "no jobs; `mlora-sched submit SPEC` hands one in"),
+        (["--state", "RUNNING"], "no job fits"),
+        (["--everyone", "--name", "x*"], "no job fits"),
+        (["--queue"], "nothing trains and nothing waits"),
+    ):
+        assert run(["ls", *args]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == f"{said}\n"
+        assert len(printed.out.splitlines()) == 1, "the titles"
+    assert run(["ls", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out), printed.err) == ([], "")
 
 
 @pytest.mark.usefixtures("as_ann")

@@ -12,7 +12,7 @@ from mlora_sched.daemon import retention
 from mlora_sched.daemon.retention import KEEP_EVENTS_SECONDS, Retention
 from mlora_sched.errors import SpecError
 from mlora_sched.server.routes.jobs import EVENTS_OF_PAGE
-from mlora_sched.spec.api import EventView
+from mlora_sched.spec.log import EventView
 from mlora_sched.store import schema
 from mlora_sched.store.audit import TRIM_ROWS
 from mlora_sched.store.db import writing

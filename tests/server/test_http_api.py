@@ -16,9 +16,11 @@ from serving import MAX_FILE_BYTES, Served, SpecMaker, settings_in
 
 from mlora_sched.client import Client
 from mlora_sched.errors import NotFound, SpecError
+from mlora_sched.server import trail
 from mlora_sched.server.app import create_app
 from mlora_sched.server.auth import Caller
 from mlora_sched.server.limits import MAX_BODY_BYTES
+from mlora_sched.server.trail import MOST_DETAIL
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import parse_job
 
@@ -112,7 +114,14 @@ def test_a_spec_is_explained_as_the_cli_does(http: httpx.Client) -> None:
         ({"files": {}}, 422, "they differ in a.jsonl"),
         ({"files": {"a.jsonl": "0" * 64, "/etc/passwd": "0" * 64}}, 422, "they differ in /etc/passwd"),
         ({"files": {"a.jsonl": "0" * 64}}, 422, "has no file 000"),
-        ({"files": {"a.jsonl": "../../x"}}, 422, "has no file ../../x"),
+        ({"files": {"a.jsonl": "../../x"}}, 422, "files.a.jsonl: String should match pattern"),
+        (
+            {"files": {f"{at:02}": "0" * 64 for at in range(12)}},
+            422,
+            "differ in 00, 01, 02, 03, 04, 05, 06, 07, 08, 09 and",
+        ),
+        ({"files": {"a" * 1024: "0" * 64}}, 422, f"differ in a.jsonl, {'a' * 100}…"),
+        ({"files": {"a" * 1025: "0" * 64}}, 422, "at most 1024 characters"),
         ({"files": 3}, 422, "files: "),
         ({"owner": "root"}, 422, "owner: "),
         ({"spec": None}, 422, "spec: "),
@@ -123,6 +132,43 @@ def test_submissions_that_do_not_hold_together(
 ) -> None:
     assert message in failure(http.post("/jobs", json=submission(**changes)), status)["message"]
     assert served.store.list() == []
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/tokens"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"spec": {"name": "toy", "data": {"train": ["a"]}, "metadata": {"x": "\ud800"}}, "files": {"a": "x"}}',
+        r'{"spec": {"name": "toy", "data": {"train": ["\udfff"]}}, "files": {"a": "x"}}',
+        r'{"files": {"a": "\ud800"}}',
+        r'{"\ud800": 1}',
+        b'{"spec": "\xed\xa0\x80"}',
+        '{"spec": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        "no JSON",
+    ],
+    ids=["metadata", "file", "sha256", "key", "bytes", "deep", "no JSON"],
+)
+def test_a_body_that_is_no_unicode_is_refused(http: httpx.Client, path: str, body: str | bytes) -> None:
+    answer = http.post(path, content=body, headers={"content-type": "application/json"})
+    assert "the body is no JSON: " in failure(answer, 422)["message"]
+
+
+def test_what_an_error_names_is_cut(served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_through: list[int] = []
+
+    def look(text: str) -> str:
+        looked_through.append(len(text))
+        return text
+
+    monkeypatch.setattr(trail, "redact", look)
+    long = "a-" * 500_000
+    for changes in ({"files": {long: "0" * 64}}, {long: 1}, {"spec": submission()["spec"] | {long: 1}}):
+        answer = http.post("/jobs", json=submission(**changes))
+        assert len(failure(answer, 422)["message"]) < 10_000
+    spec = submission()["spec"] | {f"k{at}": 1 for at in range(2000)}
+    assert failure(http.post("/jobs", json=submission(spec=spec)), 422)["message"].count("\n") < 50
+    assert max(looked_through) == 4 * MOST_DETAIL
+    assert len(served.store.audit(limit=1).entries[0].detail) <= MOST_DETAIL
 
 
 def test_a_spec_is_bounded(served: Served, http: httpx.Client) -> None:

@@ -33,12 +33,14 @@ def until_connected(process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def interrupted(process: subprocess.Popen[str]) -> None:
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C; what it says then."""
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
+    return said
 
 
 @pytest.mark.parametrize("args", [["wait", "toy"], ["wait", "toy", "--json"], ["logs", "-f", "toy"]])
@@ -46,7 +48,8 @@ def test_waiting_verbs(served: Served, spec: SpecMaker, client: Client, args: li
     client.submit(spec())
     with start(*args) as process:
         until_connected(process)
-        interrupted(process)
+        said = interrupted(process)
+    assert "interrupted; the job goes on (`mlora-sched wait toy`)" in said
     assert client.get("toy").state.value == "PREPARING"
 
 

@@ -17,7 +17,7 @@ from serving import Served, SpecMaker
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
 from mlora_sched.client.logs import merged
-from mlora_sched.spec.api import EventView, MetricsLine
+from mlora_sched.spec.log import EventView, MetricsLine
 
 Capture = pytest.CaptureFixture[str]
 

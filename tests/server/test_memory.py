@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from daemon.stand_in import MIB, SHAPE, report
-from rich.console import Console
 from serving import Served, SpecMaker
 
 from mlora_sched.cli.main import run
-from mlora_sched.cli.memory_view import memory_panel
+from mlora_sched.cli.memory_bar import memory_bar
 from mlora_sched.client import Client
 from mlora_sched.errors import Refused, SpecError
+from mlora_sched.memory.sizes import format_size
 from mlora_sched.server import auth
 from mlora_sched.server.auth import Caller
 from mlora_sched.spec.memory import Correction, JobBytes
@@ -126,7 +126,18 @@ def test_packs_are_what_is_beside_base_and_jobs(
         view = client.memory()
     assert (view.estimated, view.measured, view.held, view.parked) == (88 * MIB, 80 * MIB, 30 * MIB, 20 * MIB)
     assert view.free == (1100 - 30 - 88) * MIB
-    assert view.corrections == (CORRECTION,)
+
+
+def test_only_administrators_see_what_was_learnt_of_everybodys_packs(
+    served: Served, spec: SpecMaker, act_as: Callable[[Caller], None]
+) -> None:
+    """A correction names methods, and stays when the jobs that had them have gone."""
+    two_jobs(served, spec, act_as)
+    with Client(served.socket) as client:
+        assert client.memory().corrections == client.activity().memory.corrections == ()
+    act_as(ROOT)
+    with Client(served.socket) as client:
+        assert client.memory().corrections == client.activity().memory.corrections == (CORRECTION,)
 
 
 def test_before_the_worker_has_reported(served: Served, client: Client, capsys: Capture) -> None:
@@ -142,19 +153,19 @@ def test_watch_draws_once_into_a_pipe(
     served: Served, spec: SpecMaker, act_as: Callable[[Caller], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_jobs(served, spec, act_as)
+    act_as(ROOT)
     monkeypatch.setenv("COLUMNS", "120")
     assert run(["watch", "--memory"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for wanted in (
-        "cpu worker ready",
-        "base 100.0 MiB",
-        "jobs 30.0 MiB 1 attached",
-        "packs 88.0 MiB last pack, 128 rows: estimated 88.0 MiB, measured 80.0 MiB (+10.0%)",
-        "others 0 B other processes",
-        "margin 50.0 MiB kept free",
-        "free 982.0 MiB of a budget of 1.1 GiB for jobs and packs",
+        "█ base 100.0 MiB",
+        "▓ jobs 30.0 MiB 1 attached",
+        "▒ packs 88.0 MiB last pack, 128 rows: estimated 88.0 MiB, measured 80.0 MiB (+10.0%)",
+        "× other processes 0 B",
+        "░ margin 50.0 MiB kept free",
+        "· free 982.0 MiB of a budget of 1.1 GiB for jobs and packs",
         "host 20.0 MiB 1 parked, of at most 1000.0 MiB",
-        "ann another's RUNNING 30.0 MiB",
+        "▓ ann secret RUNNING 30.0 MiB",
         "bob mine RUNNING 20.0 MiB",
         "lora, training 128 1.250 1.0% 9",
     ):
@@ -168,22 +179,26 @@ def test_watch_in_json(served: Served, spec: SpecMaker, act_as: Callable[[Caller
     assert MemoryView.model_validate_json(capsys.readouterr().out).base == 100 * MIB
 
 
-def bar_of(**sizes: int) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(memory_panel(MemoryView(worker="ready", device="cpu", **sizes)))
-    return next(line for line in console.export_text().splitlines() if "█" in line)
+def bar_of(**sizes: int) -> Counter[str]:
+    """The signs of a bar of 60."""
+    view = MemoryView(worker="ready", device="cpu", **sizes)
+    label = len("memory ") + 1 + len(format_size(view.limit))
+    signs = Counter(memory_bar(view, 60 + label).plain.removeprefix("memory ")[:60])
+    assert signs.total() == 60
+    return signs
 
 
 def test_the_bar_is_never_longer_than_what_the_daemon_may_use() -> None:
     bar = bar_of(total=100, limit=100, base=90, others=90, margin=50, budget=-130)
-    assert bar.count("█") + bar.count("░") == 60
-    assert bar_of(total=6000, limit=600, base=100).count("█") == 10  # ten of the whole device would be one
-    assert bar_of(total=6000, limit=6000, base=1).count("█") == 1  # what is there is seen
+    assert bar == {"█": 54, "×": 6}
+    assert bar_of(total=6000, limit=600, base=100) == {"█": 10, "·": 50}  # ten of the whole device would be one
+    assert bar_of(total=6000, limit=6000, base=1) == {"█": 1, "·": 59}  # what is there is seen
 
 
-@pytest.mark.parametrize(("others", "cells"), [(0, 10), (500, 10), (700, 30)])
+@pytest.mark.parametrize(("others", "cells"), [(0, 0), (500, 0), (700, 20)])
 def test_others_are_in_the_bar_where_the_rest_of_the_device_does_not_hold_them(others: int, cells: int) -> None:
-    assert bar_of(total=1100, limit=600, base=100, others=others).count("█") == cells
+    bar = bar_of(total=1100, limit=600, base=100, others=others)
+    assert (bar["█"], bar["×"], bar["·"]) == (10, cells, 50 - cells)
 
 
 # ---------------------------------------------------------------- release and reclaim

@@ -66,6 +66,26 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
     assert "priority" not in advice
 
 
+@pytest.mark.parametrize(
+    ("suffix", "rows", "seconds"),
+    [
+        pytest.param("jsonl", ["x" * 400] * 10, 5 * 4 * 100, id="rows of 100 tokens"),
+        pytest.param("jsonl", ["x" * 400, "", "x" * 80_000], 5 * 4 * 100, id="of whole rows"),
+        pytest.param("jsonl", ["x" * 80_000], 5 * 4 * 1024, id="cut to max_length"),
+        pytest.param("json", ["x" * 400], None, id="a line is no row"),
+    ],
+)
+def test_the_time_of_counted_steps(
+    served: Served, client: Client, tmp_path: Path, suffix: str, rows: list[str], seconds: float | None
+) -> None:
+    served.store.set_worker_status(WorkerStatus(tokens_per_second=1.0))
+    data = tmp_path / f"rows.{suffix}"
+    data.write_text("\n".join(rows))
+    training = {"max_steps": 5, "batch_size": 4}
+    given = parse_job({"name": "toy", "data": {"train": data.name}, "training": training})
+    assert client.hand_in(given, {data.name: data}).estimated_seconds == seconds
+
+
 def test_the_answer_for_programs(served: Served, spec: SpecMaker, capsys: Capture) -> None:
     assert run(["submit", str(spec()), "--retries", "2", "--json"]) == 0
     printed = capsys.readouterr()
@@ -106,6 +126,21 @@ def test_an_interruption_tells_what_is_done_and_what_is_not(
     lines, said = told(capsys, *(str(spec(name)) for name in ("a", "b", "c")), code=130)
     assert [line.split("  ")[1] for line in lines] == names(served) == ["a"]
     assert "not submitted: b, c (maybe b: `mlora-sched ls` tells)" in said
+
+
+def test_an_interrupted_wait_tells_that_the_jobs_go_on(
+    served: Served, spec: SpecMaker, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_client: Client, _refs: list[str]) -> list[JobView]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "wait", interrupted)
+    lines, said = told(capsys, str(spec("a")), str(spec("b")), "--wait", code=130)
+    a, b = (line.split("  ")[0] for line in lines)
+    assert said.endswith(f"error: interrupted; the jobs go on (`mlora-sched wait {a} {b}`)\n")
+    assert run(["submit", str(spec("c")), "--wait", "--json"]) == 130
+    assert json.loads(capsys.readouterr().err)["error"] == "Interrupted"
+    assert names(served) == ["a", "b", "c"]
 
 
 # ------------------------------------------------------------------ keys
@@ -149,7 +184,8 @@ def test_a_key_for_several_specs_has_their_names(served: Served, spec: SpecMaker
     for _ in range(2):
         told(capsys, *paths, "--key", "k")
     told(capsys, paths[1], "--key", "k/b")
-    assert names(served) == ["a", "b"]
+    told(capsys, f"{spec.folder}/[b].yaml", "--key", "k")
+    assert names(served) == ["a", "b"], "a glob is for several even where it matches one"
     assert "--key tells them by name" in error_of(capsys, "submit", paths[0], paths[0], "--key", "k", code=2)
     assert "key: 'k k':" in error_of(capsys, "submit", paths[0], "--key", "k k", code=2)
 
@@ -215,6 +251,21 @@ def hand_in(client: Client, spec: SpecMaker) -> HandIn:
     return submit
 
 
+def test_what_waits_for_another_job_has_no_place(
+    served: Served, hand_in: HandIn, spec: SpecMaker, capsys: Capture
+) -> None:
+    first = hand_in("first")
+    [line], _ = told(capsys, str(spec("second")), "--after", "first")
+    assert line.endswith(f"second  PREPARING  waits for {first.id[:10]}")
+    assert run(["submit", str(spec("third")), "--after", "first", "--json"]) == 0
+    [job] = json.loads(capsys.readouterr().out)
+    assert (job["position"], job["waits_for"]) == (None, [first.id])
+    served.train(first.id, 10)
+    served.finish(first.id)
+    [line], _ = told(capsys, str(spec("fourth")), "--after", "first")
+    assert line.endswith("fourth  PREPARING  position 3 of 3")
+
+
 def test_after_names_own_jobs(served: Served, hand_in: HandIn, client: Client, capsys: Capture) -> None:
     first = hand_in("first")
     second = hand_in("second", after=("first", first.id[:8]))
@@ -229,7 +280,7 @@ def test_after_names_own_jobs(served: Served, hand_in: HandIn, client: Client, c
         hand_in("third", after=("second", "first"))
     assert "third" not in names(served)
     assert run(["show", second.id]) == 0
-    assert f"starts after   {first.id}" in capsys.readouterr().out
+    assert ["starts", "after", first.id] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 SPEC = {"name": "toy", "data": {"train": "a.jsonl"}}

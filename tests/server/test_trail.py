@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from serving import Served, SpecMaker, settings_in
 
-from mlora_sched.cli.main import run
+from mlora_sched.cli.main import cli, run
+from mlora_sched.cli.remote.admin import admin
 from mlora_sched.client import Client
 from mlora_sched.client.administration import token_request
 from mlora_sched.daemon import retention
@@ -23,6 +26,8 @@ from mlora_sched.errors import MloraError, NotFound, Refused, StorageTrouble
 from mlora_sched.server import auth, failures, trail
 from mlora_sched.server.attempts import MOST_FAILURES
 from mlora_sched.server.auth import Caller
+from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
+from mlora_sched.server.verbs import verb_of
 from mlora_sched.settings import DaemonSettings, Listen
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.redact import REDACTED
@@ -76,15 +81,29 @@ def test_what_changes_something_is_recorded_and_looking_is_not(
             ("submit", job.id, "ok"),
             ("pause", job.id, "ok"),
             ("cancel", job.id, "ok"),
-            ("remove", job.id, "Refused"),
+            ("rm", job.id, "Refused"),
             ("cancel", "j-ffffffff", "NotFound"),
-            ("get_adapter", job.id, "Refused"),
+            ("pull", job.id, "Refused"),
             ("drain", "", "ok"),
-            ("collect_garbage", "", "ok"),
-            ("get_backup", "", "ok"),
-            ("remove", job.id, "ok"),
+            ("gc", "", "ok"),
+            ("backup", "", "ok"),
+            ("rm", job.id, "ok"),
         )
     ]
+
+
+def test_every_operation_is_recorded_by_a_verb() -> None:
+    modules = (audit, daemon, doctor, files, jobs, quota, tokens)
+    routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
+    verbs = {*cli.list_commands(click.Context(cli)), "upload"}
+    groups = [("", admin)]
+    while groups:
+        prefix, group = groups.pop()
+        for name, command in group.commands.items():
+            verbs.add(prefix + name)
+            if isinstance(command, click.Group):
+                groups.append((f"{prefix}{name} ", command))
+    assert {verb_of(route.name) for route in routes} <= verbs
 
 
 def test_refusals_and_strangers_are_recorded(served: Served, client: Client, act_as: Callable[[Caller], None]) -> None:
@@ -97,8 +116,8 @@ def test_refusals_and_strangers_are_recorded(served: Served, client: Client, act
         http.post("/jobs", headers={"authorization": f"Bearer {token.token}"}, json={"spec": 3})
     assert token.note == REDACTED
     assert record(served) == [
-        (ME, "socket", "create_token", token.id, "ok"),
-        ("ann", "tcp", "list_tokens", "", "Refused"),
+        (ME, "socket", "token create", token.id, "ok"),
+        ("ann", "tcp", "token ls", "", "Refused"),
         *[("?", "tcp", "connect", "/api/v1/jobs", "Unauthorized")] * MOST_FAILURES,
         ("ann", "tcp", "submit", "", "SpecError"),
     ]
@@ -148,6 +167,16 @@ def test_secrets_are_neither_kept_nor_shown(served: Served, client: Client, spec
     assert b"pass-word" not in kept
     assert run(["admin", "audit", "--json"]) == 0
     assert KEY not in capsys.readouterr().out
+
+
+def test_no_request_brings_a_terminal_to_anything(served: Served, client: Client) -> None:
+    token = client.create_token(token_request("ann"))
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}/api/v1", trust_env=False) as http:
+        http.delete("/jobs/a%1B]0;b%07c%0Ad%C2%9B2J", headers={"authorization": f"Bearer {token.token}"})
+    entry = served.store.audit(user="ann", limit=1).entries[0]
+    assert entry.target == r"a\x1b]0;b\x07c\nd\x9b2J"
+    assert entry.detail
+    assert entry.detail.isprintable()
 
 
 def test_the_record_is_read_page_by_page(served: Served, client: Client, capsys: Capture) -> None:

@@ -241,6 +241,29 @@ def test_pull_the_finished_adapter(served: Served, spec: SpecMaker, capsys: Capt
     assert "not empty" in complaint(capsys, "pull", "toy", str(out), code=2)["message"]
 
 
+def test_pull_of_what_was_never_saved_tells_what_helps(
+    served: Served, spec: SpecMaker, capsys: Capture, tmp_path: Path
+) -> None:
+    [job_id] = submit(capsys, spec())
+    best = ("pull", "toy", str(tmp_path / "x"), "--checkpoint", "best")
+    needs = "`best` needs training.save_every and data.validation in the spec"
+    asked = f"job {job_id} has no checkpoint best"
+    assert complaint(capsys, *best, code=3)["message"] == f"{asked}; it has none yet; {needs}"
+    served.train(job_id, 2)
+    served.finish(job_id)
+    finished = "leave --checkpoint out for the finished adapter"
+    message = complaint(capsys, *best, code=3)["message"]
+    assert message == f"{asked}; it has none, and there will be none; {needs}; {finished}"
+    training = {"save_every": 2}
+    data = {"train": "train.jsonl", "validation": 0.5}
+    [other] = submit(capsys, spec("other", training=training, data=data))
+    served.cancel_unstarted(other)
+    message = complaint(capsys, "pull", "other", *best[2:], code=3)["message"]
+    assert message == f"job {other} has no checkpoint best; it has none, and there will be none"
+    message = complaint(capsys, "pull", "other", best[2], code=4)["message"]
+    assert message.endswith("it has no checkpoint, and there will be none")
+
+
 def test_pull_checkpoints(served: Served, spec: SpecMaker, capsys: Capture, tmp_path: Path) -> None:
     [job_id] = submit(capsys, spec())
     served.train(job_id, 4, save=(2, 4), best=2)

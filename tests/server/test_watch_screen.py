@@ -116,7 +116,8 @@ def test_a_daemon_that_stops_answering_keeps_the_screen(
 
     with monkeypatch.context() as broken:
         broken.setattr(served.store, "worker_status", refuse)
-        screen.until("trying again: the disk is away")
+        screen.until("trying again")
+        screen.until("the disk is away")
         screen.forget()
         screen.until("mood")
     screen.type(b"q")

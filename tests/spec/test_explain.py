@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,18 @@ def test_files_are_found_beside_the_spec(tmp_path: Path) -> None:
     for name in wanted:
         (tmp_path / name).touch()
     assert local_files(spec, tmp_path) == {name: tmp_path / name for name in wanted}
+
+
+def test_what_is_there_but_no_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    spec = parse_job({"name": "toy", "data": {"train": ["rows.jsonl", "pipe.csv"]}})
+    with pytest.raises(SpecError) as caught:
+        local_files(spec, tmp_path)
+    assert caught.value.message.splitlines() == [
+        f"toy: data.train: rows.jsonl: is a directory; name a file ({tmp_path / 'rows.jsonl'})",
+        f"toy: data.train: pipe.csv: is no ordinary file ({tmp_path / 'pipe.csv'})",
+    ]
 
 
 def test_an_absolute_path_stays_what_it_is(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def print_checks(diagnosis: Diagnosis) -> None:
     if not sys.stdout.isatty():
         click.echo("OUTCOME\tCHECK\tFOUND\tREMEDY")
         for check in diagnosis.checks:
-            click.echo("\t".join([check.outcome.value, check.name, one_line(check.found), one_line(check.remedy)]))
+            click.echo("\t".join(map(one_line, (check.outcome.value, check.name, check.found, check.remedy))))
         return
     from rich.console import Console
     from rich.table import Table
@@ -37,7 +37,7 @@ def print_checks(diagnosis: Diagnosis) -> None:
         found = Text(one_line(check.found), style="dim" if check.outcome is Outcome.SKIP else "")
         if check.remedy:
             found.append(f"\n→ {one_line(check.remedy)}", style="bold")
-        table.add_row(Text.assemble((mark, style), f" {check.name}"), found)
+        table.add_row(Text.assemble((mark, style), f" {one_line(check.name)}"), found)
     console = Console()
     console.print(table)
     console.print(Text(summary(diagnosis), style="bold"))

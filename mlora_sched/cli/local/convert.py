@@ -11,7 +11,8 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
-from mlora_sched.errors import NotFound, Refused, SpecError, UserError
+from mlora_sched.cli.style import one_line, say
+from mlora_sched.errors import Refused, SpecError, UserError
 
 if TYPE_CHECKING:
     from mlora_sched.convert.result import Conversion, Entry
@@ -51,7 +52,7 @@ def convert(file: Path, output: Path | None, source: str | None, name: str | Non
     if output is None:
         click.echo(text, nl=False)
     for line in account(result, str(file)):
-        click.echo(line, err=True)
+        say(line, err=True)
     if output is not None:
         click.echo(f"written to {output}; check it with `mlora-sched validate {output}`", err=True)
 
@@ -78,7 +79,7 @@ def _lines(entries: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in entries:
         arrow = f" → {', '.join(entry.fields)}" if entry.fields and entry.fields != (entry.key,) else ""
-        lines.append(f"  {entry.key}{arrow}" + (f": {entry.reason}" if entry.reason else ""))
+        lines.append("  " + one_line(f"{entry.key}{arrow}" + (f": {entry.reason}" if entry.reason else "")))
     return lines
 
 
@@ -93,7 +94,7 @@ def _read_config(file: Path) -> Any:
     try:
         return load_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
-        raise NotFound(f"{file}: no such file") from None
+        raise UserError(f"{file}: no such file") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

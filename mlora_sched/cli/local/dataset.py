@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from mlora_sched.cli.style import printable
 from mlora_sched.data.encode import Encoded, Encoder
 from mlora_sched.data.pack import IGNORE
 from mlora_sched.data.tokens import load_tokenizer
@@ -84,7 +85,7 @@ def _print_rows(rows: Iterable[Encoded], tokenizer: PreTrainedTokenizerBase) -> 
         console.rule(f"line {row.line}: {len(row.input_ids)} tokens, {row.loss_mask.sum()} with loss{note}")
         text = Text()
         for carries_loss, piece in _runs(row, tokenizer):
-            shown = f"⟦{piece}⟧" if carries_loss and not coloured else piece
+            shown = printable(f"⟦{piece}⟧" if carries_loss and not coloured else piece)
             text.append(shown, style=_LOSS_STYLE if carries_loss else _NO_LOSS_STYLE)
         console.print(text)
     console.print(Text("loss is on: ").append("this" if coloured else "⟦this⟧", style=_LOSS_STYLE))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mlora_sched.cli.output import print_table
+from mlora_sched.cli.style import printable
 from mlora_sched.memory.outlook import JobOutlook, Outlook
 from mlora_sched.memory.sizes import format_size
 
@@ -46,7 +47,7 @@ def print_outlook(outlook: Outlook) -> None:
 
 def _say(text: str, style: str = "") -> None:
     """A terminal's lines end between words, a pipe's do not end."""
-    Console().print(Text(text, style=style), soft_wrap=not sys.stdout.isatty())
+    Console().print(Text(printable(text), style=style), soft_wrap=not sys.stdout.isatty())
 
 
 def _base(outlook: Outlook) -> str:

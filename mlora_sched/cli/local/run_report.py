@@ -19,7 +19,8 @@ from rich.table import Table
 
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
-from mlora_sched.spec.api import MetricsLine
+from mlora_sched.cli.style import printable
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.memory import MemoryReport
 from mlora_sched.spec.state import JobState, StoppedBy
 from mlora_sched.spec.wire import (
@@ -198,4 +199,4 @@ class RunReport:
     def _say(self, text: str) -> None:
         """A line for those who do not see the live table."""
         if not self._console.is_terminal:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import click
 from pydantic import ValidationError
 
 from mlora_sched.cli.remote.options import DURATION, SIZE
+from mlora_sched.cli.style import say
 from mlora_sched.client import SOCKET_VARIABLE, default_socket
 from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
@@ -185,7 +186,7 @@ def serve(
 def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
     name = settings.bases[0].name
     for warning in status.warnings:
-        click.echo(f"{name} at {settings.socket}: {warning}")
+        say(f"{name} at {settings.socket}: {warning}")
     if status.state == "ready":
         where = settings.socket if settings.listen is None else f"{settings.socket} and http://{settings.listen}"
         click.echo(f"serving {name} at {where} on {status.device} (results: {status.exactness})")

@@ -13,6 +13,7 @@ import click
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
 from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
+from mlora_sched.cli.style import say
 from mlora_sched.data.check import count_rows
 from mlora_sched.errors import DataError, MloraError, NotFound, UserError
 from mlora_sched.settings import parse_base
@@ -71,7 +72,7 @@ def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str
         print_json(checked)
     else:
         for item in checked:
-            click.echo(_line(item))
+            say(_line(item))
     if faults:
         raise _together(faults)
 

@@ -11,9 +11,10 @@ from mlora_sched.cli.remote.admin_quota import quota
 from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.memory.sizes import format_size
-from mlora_sched.spec.api import DaemonView
+from mlora_sched.spec.daemon import DaemonView
 from mlora_sched.spec.upkeep import GarbageView, GcView
 
 SHORT_NAME = 34
@@ -96,4 +97,4 @@ def _show(view: DaemonView, *, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        click.echo(f"{', '.join(view.bases)} on {view.device}: {view.worker}")
+        say(f"{', '.join(view.bases)} on {view.device}: {view.worker}")

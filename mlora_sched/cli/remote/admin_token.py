@@ -9,6 +9,7 @@ from rich.text import Text
 
 from mlora_sched.cli.output import print_json, print_table
 from mlora_sched.cli.remote.options import DURATION, daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.client.administration import token_request
 from mlora_sched.spec.access import TokenView
@@ -63,7 +64,7 @@ def revoke(token_id: str, socket: Where, as_json: bool) -> None:
     if as_json:
         print_json(revoked)
     else:
-        click.echo(f"token {revoked.id} of {revoked.user}: {_until(revoked)}")
+        say(f"token {revoked.id} of {revoked.user}: {_until(revoked)}")
 
 
 def _cells(one: TokenView) -> list[Text]:

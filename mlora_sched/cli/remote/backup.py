@@ -8,6 +8,7 @@ import click
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 
 
@@ -21,4 +22,4 @@ def backup(file: Path, socket: Where, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        click.echo(f"{view.file}: {view.size} bytes")
+        say(f"{view.file}: {view.size} bytes")

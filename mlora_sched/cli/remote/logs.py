@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +10,7 @@ import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options, outcome
+from mlora_sched.cli.remote.waiting import waiting_for
 from mlora_sched.client import Client, Where
 from mlora_sched.client.logs import LogItem, LogKind
 
@@ -29,7 +31,7 @@ def logs(
     if only_events and only_metrics:
         raise click.UsageError("--events and --metrics exclude each other; leave both out for all of it")
     kind = LogKind.EVENTS if only_events else LogKind.METRICS if only_metrics else LogKind.ALL
-    with Client(socket) as client:
+    with Client(socket) as client, waiting_for([job]) if follow else contextlib.nullcontext():
         pages = client.logs(job, follow=follow, kind=kind)
         for item in _last(pages, tail):
             print_log(item, as_json=as_json)

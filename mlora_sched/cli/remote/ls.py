@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import click
 
 from mlora_sched.cli.remote.options import Parsed, daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
+from mlora_sched.spec.activity import ActiveJob
+from mlora_sched.spec.api import JobView
 from mlora_sched.spec.query import JobQuery, JobSort, check_name_pattern
 from mlora_sched.spec.state import JobState
 
@@ -85,7 +89,11 @@ def ls(
             raise click.UsageError("--queue shows every live job in its place; leave the other options out")
         _queue(socket, as_json)
     else:
-        _jobs(query, everyone, every, socket, as_json)
+        narrow = query != JobQuery(sort=query.sort, reverse=reverse, limit=limit)
+        _jobs(query, everyone, every, socket, as_json, "no job fits" if narrow else _NO_JOBS)
+
+
+_NO_JOBS = "no jobs; `mlora-sched submit SPEC` hands one in"
 
 
 def _queue(socket: Where, as_json: bool) -> None:
@@ -99,12 +107,14 @@ def _queue(socket: Where, as_json: bool) -> None:
         print_json(view.jobs)
         return
     print_rows(queue_columns(), [queue_row(job) for job in view.jobs])
+    if not view.jobs:
+        click.echo("nothing trains and nothing waits", err=True)
     _warn(view.daemon.warnings)
 
 
-def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: bool) -> None:
+def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: bool, none: str) -> None:
+    """Print the jobs that fit; `none` says on standard error that there are none."""
     from mlora_sched.cli.listing import fits, foreign_row, job_columns, job_row
-    from mlora_sched.cli.output import print_json
     from mlora_sched.cli.table import print_rows
 
     if query.limit is None and not every and not as_json:
@@ -117,15 +127,24 @@ def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: 
         warnings = () if as_json else client.daemon().warnings
     foreign = [job for job in live if job.job is None and fits(job, query.states or (), query.user)]
     if as_json:
-        print_json([*page.jobs, *foreign])
+        jobs = [*(job.model_dump(mode="json") for job in page.jobs), *map(_unseen, foreign)]
+        click.echo(json.dumps(jobs, indent=2))
         return
     rows = [job_row(job, owners=owners) for job in page.jobs]
     print_rows(job_columns(owners=owners), rows + [foreign_row(job) for job in foreign])
+    if not rows and not foreign:
+        click.echo(none, err=True)
     if page.more:
         click.echo(f"… and {page.more:,} more (--all)", err=True)
     _warn(warnings)
 
 
+def _unseen(job: ActiveJob) -> dict[str, object]:
+    """A job of somebody else with the keys of one's own; null where it is not to be seen."""
+    seen = job.model_dump(mode="json", include={"owner", "state", "position", "tokens"})
+    return dict.fromkeys(JobView.model_fields) | seen
+
+
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        click.echo(warning, err=True)
+        say(warning, err=True)

@@ -9,6 +9,7 @@ import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 
 
@@ -38,4 +39,4 @@ def pull(job: str, folder: Path, checkpoint: str | None, socket: Where, as_json:
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "files": names}))
     else:
-        click.echo(f"{folder}: {', '.join(names)}")
+        say(f"{folder}: {', '.join(names)}")

@@ -7,6 +7,7 @@ import click
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import Refused
 from mlora_sched.spec.api import JobView
@@ -30,7 +31,7 @@ def rm(jobs: tuple[str, ...], socket: Where, as_json: bool) -> None:
             for job_id in found:
                 removed.append(client.remove(job_id))
                 if not as_json:
-                    click.echo(f"removed {job_id}  {removed[-1].name}")
+                    say(f"removed {job_id}  {removed[-1].name}")
         finally:  # what was removed is told even when a later one could not be
             if as_json:
                 print_json(removed)

@@ -10,6 +10,7 @@ import click
 
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 
 PIPE_WIDTH = 80
@@ -34,4 +35,4 @@ def show(job: str, socket: Where, as_json: bool) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     for line in detail_lines(Looked(detail, active, lines, time.time()), width, plain=plain):
-        click.echo(line)
+        say(line)

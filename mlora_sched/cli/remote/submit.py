@@ -12,8 +12,9 @@ from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.first_rows import first_rows
 from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
-from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
-from mlora_sched.cli.style import SHORT_ID
+from mlora_sched.cli.remote.waiting import waiting_for
+from mlora_sched.cli.specs import GivenSpec, SpecPaths, read_spec, spec_arguments
+from mlora_sched.cli.style import SHORT_ID, say
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
@@ -44,7 +45,7 @@ from mlora_sched.spec.submission import MAX_RETRIES, Submitted
 @click.option("--wait", "wait_for_end", is_flag=True, help="Wait until the jobs have ended; exit 1 if one failed.")
 @daemon_options
 def submit(
-    specs: tuple[Path, ...],
+    specs: SpecPaths,
     overrides: tuple[Override, ...],
     after: tuple[str, ...],
     retries: int,
@@ -59,7 +60,7 @@ def submit(
     """
     given = [read_spec(path, overrides) for path in specs]
     files = [one.files() for one in given]
-    keys = _keys(key, given)
+    keys = _keys(key, given, single=specs.single)
     answers: list[Submitted] = []
     ended: list[JobView] = []
     with Client(socket) as client:
@@ -67,11 +68,12 @@ def submit(
             for one, paths, own_key in zip(given, files, keys, strict=True):
                 answers.append(client.hand_in(one.spec, paths, key=own_key, after=after, retries=retries))
                 if not as_json:
-                    click.echo(_line(answers[-1]))
+                    say(_line(answers[-1]))
             if not as_json:
                 _advise(answers, given, files)
             if wait_for_end:
-                ended = client.wait([answer.job.id for answer in answers])
+                with waiting_for([answer.job.id[:SHORT_ID] for answer in answers]):
+                    ended = client.wait([answer.job.id for answer in answers])
         except KeyboardInterrupt:
             _tell_rest(given[len(answers) :])
             raise
@@ -84,13 +86,13 @@ def submit(
     return outcome(ended)
 
 
-def _keys(key: str | None, given: Sequence[GivenSpec]) -> list[str | None]:
-    """One key for each spec: KEY for a single one, KEY/NAME for several.
+def _keys(key: str | None, given: Sequence[GivenSpec], *, single: bool) -> list[str | None]:
+    """One key for each spec: KEY for a single one, else KEY/NAME; a glob means the same however many it matches.
 
     Raises:
         SpecError: two of them would have the same.
     """
-    if key is None or len(given) == 1:
+    if key is None or single:
         return [key] * len(given)
     names = [one.spec.name for one in given]
     for one in given:
@@ -106,6 +108,9 @@ def _line(answer: Submitted) -> str:
     parts = [job.id[:SHORT_ID], job.name, job.shown_state]
     if answer.position is not None:
         parts.append(f"position {answer.position} of {answer.queue}")
+    if answer.waits_for:
+        parts.append(f"waits for {', '.join(other[:SHORT_ID] for other in answer.waits_for)}")
+    if answer.position is not None or answer.waits_for:
         if answer.estimated_bytes is not None:
             parts.append(f"~{format_size(answer.estimated_bytes)}")
         if answer.estimated_seconds is not None:
@@ -140,14 +145,14 @@ def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Seq
     elif job.state is JobState.SUCCEEDED:
         lines.append(f"next: {pull}")
     for line in lines:
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 def _tell_rest(rest: Sequence[GivenSpec]) -> None:
     """After Ctrl-C: which specs have not become jobs, as far as is known."""
     if rest:
         names = ", ".join(one.spec.name for one in rest)
-        click.echo(f"not submitted: {names} (maybe {rest[0].spec.name}: `mlora-sched ls` tells)", err=True)
+        say(f"not submitted: {names} (maybe {rest[0].spec.name}: `mlora-sched ls` tells)", err=True)
 
 
 def _plain(answers: Sequence[Submitted], ended: Sequence[JobView]) -> list[dict[str, object]]:

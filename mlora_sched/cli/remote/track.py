@@ -11,6 +11,7 @@ import click
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
 from mlora_sched.track.follow import carry
 from mlora_sched.track.opening import Tracker, open_sink
@@ -40,4 +41,4 @@ def track(job: str, tracker: str, project: str, folder: Path | None, once: bool,
         print_json(result)
     else:
         skipped = f", {result.skipped} were there" if result.skipped else ""
-        click.echo(f"{detail.job.name}  {result.state}  {result.written} lines written{skipped}: {result.place}")
+        say(f"{detail.job.name}  {result.state}  {result.written} lines written{skipped}: {result.place}")

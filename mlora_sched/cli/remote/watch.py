@@ -15,7 +15,10 @@ from mlora_sched.cli.watch_feed import Feed, Scene
 from mlora_sched.client import Client, Where
 
 _PATIENCE = 5.0
-"""Seconds after which a daemon that does not answer is shown as lost."""
+"""Seconds for which one print waits for an answer."""
+
+_LIVE_PATIENCE = 2.0
+"""Seconds after which the screen shows a daemon as lost, and for which leaving may have to wait for a look."""
 
 _SIGNALLED = 128
 """Added to a signal's number, the exit code of who was ended by it, as shells count."""
@@ -30,13 +33,14 @@ _SIGNALLED = 128
 @daemon_options
 def watch(memory: bool, every: float, once: bool, socket: Where, as_json: bool) -> int:
     """Watch jobs, queue and memory until `q`; with --json one object."""
-    with Client(socket, timeout=_PATIENCE) as client:
+    live = not (once or as_json) and _is_screen()
+    with Client(socket, timeout=_LIVE_PATIENCE if live else _PATIENCE) as client:
         if as_json:
             print_json(client.memory() if memory else client.activity())
             return 0
         feed = Feed(client)
         scene = feed.look()
-        if not once and _is_screen():
+        if live:
             return _live(feed, scene, every, memory=memory)
         _print(scene, memory=memory)
         return 0

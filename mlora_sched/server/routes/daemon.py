@@ -21,7 +21,7 @@ from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.activity import ActivityView
-from mlora_sched.spec.api import DaemonView, DrainView, ReleaseRequest, ReleaseView
+from mlora_sched.spec.daemon import DaemonView, DrainView, ReleaseRequest, ReleaseView
 from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.upkeep import GarbageView, GcRequest, GcView
 from mlora_sched.store.backup import open_copy
@@ -31,8 +31,8 @@ router = APIRouter(prefix="/daemon", tags=["daemon"], route_class=RecordRoute)
 
 
 @router.get("")
-def get_daemon(context: ContextOf) -> DaemonView:
-    """Version, bases, device, worker and load; nothing of any one job."""
+def get_daemon(context: ContextOf, caller: CallerOf) -> DaemonView:
+    """Version, bases, device, worker and load; nothing of any one job. Of others' jobs only the live ones count."""
     status = context.store.worker_status()
     release, drain = context.store.release(), context.store.drain()
     return DaemonView(
@@ -44,7 +44,7 @@ def get_daemon(context: ContextOf) -> DaemonView:
         worker=status.in_words,
         phase=status.phase,
         warnings=status.warnings,
-        jobs=context.store.counts(),
+        jobs=context.store.counts(None if caller.is_admin else caller.user),
         tokens_per_second=status.tokens_per_second,
         fill=status.fill,
         release=ReleaseView(until=release.until, caller=release.caller, asked=release.asked)
@@ -64,7 +64,7 @@ def get_memory(context: ContextOf, caller: CallerOf) -> MemoryView:
 def get_activity(context: ContextOf, caller: CallerOf) -> ActivityView:
     """The daemon, its memory and all live jobs; of others' jobs only whose they are, state and what they use."""
     return ActivityView(
-        daemon=get_daemon(context),
+        daemon=get_daemon(context, caller),
         memory=memory_view(context.store, caller),
         jobs=active_jobs(context.store, caller),
     )
@@ -149,10 +149,10 @@ def collect_garbage(body: GcRequest, context: ContextOf, caller: CallerOf) -> Gc
 def _ask(wish: Release, context: Context, caller: Caller) -> DaemonView:
     caller.must_be_admin("let the daemon's device go or take it back")
     context.store.set_release(wish)
-    return get_daemon(context)
+    return get_daemon(context, caller)
 
 
 def _ask_drain(wish: Drain, context: Context, caller: Caller) -> DaemonView:
     caller.must_be_admin("hold jobs back or let them start")
     context.store.set_drain(wish)
-    return get_daemon(context)
+    return get_daemon(context, caller)

@@ -25,9 +25,10 @@ from mlora_sched.server.submission import (
     served_base,
     without_secrets,
 )
-from mlora_sched.spec.api import EventsPage, JobsPage, JobView, MetricsPage
+from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import EventsPage, MetricsPage
 from mlora_sched.spec.query import MAX_LIMIT, NAME_PATTERN, JobQuery, JobSort
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.spec.submission import PriorityRequest, Submission, Submitted
@@ -61,7 +62,7 @@ def submit(body: Submission, context: ContextOf, caller: CallerOf) -> Submitted 
     if job is None:
         job = _accept(job_id, body, hidden, context, caller)
     context.note.target, context.note.detail = job.id, spec.name
-    expected = expectation(job, body.spec, context.store, context.settings, context.estimating)
+    expected = expectation(job, body.spec, body.files, context.store, context.settings, context.estimating)
     answer = expected.model_copy(update={"not_kept": hidden})
     if job.id == job_id:
         return answer

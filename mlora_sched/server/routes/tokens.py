@@ -10,10 +10,11 @@ from fastapi import APIRouter, Path, status
 
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
+from mlora_sched.server.records import JsonRoute
 from mlora_sched.spec.access import NewToken, TokenRequest, TokenView
 from mlora_sched.spec.redact import redact
 
-router = APIRouter(prefix="/tokens", tags=["tokens"])
+router = APIRouter(prefix="/tokens", tags=["tokens"], route_class=JsonRoute)
 
 PREFIX = "mlora_"
 """Of every secret, so that what scans for leaked ones can find it."""
