@@ -1,8 +1,10 @@
 """Who did what: the one place that writes the record of requests. It decides about nothing and changes no answer.
 
 Recorded are requests that change something, that carry results or the database away, and those that are refused; not
-what people merely look at, nor each file that they upload for a job. An answer is sent when its entry is written. A
-process that is killed between the change and the entry leaves a change without one; jobs and tokens tell of themselves.
+what people merely look at, nor each file that they upload for a job. Of one caller's failures so many are recorded in a
+minute, the rest is counted, and told in the next entry of the same caller. An answer is sent when its entry is
+written. A process that is killed between the change and the entry leaves a change without one; jobs and tokens tell of
+themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlora_sched.errors import MloraError, NoSpace, NotFound, Refused, StorageTrouble, Unauthorized, UserError
 from mlora_sched.server.auth import Caller, Remote
+from mlora_sched.server.failures import MOST_RECORDED, Failures
 from mlora_sched.server.verbs import verb_of
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.redact import redact
@@ -54,6 +57,7 @@ class Trail:
     def __init__(self, app: ASGIApp, store: JobStore) -> None:
         self._app = app
         self._store = store
+        self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, and record it where it is to be."""
@@ -74,6 +78,9 @@ class Trail:
         action = getattr(scope.get("route"), "name", "") if known else _CONNECTING
         if not action or not _is_recorded(scope["method"], action, outcome):
             return
+        about = self._about_failures(who.user, outcome) if known else ""  # the door has counted the others
+        if about is None:
+            return
         note = scope["state"]["note"]
         given = next(iter(scope.get("path_params", {}).values()), "") if known else scope["path"]
         via = who.via if known else Via.TCP if isinstance(who, Remote) else Via.SOCKET
@@ -85,12 +92,23 @@ class Trail:
                 caller=who.user if known else UNKNOWN_CALLER,
                 via=via,
                 action=verb_of(action),
-                target=_escaped(_short(note.target or str(given))),
-                detail=_escaped(_short(where + (message or note.detail))),
+                target=_escaped(_short(note.target or str(given)))[:MOST_DETAIL],
+                detail=_escaped(_short(about + where + (message or note.detail)))[:MOST_DETAIL],
                 outcome=outcome,
             )
         except MloraError as error:  # what was asked for is done, or refused, and that is what the answer says
             _LOG.error("audit: %s %s by %s cannot be recorded: %s", action, outcome, who, error.message)
+
+    def _about_failures(self, caller: str, outcome: str) -> str | None:
+        """What an entry tells of failures that have none; None where this one is to have none itself."""
+        untold = self._failures.untold(caller)
+        about = f"({untold} failures before this are not recorded) " if untold else ""
+        failures = 0 if outcome == OK else self._failures.failed(caller)
+        if failures > MOST_RECORDED:
+            return None
+        if failures == MOST_RECORDED:
+            about += "(further failures of this minute are only counted) "
+        return about
 
 
 class _Answer:

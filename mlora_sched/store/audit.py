@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, delete, func, insert, or_, select
+from sqlalchemy import Engine, delete, func, insert, select
 
 from mlora_sched.spec.access import AuditEntry, AuditPage, Via
 from mlora_sched.store import schema
@@ -51,9 +51,27 @@ class Audit:
         return AuditPage(entries=entries, cursor=entries[-1].id if len(found) > limit else None)
 
     def trim_audit(self, cut: float, most: int) -> int:
-        """Remove some of the entries from before `cut`, and of those beyond the newest `most`; returns how many."""
+        """Remove some of the entries from before `cut`; where there are none, of those beyond `most`.
+
+        Of these the oldest of the caller with the most entries go: nobody pushes out what others have done.
+
+        Returns:
+            How many were removed; 0 when there is nothing left to remove.
+        """
         table = schema.audit
-        newest = select(func.coalesce(func.max(table.c.id), 0)).scalar_subquery()
-        old = select(table.c.id).where(or_(table.c.time < cut, table.c.id <= newest - most)).order_by(table.c.id)
+        oldest = select(table.c.id).order_by(table.c.id)
         with writing(self._engine) as connection:
-            return connection.execute(delete(table).where(table.c.id.in_(old.limit(TRIM_ROWS)))).rowcount
+            late = oldest.where(table.c.time < cut).limit(TRIM_ROWS)
+            if removed := connection.execute(delete(table).where(table.c.id.in_(late))).rowcount:
+                return removed
+        callers = select(table.c.caller, func.count().label("rows")).group_by(table.c.caller)
+        with reading(self._engine) as connection:
+            found = connection.execute(callers.order_by(func.count().desc(), table.c.caller)).all()
+        beyond = sum(row.rows for row in found) - most
+        if beyond <= 0:
+            return 0
+        ahead = found[0].rows - (found[1].rows if len(found) > 1 else 0)
+        count = min(TRIM_ROWS, beyond, max(1, ahead))
+        with writing(self._engine) as connection:
+            largest = oldest.where(table.c.caller == found[0].caller).limit(count)
+            return connection.execute(delete(table).where(table.c.id.in_(largest))).rowcount

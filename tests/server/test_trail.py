@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import httpx
@@ -21,7 +23,7 @@ from mlora_sched.client.administration import token_request
 from mlora_sched.daemon import retention
 from mlora_sched.daemon.retention import KEEP_AUDIT_SECONDS, Retention
 from mlora_sched.errors import MloraError, NotFound, Refused, StorageTrouble
-from mlora_sched.server import auth
+from mlora_sched.server import auth, failures, trail
 from mlora_sched.server.attempts import MOST_FAILURES
 from mlora_sched.server.auth import Caller
 from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
@@ -222,3 +224,62 @@ def test_the_record_is_bounded_in_time_and_number(served: Served, monkeypatch: p
     while sweep._sweep is not None:
         sweep.bite(now)
     assert [one.time for one in served.store.audit().entries] == [now] * 5
+
+
+def test_who_has_the_most_entries_loses_the_oldest(served: Served) -> None:
+    for number, caller in enumerate(["root", "ann", *["mallory"] * 10, "bob", "ann"]):
+        served.store.add_audit(
+            time=float(number), caller=caller, via=Via.TCP, action="", target="", detail="", outcome="ok"
+        )
+    while served.store.trim_audit(0.0, 7):
+        pass
+    left = [(one.caller, one.time) for one in reversed(served.store.audit().entries)]
+    assert left == [("root", 0), ("ann", 1), ("mallory", 9), ("mallory", 10), ("mallory", 11), ("bob", 12), ("ann", 13)]
+    while served.store.trim_audit(0.0, 4):
+        pass
+    assert sorted(one.caller for one in served.store.audit().entries) == ["ann", "bob", "mallory", "root"]
+
+
+def test_failures_of_one_caller_are_recorded_so_often_and_then_counted(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "MOST_RECORDED", 3)
+    monkeypatch.setattr(failures, "MOST_RECORDED", 3)
+    now = 0.0
+    record_of = trail.Trail(_nothing, served.store)
+    record_of._failures = failures.Failures(lambda: now)
+
+    def fail(user: str, outcome: str = Refused.__name__) -> None:
+        state = {"caller": Caller(user, False), "note": trail.Note()}
+        scope = {"method": "POST", "path": "/x", "state": state, "route": SimpleNamespace(name="pause")}
+        asyncio.run(record_of.record(scope, outcome, "no"))
+
+    for _ in range(7):
+        fail("mallory")
+    fail("ann")
+    fail("mallory", trail.OK)
+    now = failures.WINDOW_SECONDS + 1
+    fail("mallory")
+    fail("mallory")
+    told = [(one.caller, one.outcome, one.detail) for one in reversed(served.store.audit().entries)]
+    assert told == [
+        ("mallory", "Refused", "no"),
+        ("mallory", "Refused", "no"),
+        ("mallory", "Refused", "(further failures of this minute are only counted) no"),
+        ("ann", "Refused", "no"),
+        ("mallory", "ok", "no"),
+        ("mallory", "Refused", "(4 failures before this are not recorded) no"),
+        ("mallory", "Refused", "no"),
+    ]
+
+
+def test_the_memory_of_failures_is_bounded() -> None:
+    counted = failures.Failures(lambda: 0.0)
+    for number in range(2 * failures.MOST_CALLERS):
+        assert counted.failed(f"u{number}") == 1
+        assert counted.failed("mallory") == number + 1, "who fails again and again is not forgotten"
+    assert len(counted) == failures.MOST_CALLERS
+
+
+async def _nothing(*_args: object) -> None:
+    """An application that is never asked."""
