@@ -5,14 +5,17 @@ stand and what they use. It asks nobody and decides no order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, loss_text, progress, why
 from mlora_sched.cli.table import Cell, Column, Row
 from mlora_sched.cli.times import eta
 from mlora_sched.memory.sizes import format_size
-from mlora_sched.spec.activity import ActiveJob
-from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import JobState
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.activity import ActiveJob
+    from mlora_sched.spec.api import JobView
 
 _OWNER = Column("OWNER", least=6)
 _NAME = Column("NAME", least=12)

@@ -199,6 +199,7 @@ class Http:
     ) -> HTTPResponse:
         if self._connection.sock is not None and select.select([self._connection.sock], [], [], 0)[0]:
             self._connection.close()  # the other side has: it keeps connections for some seconds only
+        kept = self._connection.sock is not None
         query = urlencode({name: _plain(value) for name, value in params.items()}, doseq=True)
         target = self._prefix + (f"{path}?{query}" if query else path)
         if self._connection.sock is None:
@@ -211,7 +212,13 @@ class Http:
         # a daemon that refuses a body answers before it has all of it
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(method, target, content, self._headers | sent)
-        return self._connection.getresponse()
+        try:
+            return self._connection.getresponse()
+        except ConnectionResetError:  # of which an end before any answer is a kind
+            if not kept or method not in ("GET", "HEAD"):
+                raise
+            self._connection.close()  # its time was over just when we asked; asking anew changes nothing there
+            return self._begin(method, path, params, content, sent)
 
     @contextlib.contextmanager
     def _translated(self, timeout: float | None) -> Iterator[None]:

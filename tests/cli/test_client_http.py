@@ -59,6 +59,22 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew(path: Path, plays: 
     http.close()
 
 
+def answers_and_ends_amid_the_next(connection: socket.socket) -> None:
+    answers(connection)
+    connection.recv(1 << 16)
+
+
+def test_a_connection_that_is_closed_just_then_is_made_anew_for_questions(
+    path: Path, plays: Callable[..., None]
+) -> None:
+    plays(answers_and_ends_amid_the_next, answers_and_ends_amid_the_next)
+    http = Http(path, 20)
+    assert [http.request("GET", "/a").content, http.request("GET", "/b").content] == [b"{}", b"{}"]
+    with pytest.raises(BrokenOff):
+        http.request("POST", "/c", json={})
+    http.close()
+
+
 def test_the_query_and_the_body(path: Path, plays: Callable[..., None]) -> None:
     heard: list[bytes] = []
     plays(lambda connection: (heard.append(connection.recv(1 << 16)), connection.sendall(OK)))

@@ -34,7 +34,7 @@ from mlora_sched.store.db import open_database, writing
 from mlora_sched.store.jobs import _new_row
 
 JOBS = 8
-QUIET_SECONDS, POLL_SECONDS, WINDOW_SECONDS, WINDOWS = 10.0, 15.0, 10.0, 4
+QUIET_SECONDS, POLL_SECONDS, WINDOW_SECONDS, WINDOWS = 10.0, 15.0, 4.0, 8
 FINISHED = 10_000
 COMMANDS = 15
 
