@@ -23,6 +23,7 @@ def test_json_is_one_object_on_stdout(setting: Setting, tmp_path: Path, capsys: 
     assert (tmp_path / "out" / "flat.png").is_file()
 
 
+@pytest.mark.slow
 def test_profile_says_where_a_step_goes(setting: Setting, capsys: Capture) -> None:
     line = ["bench", "ceiling", "moe", "--base", str(setting.base), "--threads", "1", "--profile", "--json"]
     assert run(line) == 0

@@ -126,6 +126,7 @@ def test_moe_compares_equal_numbers_of_parameters(outcome_of: Callable[[str], Ou
     assert counts["parameters_lora"] == pytest.approx(counts["parameters_mixlora"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_memory_and_bfloat16_halves_the_base(outcome_of: Callable[[str], Outcome]) -> None:
     found = {ratio.name: ratio.value for ratio in outcome_of("options").ratios}
     assert found["checkpoint-activations ÷ plain, peak tensors"] < 1

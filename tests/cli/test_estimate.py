@@ -36,7 +36,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "dora": {"method": "dora", "target_modules": ["q_proj", "down_proj"]},
     "mixlora": {"method": "mixlora", "r": 4},
 }
-OPTIONS = [("float32", False), ("bfloat16", False), ("float32", True)]
+OPTIONS = [
+    ("bfloat16", False),
+    pytest.param("float32", False, marks=pytest.mark.slow),
+    pytest.param("float32", True, marks=pytest.mark.slow),
+]
 
 
 def small_config() -> Any:
@@ -109,6 +113,7 @@ def test_a_config_file_a_directory_and_a_name_are_the_same_base(tmp_path: Path, 
     assert asked(capsys, spec, "--base", f"mine={folder / 'config.json'}")["base"] == "mine"
 
 
+@pytest.mark.slow
 def test_bases_that_fit_no_machine_of_ours(tmp_path: Path, capsys: Capture) -> None:
     heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80}
     config = LlamaConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672, **heads)

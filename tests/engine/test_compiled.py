@@ -35,7 +35,10 @@ def inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
 def pair(request: pytest.FixtureRequest, inductor_cache: None) -> tuple[FrozenBase, FrozenBase]:
     """The same base as it is and with compiled pieces."""
     plain, fast = (base_of(llama_config(), request.param, scale=3.0) for _ in range(2))
@@ -91,7 +94,7 @@ def test_with_checkpointed_activations_the_bits_are_the_same(inductor_cache: Non
 
 @COMPILES
 @pytest.mark.usefixtures("inductor_cache")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_job_is_as_alone(dtype: torch.dtype) -> None:
     """Alone it has no adapter in the first layer; in company the neighbours have, so that other graphs run there."""
     world = World(dtype=dtype, compile=True)

@@ -136,6 +136,7 @@ class Soak:
             assert last.threads <= early.threads + few, f"{name}: {looks}"
 
 
+@pytest.mark.slow
 def test_forty_jobs_leave_nothing_open(work: Work, folder: Path) -> None:
     soak = Soak(work, folder)
     soak.run(40, every=10)

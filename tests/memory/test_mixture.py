@@ -35,7 +35,9 @@ def shape_of(buckets: tuple[int, ...]) -> BaseShape:
     return profile_base(CONFIG, torch.float32, buckets=buckets)
 
 
-@pytest.mark.parametrize("buckets", [bucket_ladder(1024), (256, 512, 1024), (512, 1024)])
+@pytest.mark.parametrize(
+    "buckets", [bucket_ladder(1024), pytest.param((256, 512, 1024), marks=pytest.mark.slow), (512, 1024)]
+)
 @pytest.mark.parametrize("rows", [512, 1024])
 def test_experts_pad_to_the_lengths_in_use(buckets: tuple[int, ...], rows: int) -> None:
     chunk = Chunked(LoraSpec(r=8), (60,) * (rows // 64))

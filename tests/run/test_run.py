@@ -136,6 +136,7 @@ def test_checkpointed_activations_change_no_byte(company: Company, base: Path, t
 
 
 @NEEDS_BITSANDBYTES
+@pytest.mark.slow
 def test_on_a_base_in_4_bits_a_job_is_as_alone_and_says_so(company: Company, base: Path, tmp_path: Path) -> None:
     names = ["mixlora", "dora"]
     for at, jobs in enumerate((names, names[:1])):

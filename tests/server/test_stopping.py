@@ -113,7 +113,7 @@ def test_a_stopped_worker_does_not_keep_the_daemon(short_dir: Path, spec: SpecMa
     goes_on(settings, job_id, "the daemon was restarted")
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_everything_at_once(short_dir: Path, spec: SpecMaker, second: signal.Signals) -> None:
     settings = settings_in(short_dir).model_copy(update={"drain_seconds": 600.0})
     with running(settings) as process, Client(settings.socket) as client:
