@@ -7,20 +7,17 @@ lines without colour, so that `cut` and `awk` work. This module asks nobody for 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlora_sched.cli.style import SHORT_ID, clean, one_line, printable, say, why
+from mlora_sched.cli.style import SHORT_ID, one_line, printable, say, why
 from mlora_sched.cli.times import moment
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.common import Frozen
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from mlora_sched.spec.log import EventView, MetricsLine
 
 
@@ -33,26 +30,6 @@ def _plain(value: Frozen | Sequence[Frozen]) -> Any:
     return (
         value.model_dump(mode="json") if isinstance(value, Frozen) else [item.model_dump(mode="json") for item in value]
     )
-
-
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, numbers: Collection[str] = ()) -> None:
-    """A table for a terminal, tab-separated lines for a pipe; columns of `numbers` stand to the right, unbroken."""
-    if not sys.stdout.isatty():
-        click.echo("\t".join(titles))
-        for row in rows:
-            click.echo("\t".join(one_line(cell.plain) for cell in row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        right = title in numbers
-        no_wrap = right or title in ("ID", "STATE", "STEP")
-        table.add_column(title, overflow="fold", no_wrap=no_wrap, justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*(clean(cell.copy()) for cell in row))
-    Console().print(table)
 
 
 def print_job_line(job: JobView) -> None:

@@ -1,17 +1,17 @@
-"""Tables of one line a row that fit the terminal: what matters least is cut or left out. Into a pipe all of it goes,
-tab-separated. It knows nothing of jobs.
+"""Tables for a terminal. `print_rows` makes one line of a row and fits the width: what matters least is cut or left
+out; `print_table` leaves all of it. Into a pipe either goes whole, tab-separated. It knows nothing of jobs.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mlora_sched.cli.style import one_line
+from mlora_sched.cli.style import clean, one_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -61,6 +61,29 @@ def print_rows(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     click.echo("\t".join(column.title for column in columns))
     for row in rows:
         click.echo("\t".join(one_line(cell.text) for cell in row))
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[Text]], *, numbers: Collection[str] = ()) -> None:
+    """As `print_rows`, but nothing is cut or left out: long cells go on in further lines.
+
+    Columns of `numbers` stand to the right, unbroken.
+    """
+    if not sys.stdout.isatty():
+        click.echo("\t".join(titles))
+        for row in rows:
+            click.echo("\t".join(one_line(cell.plain) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        right = title in numbers
+        no_wrap = right or title in ("ID", "STATE", "STEP")
+        table.add_column(title, overflow="fold", no_wrap=no_wrap, justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*(clean(cell.copy()) for cell in row))
+    Console().print(table)
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Text]:

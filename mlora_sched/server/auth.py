@@ -15,7 +15,6 @@ import os
 import pwd
 import socket
 import stat
-import struct
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +24,13 @@ from fastapi import Depends, Request
 
 from mlora_sched.errors import Refused, UserError
 from mlora_sched.files import MAX_SOCKET_PATH
-from mlora_sched.server.connections import BoundedProtocol
+from mlora_sched.server.connections import BoundedProtocol, uid_of
 from mlora_sched.server.groups import gid_of
 from mlora_sched.spec.access import Via
 
 SOCKET_MODE = 0o600
 GROUP_SOCKET_MODE = 0o660
 _ALL_UIDS = 2**32 - 1  # the last one means "none"
-_UCRED = struct.Struct("3i")  # pid, uid, gid
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,8 +97,7 @@ def peer(connection: socket.socket) -> Peer:
             return Remote(str(connection.getpeername()[0]))
         except OSError:
             return Unknown("the connection was gone before anybody could be asked")
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _pid, uid, _gid = _UCRED.unpack(raw)
+    uid = uid_of(connection)
     if uid == _nobody_here():
         return Unknown(
             f"user id {uid} stands for every user whom the daemon's user namespace does not map, so it is nobody's "

@@ -241,11 +241,17 @@ def _peer(connection: socket.socket) -> int | str | None:
     """Whose connection it is: a user id, or over TCP an address as `network_of` has it; None where it is gone again."""
     try:
         if connection.family == socket.AF_UNIX:
-            _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            return int(uid)
+            return uid_of(connection)
         return network_of(str(connection.getpeername()[0]))
     except OSError:
         return None
+
+
+def uid_of(connection: socket.socket) -> int:
+    """The user id of who connected a Unix socket, as the kernel noted it then."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _pid, uid, _gid = _UCRED.unpack(raw)
+    return int(uid)
 
 
 def is_host(peer: int | str) -> bool:

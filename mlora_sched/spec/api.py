@@ -1,4 +1,6 @@
-"""The bodies of the native HTTP API, shared by server and client. `/api/v1` speaks only these records."""
+"""What nearly every answer of the HTTP API holds: a job, a list of jobs, an error. Other bodies have modules of their
+own, so that a client that lists jobs loads no more than this.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from mlora_sched.cli.main import cli, run
-from mlora_sched.cli.output import print_log, print_table
+from mlora_sched.cli.output import print_log
 from mlora_sched.cli.style import printable
+from mlora_sched.cli.table import print_table
 from mlora_sched.errors import MloraError
 from mlora_sched.spec.log import EventView, MetricsLine
 

@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from mlora_sched.cli.output import print_table
 from mlora_sched.cli.style import printable
+from mlora_sched.cli.table import print_table
 from mlora_sched.memory.outlook import JobOutlook, Outlook
 from mlora_sched.memory.sizes import format_size
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.admin_audit import audit
 from mlora_sched.cli.remote.admin_quota import quota
 from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.cli.style import say
+from mlora_sched.cli.table import print_table
 from mlora_sched.client import Client, Where
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.daemon import DaemonView

@@ -8,9 +8,11 @@ import time
 import click
 from rich.text import Text
 
-from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.cli.style import SHORT_ID
+from mlora_sched.cli.table import print_table
+from mlora_sched.cli.times import moment
 from mlora_sched.client import Client, Where
 from mlora_sched.spec.access import AuditEntry
 
@@ -32,6 +34,8 @@ def audit(user: str | None, seconds: float | None, limit: int, socket: Where, as
 
 
 def _cells(one: AuditEntry) -> list[Text]:
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.time))
     target = one.target[:SHORT_ID] if one.target.startswith("j-") else one.target
-    return [Text(text) for text in (moment, one.caller, one.via.value, one.action, target, one.outcome, one.detail)]
+    return [
+        Text(text)
+        for text in (moment(one.time), one.caller, one.via.value, one.action, target, one.outcome, one.detail)
+    ]

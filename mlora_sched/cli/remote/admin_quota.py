@@ -14,8 +14,9 @@ import click
 from pydantic import ValidationError
 from rich.text import Text
 
-from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
+from mlora_sched.cli.table import print_table
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import Refused, UserError
 from mlora_sched.memory.sizes import parse_size

@@ -7,9 +7,10 @@ import time
 import click
 from rich.text import Text
 
-from mlora_sched.cli.output import print_json, print_table
+from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.cli.style import say
+from mlora_sched.cli.table import print_table
 from mlora_sched.client import Client, Where
 from mlora_sched.client.administration import token_request
 from mlora_sched.spec.access import TokenView

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from mlora_sched.errors import Refused
-from mlora_sched.server.auth import Caller, CallerOf
+from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.quota import own_quota, quota_page
 from mlora_sched.server.records import RecordRoute
@@ -32,19 +31,14 @@ def get_all(
     ] = None,
 ) -> QuotaPage:
     """What holds by default, and how users stand; for administrators."""
-    _only_admins(caller, "see the quotas of others; `mlora-sched admin quota show` tells one's own")
+    caller.must_be_admin("see the quotas of others; `mlora-sched admin quota show` tells one's own")
     return quota_page(context, caller, user)
 
 
 @router.post("/quotas")
 def change(body: QuotaChange, context: ContextOf, caller: CallerOf) -> QuotaPage:
     """Set or lift limits of a user or by default; answers with how that user stands now. For administrators."""
-    _only_admins(caller, "set quotas")
+    caller.must_be_admin("set quotas")
     context.store.set_quota(body, caller.user, time.time())
     page = quota_page(context, caller, body.user)
     return page if body.user is not None else page.model_copy(update={"users": ()})
-
-
-def _only_admins(caller: Caller, what: str) -> None:
-    if not caller.is_admin:
-        raise Refused(f"{caller.user}: only administrators may {what}")
