@@ -108,4 +108,6 @@ def job_start(settings: DaemonSettings, job: LiveJob, epoch: int) -> JobStart:
         files={name: str(settings.spool_dir / sha256) for name, sha256 in job.files.items()},
         cache_dir=str(settings.cache_dir),
         job_dir=str(settings.job_dir(job.id)),
+        until=job.until,
+        stop=job.stop,
     )

@@ -17,6 +17,8 @@ class JobView(Frozen):
         pace: optimiser steps per second of late, None before the first ones and while it does not train.
         pace_spread: by what part (0.1: a tenth) the pace is off its average as a rule; None while that is not known.
         position: place in the queue, 1 for the next; None when it does not wait to be attached.
+        starts_low, starts_high: between which times it starts, by forecast, None when it does not wait or nobody knows.
+        ends_low, ends_high: likewise of its end. sweep, trial: the sweep whose trial it is, and which one.
     """
 
     id: str
@@ -46,6 +48,12 @@ class JobView(Frozen):
     pace: float | None = None
     pace_spread: float | None = None
     position: int | None = None
+    starts_low: float | None = None
+    starts_high: float | None = None
+    ends_low: float | None = None
+    ends_high: float | None = None
+    sweep: str | None = None
+    trial: int | None = None
 
     @property
     def shown_state(self) -> str:

@@ -13,7 +13,7 @@ from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
-from mlora_sched.spec.limits import GuardsSpec, LimitsSpec
+from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.override import Override, apply_overrides
 from mlora_sched.spec.training import TrainingSpec
@@ -40,6 +40,7 @@ class JobSpec(Frozen):
     training: TrainingSpec = TrainingSpec()
     limits: LimitsSpec = LimitsSpec()
     guards: GuardsSpec = GuardsSpec()
+    early_stopping: EarlyStoppingSpec | None = None
     priority: Priority = Priority.NORMAL
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 

@@ -5,6 +5,7 @@ All is off unless it is set. How it is judged, step by step, lives in `engine.gu
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -42,3 +43,30 @@ class GuardsSpec(Frozen):
     loss_spike: float | None = Field(default=None, gt=1)
     grad_norm: float | None = Field(default=None, gt=0)
     patience: int = Field(default=3, ge=1)
+
+
+class Metric(StrEnum):
+    """A figure of a job by which it is judged."""
+
+    EVAL_LOSS = "eval_loss"
+    EVAL_ACCURACY = "eval_accuracy"
+    LOSS = "loss"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """What is best of it is the highest, not the lowest."""
+        return self is Metric.EVAL_ACCURACY
+
+
+class EarlyStoppingSpec(Frozen):
+    """When a job that gets no better has succeeded. Decided by the job alone.
+
+    Attributes:
+        metric: what is watched, at each evaluation; `loss` is the mean training loss since the evaluation before.
+        patience: so many evaluations in a row without a better figure end the job.
+        min_delta: a figure is better when it is so by more than this.
+    """
+
+    metric: Metric = Metric.EVAL_LOSS
+    patience: int = Field(default=3, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)

@@ -74,10 +74,15 @@ class ErrorCode(StrEnum):
 
 
 class StoppedBy(StrEnum):
-    """Why a job SUCCEEDED before its last planned step; the limits are named as in the spec's `limits`."""
+    """Why a job SUCCEEDED before its last planned step; the limits are named as in the spec's `limits`.
+
+    A trial that is PRUNED was no longer among the best of its sweep.
+    """
 
     MAX_TOKENS = "max_tokens"
     MAX_TIME = "max_time"
+    EARLY_STOPPING = "early_stopping"
+    PRUNED = "pruned"
 
 
 class WorkerPhase(StrEnum):
@@ -107,3 +112,4 @@ class WaitReason(StrEnum):
     AFTER = "after"
     RETRY = "retry"
     QUOTA = "quota"
+    SWEEP = "sweep"

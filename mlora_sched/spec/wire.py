@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.numerics import NumericsKey, ProbeVerdict, Quantize
 from mlora_sched.spec.state import ErrorCode, StoppedBy
@@ -40,6 +41,8 @@ class WorkerConfig(Frozen):
         checkpoint_seconds, checkpoint_steps: a job is saved for its own safety when so much of either has gone by since
             it last was; None for never.
         corrections: what earlier workers have learned about their estimates on this base.
+        policy: name of the scheduling policy, which orders chunks in packs as well.
+        pack_seconds: a pack is made no longer than this as far as its time is known, but for a chunk that takes longer.
     """
 
     base_name: str
@@ -57,6 +60,8 @@ class WorkerConfig(Frozen):
     checkpoint_seconds: float | None = Field(default=None, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     corrections: tuple[Correction, ...] = ()
+    policy: str = "fair"
+    pack_seconds: float = Field(default=1.0, gt=0)
 
 
 class Recorded(Frozen):
@@ -78,6 +83,8 @@ class JobStart(Frozen):
         job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
         resume: go on from the newest checkpoint below `job_dir` where there is one …
         recorded: … whose figures the daemon has; None where nobody keeps any.
+        until: the job is let go after this step, and the evaluation after it; None for its last …
+        stop: … or ends there, for this reason. With a step that it has finished already it ends as it is.
     """
 
     job_id: str
@@ -88,6 +95,8 @@ class JobStart(Frozen):
     job_dir: str
     resume: bool = True
     recorded: Recorded | None = None
+    until: int | None = None
+    stop: StoppedBy | None = None
 
 
 # ---------------------------------------------------------------- daemon → worker
@@ -177,7 +186,7 @@ class Ready(Frozen):
 class Prepared(Frozen):
     """A job's data is tokenised. `largest_chunk` bounds the tokens of a chunk, `longest` is the longest row's.
 
-    `cache_entry` is the name of the file in the cache that holds the tokens.
+    `cache_entry` is the name of the file in the cache that holds the tokens, `load` how much work they are.
     """
 
     kind: Literal["prepared"] = "prepared"
@@ -191,6 +200,7 @@ class Prepared(Frozen):
     largest_chunk: int = 0
     longest: int = 0
     cache_entry: str = ""
+    load: JobLoad | None = None
 
 
 class Attached(Frozen):
@@ -212,7 +222,8 @@ class StepDone(Frozen):
     """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …).
 
     `seconds` of the device's time went into the job since it was attached or its last step or evaluation was told: its
-    part, by tokens, of the packs it shared. The one figure that depends on who else is there.
+    part, by tokens, of the packs it shared. The one figure that depends on who else is there. `work` is what its owner
+    is charged for the step, see `mlora_sched.sched.work`.
     """
 
     kind: Literal["step"] = "step"
@@ -226,12 +237,13 @@ class StepDone(Frozen):
     target_tokens: int
     extra: dict[str, float] = Field(default_factory=dict)
     seconds: float = Field(default=0.0, ge=0)
+    work: float = Field(default=0.0, ge=0)
 
 
 class EvalDone(Frozen):
     """Held-out loss after `step` steps; `tokens` are target tokens, `accuracy` is of greedy next tokens.
 
-    `seconds` as in `StepDone`.
+    `seconds` and `work` as in `StepDone`.
     """
 
     kind: Literal["eval"] = "eval"
@@ -242,6 +254,7 @@ class EvalDone(Frozen):
     accuracy: float
     tokens: int
     seconds: float = Field(default=0.0, ge=0)
+    work: float = Field(default=0.0, ge=0)
 
 
 class CheckpointSaved(Frozen):
@@ -294,8 +307,24 @@ class Detached(Frozen):
     parked: bool = False
 
 
+class StepTime(Frozen):
+    """How long a pack takes, as learned from those that ran: seconds for any pack, for a unit of work (as in
+    `StepDone`), for a row of padding and for a job in it; `spread` is by what part (0.1: a tenth) packs are off as a
+    rule, `packs` how many were seen."""
+
+    pack: float = 0.0
+    work: float = 0.0
+    padding: float = 0.0
+    job: float = 0.0
+    spread: float = 0.0
+    packs: int = 0
+
+
 class SliceDone(Frozen):
-    """A slice has ended. `tokens` are real tokens, `rows` all rows computed (real and padding)."""
+    """A slice has ended. `tokens` are real tokens, `rows` all rows computed (real and padding).
+
+    `step_time` is what is known by then of how long packs take, None before there is something to know.
+    """
 
     kind: Literal["slice_done"] = "slice_done"
     slice_id: int
@@ -303,6 +332,7 @@ class SliceDone(Frozen):
     tokens: int
     rows: int
     seconds: float
+    step_time: StepTime | None = None
 
 
 class AtWork(Frozen):

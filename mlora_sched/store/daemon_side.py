@@ -146,14 +146,14 @@ class DaemonSide:
         with reading(self._engine) as connection:
             counted = connection.execute(select(schema.counters)).all()
             floor = connection.scalar(select(func.max(schema.virtual_time.c.floor)))
-        return Fairness({row.owner: row.tokens for row in counted}, floor or 0.0)
+        return Fairness({row.owner: row.work for row in counted}, floor or 0.0)
 
     def set_fairness(self, fairness: Fairness) -> None:
         """Write lifted counters and the floor."""
         with writing(self._engine) as connection:
-            for owner, tokens in fairness.counters.items():
-                insert = sqlite.insert(schema.counters).values(owner=owner, tokens=tokens)
-                connection.execute(insert.on_conflict_do_update(index_elements=["owner"], set_={"tokens": tokens}))
+            for owner, work in fairness.counters.items():
+                insert = sqlite.insert(schema.counters).values(owner=owner, work=work)
+                connection.execute(insert.on_conflict_do_update(index_elements=["owner"], set_={"work": work}))
             floor = sqlite.insert(schema.virtual_time).values(id=1, floor=fairness.floor)
             connection.execute(floor.on_conflict_do_update(index_elements=["id"], set_={"floor": fairness.floor}))
 

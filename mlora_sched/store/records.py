@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.memory import BaseShape, MemoryReport
 from mlora_sched.spec.numerics import NumericsKey
-from mlora_sched.spec.state import JobState, Request, WorkerPhase
+from mlora_sched.spec.state import JobState, Request, StoppedBy, WorkerPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class LiveJob:
         retried: how often it was tried again after it had failed.
         largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
         position: place in the queue as last written, 1 for the next; None when it has none.
+        created: when it was submitted, in seconds since the Unix epoch.
+        load: how much work it is, None before the data is prepared.
+        sweep: the sweep that it is a trial of. until, stop: as in `spec.wire.JobStart`.
     """
 
     id: str
@@ -45,6 +49,11 @@ class LiveJob:
     longest: int | None = None
     retried: int = 0
     position: int | None = None
+    created: float = 0.0
+    load: JobLoad | None = None
+    sweep: str | None = None
+    until: int | None = None
+    stop: StoppedBy | None = None
 
 
 @dataclass(frozen=True, slots=True)

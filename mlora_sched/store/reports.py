@@ -76,7 +76,11 @@ def _set(connection: Connection, job_id: str, **columns: Any) -> None:
 
 def _prepared(connection: Connection, row: Row[Any], report: Prepared, now: float) -> None:
     """The data is ready. A job that was paused meanwhile stays paused, and need not be prepared again."""
-    sizes = {"largest_chunk": report.largest_chunk or None, "longest": report.longest or None}
+    sizes = {
+        "largest_chunk": report.largest_chunk or None,
+        "longest": report.longest or None,
+        "load": None if report.load is None else report.load.model_dump_json(),
+    }
     _set(connection, row.id, total_steps=report.total_steps, cache_entry=report.cache_entry or None, **sizes)
     held_out = f", {report.validation_rows} held out" if report.validation_rows else ""
     cut = f", {report.truncated} cut to max_length" if report.truncated else ""
@@ -132,10 +136,14 @@ def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, p
     going = {"pace": None, "pace_spread": None} if pace is None else {"pace": pace.rate, "pace_spread": pace.spread}
     worked = schema.jobs.c.work_seconds + report.seconds
     _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens, work_seconds=worked, **going)
-    count = sqlite.insert(schema.counters).values(owner=row.owner, tokens=report.tokens)
-    more = {"tokens": schema.counters.c.tokens + report.tokens}
-    connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
+    _charge(connection, row.owner, report.work or report.tokens)
     count_tokens(connection, row.owner, report.tokens, now)
+
+
+def _charge(connection: Connection, owner: str, work: float) -> None:
+    count = sqlite.insert(schema.counters).values(owner=owner, work=work)
+    more = {"work": schema.counters.c.work + work}
+    connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
 
 
 def _eval(connection: Connection, report: EvalDone) -> None:

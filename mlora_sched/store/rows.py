@@ -10,9 +10,10 @@ from sqlalchemy import Row
 
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, Priority
+from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.memory import Correction
-from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
 from mlora_sched.store.records import LiveJob
 
 
@@ -43,6 +44,11 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         longest=row.longest,
         position=row.position,
         retried=row.retried,
+        created=row.created,
+        load=None if row.load is None else JobLoad.model_validate_json(row.load),
+        sweep=row.sweep,
+        until=row.until,
+        stop=None if row.stop is None else StoppedBy(row.stop),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from sqlalchemy import (
+    DDL,
     CheckConstraint,
     Column,
     Float,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
 )
 
 from mlora_sched.spec.job import Priority
@@ -87,6 +89,16 @@ jobs = Table(
     Column("pace", Float),
     Column("pace_spread", Float),
     Column("position", Integer),
+    Column("load", Text),
+    Column("starts_low", Float),
+    Column("starts_high", Float),
+    Column("ends_low", Float),
+    Column("ends_high", Float),
+    Column("sweep", Text),
+    Column("trial", Integer),
+    Column("until", Integer),
+    Column("stop", Text),
+    Column("touched", Integer, nullable=False, server_default="0"),
     UniqueConstraint("id"),
     _one_of("state", JobState),
     _one_of("request", Request),
@@ -97,6 +109,35 @@ jobs = Table(
     Index(None, "state"),
     Index(None, "owner", "name"),
     Index("uq_jobs_owner_key", "owner", "key", unique=True),
+    Index(None, "touched"),
+    Index("uq_jobs_sweep_trial", "sweep", "trial", unique=True),
+    sqlite_autoincrement=True,
+)
+
+for _when, _what in (("insert", "INSERT"), ("update", "UPDATE")):
+    event.listen(
+        jobs,
+        "after_create",
+        DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER jobs_touched_by_{_when} AFTER {_what} ON jobs "
+            "BEGIN UPDATE jobs SET touched = (SELECT max(touched) FROM jobs) + 1 WHERE seq = NEW.seq; END"
+        ),
+    )
+"""Whoever keeps the jobs in memory asks for those touched since; triggers do not set one another off."""
+
+sweeps = Table(
+    "sweeps",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("key", Text),
+    Column("created", Float, nullable=False),
+    UniqueConstraint("id"),
+    Index(None, "owner", "name"),
+    Index("uq_sweeps_owner_key", "owner", "key", unique=True),
     sqlite_autoincrement=True,
 )
 
@@ -169,7 +210,7 @@ counters = Table(
     "counters",
     METADATA,
     Column("owner", Text, primary_key=True),
-    Column("tokens", Float, nullable=False),
+    Column("work", Float, nullable=False),
 )
 
 virtual_time = Table(

@@ -11,7 +11,7 @@ from mlora_sched.spec.state import TRANSITIONS, JobState, Request
 _TABLE = """CREATE TABLE trail (
     id INTEGER PRIMARY KEY, job TEXT, state TEXT, then_state TEXT, request TEXT, then_request TEXT,
     epoch INTEGER, then_epoch INTEGER, step INTEGER, then_step INTEGER)"""
-_TRIGGER = """CREATE TRIGGER note_changes AFTER UPDATE ON jobs BEGIN
+_TRIGGER = """CREATE TRIGGER note_changes AFTER UPDATE ON jobs WHEN NEW.touched = OLD.touched BEGIN
     INSERT INTO trail (job, state, then_state, request, then_request, epoch, then_epoch, step, then_step)
     VALUES (old.id, old.state, new.state, old.request, new.request, old.epoch, new.epoch, old.step, new.step); END"""
 

@@ -76,7 +76,7 @@ def test_connections_are_set_up(tmp_path: Path, pragma: str, value: object) -> N
 def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
     engine = open_database(tmp_path / "x.sqlite")
     with writing(engine) as connection:
-        connection.execute(insert(schema.counters).values(owner="ann", tokens=5.0))
+        connection.execute(insert(schema.counters).values(owner="ann", work=5.0))
     engine.dispose()
     engine = open_database(tmp_path / "x.sqlite")
     with reading(engine) as connection:
@@ -107,7 +107,7 @@ def test_a_transaction_that_reads_and_then_writes_waits_for_its_turn(tmp_path: P
     """With a deferred BEGIN one of the two would fail at once with "database is locked"."""
     engine = open_database(tmp_path / "x.sqlite")
     with writing(engine) as connection:
-        connection.execute(insert(schema.counters).values(owner="ann", tokens=0.0))
+        connection.execute(insert(schema.counters).values(owner="ann", work=0.0))
     start = threading.Barrier(4)
     errors: list[Exception] = []
 
@@ -116,8 +116,8 @@ def test_a_transaction_that_reads_and_then_writes_waits_for_its_turn(tmp_path: P
         try:
             for _ in range(25):
                 with writing(engine) as connection:
-                    tokens = connection.scalar(select(schema.counters.c.tokens))
-                    connection.execute(schema.counters.update().values(tokens=tokens + 1))
+                    tokens = connection.scalar(select(schema.counters.c.work))
+                    connection.execute(schema.counters.update().values(work=tokens + 1))
         except Exception as error:  # noqa: BLE001 - reported by the test
             errors.append(error)
 
@@ -127,7 +127,7 @@ def test_a_transaction_that_reads_and_then_writes_waits_for_its_turn(tmp_path: P
     for thread in threads:
         thread.join()
     with reading(engine) as connection:
-        assert (errors, connection.scalar(select(schema.counters.c.tokens))) == ([], 100.0)
+        assert (errors, connection.scalar(select(schema.counters.c.work))) == ([], 100.0)
     engine.dispose()
 
 
@@ -136,7 +136,7 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
 
     def insert_and_fail() -> None:
         with writing(engine) as connection:
-            connection.execute(insert(schema.counters).values(owner="ann", tokens=1.0))
+            connection.execute(insert(schema.counters).values(owner="ann", work=1.0))
             raise LookupError
 
     with pytest.raises(LookupError):

@@ -1,0 +1,42 @@
+"""How much work a job is, as its data says before it trains: what shares, forecasts and simulations are reckoned from.
+
+Counted in tokens here; what they cost of a device depends on the base (`mlora_sched.sched.work`).
+"""
+
+from __future__ import annotations
+
+from mlora_sched.spec.common import Frozen
+
+
+class Load(Frozen):
+    """Rows that are computed at one go, a step's batch or a whole evaluation, or their mean.
+
+    Attributes:
+        tokens: of all rows. squares: Σ L² over the rows' lengths. targets: tokens that carry loss.
+        chunks: pieces that it is cut into.
+    """
+
+    tokens: float
+    squares: float
+    targets: float
+    chunks: float = 1.0
+
+
+class JobLoad(Frozen):
+    """What a whole job computes.
+
+    Attributes:
+        step: the mean optimiser step. evaluation: one evaluation, None where there are no validation data.
+        eval_steps: steps between two evaluations; there is one before the first step and one after the last.
+    """
+
+    step: Load
+    evaluation: Load | None = None
+    eval_steps: int | None = None
+
+    def evaluations(self, done: int, total: int) -> int:
+        """Evaluations still to come of a job that has done so many steps of all, the one at that step not counted."""
+        if self.eval_steps is None:
+            return 0
+        last = 0 if total % self.eval_steps == 0 else 1
+        return total // self.eval_steps - done // self.eval_steps + (last if done < total else 0)
