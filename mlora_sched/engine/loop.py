@@ -117,8 +117,11 @@ class Trainer:
         self.residents[start.job_id] = resident
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
-        if resident.state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
+        resident.obey()
+        if resident.state.phase is Phase.DONE:  # as told, or its worker died between the last checkpoint and the export
             yield from self._close(resident)
+        elif resident.held:
+            yield from self.detach(start.job_id, keep=True, park=True)
 
     def _enter(self, start: JobStart) -> tuple[Resident, list[str]]:
         """A job that was not here, and what its owner should know."""
@@ -136,14 +139,12 @@ class Trainer:
         """
         resident, parked = self.residents.pop(job_id, None), self.parking.jobs.get(job_id)
         if resident is not None:
-            reports = self._park(resident) if keep and park else None
-            return self._let_go(resident, None, keep=keep) if reports is None else reports
+            return (self._park(resident) if keep and park else None) or self._let_go(resident, None, keep=keep)
         if parked is None:
             return self.saver.abandon(job_id) or []
         if keep and park:
             return [detached(parked.resident, parked=True)]
-        del self.parking.jobs[job_id]
-        return self._let_go(parked.resident, parked, keep=keep)
+        return self._unpark(parked, keep=keep)
 
     def _park(self, resident: Resident) -> list[Report] | None:
         """Move a job to the host's memory; None where it does not fit there."""
@@ -151,7 +152,7 @@ class Trainer:
         if need > self.parking.limit:
             return None
         for job in self.parking.excess(need):
-            reports += self._to_disk(job)
+            reports += self._unpark(job)
         try:
             parked = self.parking.add(resident)
         except RuntimeError as error:
@@ -162,10 +163,10 @@ class Trainer:
         self.saver.back_up(resident, parked.settled())
         return told
 
-    def _to_disk(self, job: ParkedJob) -> list[Report]:
+    def _unpark(self, job: ParkedJob, *, keep: bool = True) -> list[Report]:
         """Save a parked job and drop it; it goes on from its checkpoint."""
         del self.parking.jobs[job.resident.start.job_id]
-        return self._let_go(job.resident, job, keep=True)
+        return self._let_go(job.resident, job, keep=keep)
 
     def _let_go(self, resident: Resident, parked: ParkedJob | None, *, keep: bool) -> list[Report]:
         if not keep:
@@ -179,7 +180,7 @@ class Trainer:
 
     def close(self) -> list[Report]:
         """Save what is parked: the host's memory goes with the process."""
-        reports = [report for job in list(self.parking.jobs.values()) for report in self._to_disk(job)]
+        reports = [report for job in list(self.parking.jobs.values()) for report in self._unpark(job)]
         return reports + self.saver.close()
 
     def news(self) -> list[Report]:
@@ -363,6 +364,8 @@ class Trainer:
                 with own_code(resident.start), resident.at_work():
                     if resident.state.take(result):
                         reports.extend(self._finish(resident, phase))
+                if resident.held:
+                    reports.extend(self.detach(result.job_id, keep=True, park=True))
             except FAULTS as error:
                 del self.residents[result.job_id]
                 reports.append(failed(resident.start, error))
@@ -378,6 +381,7 @@ class Trainer:
             figures = state.finish_evaluation(resident.lap())
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident, figures)
+        resident.obey()
         if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):
             yield from once_more(self.base.device, lambda: self._save(resident))
         if state.phase is Phase.DONE:
@@ -385,8 +389,7 @@ class Trainer:
 
     def _save(self, resident: Resident) -> list[Report]:
         """Save a job that goes on, beside its steps where there is memory for a copy."""
-        memory, need = self.memory, parked_bytes(resident)
-        on_gpu = self.base.device.type != "cpu"
+        memory, need, on_gpu = self.memory, parked_bytes(resident), self.base.device.type != "cpu"
         self.saver.checkpoint(resident, beside=on_gpu or memory is None or need <= self._free(memory))
         return self.saver.written()
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from mlora_sched.engine.step import OwnCode
-from mlora_sched.engine.train_state import TrainState
+from mlora_sched.engine.train_state import Phase, TrainState
 from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.memory.meter import bytes_of
 from mlora_sched.model.device import free_caches, is_out_of_memory
@@ -72,6 +72,17 @@ class Resident:
         self.since = time.monotonic()
         self.saved = Saved(self.since, step, step)
         self.bytes = bytes_of(self.state.tensors())
+
+    @property
+    def held(self) -> bool:
+        """It has finished the step that it was to be let go after, and been evaluated there where that is due."""
+        until = self.start.until
+        return until is not None and self.state.phase is Phase.TRAIN and self.state.step >= until
+
+    def obey(self) -> None:
+        """End it where it is held and was told to stop there."""
+        if self.held and self.start.stop is not None:
+            self.state.stop(self.start.stop)
 
     @property
     def proven(self) -> bool:

@@ -292,6 +292,12 @@ class TrainState:
         self._begin()
         return EvalFigures(self.step, loss, accuracy, done.targets, best)
 
+    def stop(self, why: StoppedBy) -> None:
+        """End after the last finished step, once it has been evaluated; only between two steps."""
+        assert self.phase is Phase.TRAIN
+        self.progress.stopped_by = why
+        self._begin()
+
     def restore(self, progress: Progress) -> None:
         """Go on from a checkpoint whose tensors have been loaded."""
         self.progress = progress
