@@ -1,0 +1,195 @@
+"""The worker of a simulation: jobs as counts of chunks, packs as seconds, by `next_pack` and `Ledger` as in the engine.
+
+What `engine.loop.Trainer.slice` and `engine.packer.Packer` do with tensors happens here with numbers: the phases of a
+job, whose phase a pack is of, which chunks it holds, what is committed and when. Left out is what depends on no policy:
+packs made smaller for want of memory, failures, saving. Time comes in and goes out as numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from mlora_sched.sched.ledger import Ledger
+from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
+from mlora_sched.sched.plan import Account, JobTurn
+from mlora_sched.spec.trace import Batch, Machine, TraceJob
+
+
+class Phase(Enum):
+    """What a job's next chunks are for; as in `engine.train_state`."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    DONE = "done"
+
+
+class SimulatedJob:
+    """A job of a trace on its way.
+
+    Attributes:
+        step: finished steps. pieces: the chunks of the running phase. ran: how many of them have run.
+        group, level: its turn in packs. named: a slice has named it.
+    """
+
+    def __init__(self, job: TraceJob, seq: int) -> None:
+        self.job, self.seq, self.id, self.owner = job, seq, job.id, job.owner
+        self.step, self._evaluated = 0, -1
+        self.group, self.level, self.named = "", 0, False
+        self._batches = [_pieces(batch) for batch in job.batches]
+        self._evaluation = _pieces(job.evaluation)
+        self.phase = Phase.TRAIN
+        self._begin()
+
+    @property
+    def waiting(self) -> Sequence[Piece]:
+        """Chunks of the running phase that have not run, in order."""
+        return self.pieces[self.ran :]
+
+    @property
+    def unfinished_work(self) -> float:
+        """Of the running phase, the chunks that have run."""
+        return sum(piece.work for piece in self.pieces[: self.ran])
+
+    @property
+    def remaining(self) -> float:
+        """Work still to do, as far as anybody can know."""
+        return max(1, self.job.steps - self.step) * self.job.step_work
+
+    def take(self, chunks: int) -> float | None:
+        """So many chunks have run; the work of the phase when it is complete with them, and the next one begins."""
+        self.ran += chunks
+        if self.ran < len(self.pieces):
+            return None
+        work = sum(piece.work for piece in self.pieces)
+        if self.phase is Phase.TRAIN:
+            self.step += 1
+        else:
+            self._evaluated = self.step
+        self._begin()
+        return work
+
+    def restart(self) -> None:
+        """Back to the first chunk of the phase: it has been let go."""
+        self.ran = 0
+
+    def _begin(self) -> None:
+        over, every = self.step == self.job.last, self.job.eval_steps
+        due = every is not None and (self.step % every == 0 or over)
+        self.ran = 0
+        if due and self._evaluated < self.step:
+            self.phase, self.pieces = Phase.EVALUATE, self._evaluation
+        elif over:
+            self.phase, self.pieces = Phase.DONE, ()
+        else:
+            self.phase, self.pieces = Phase.TRAIN, self._batches[self.step % len(self._batches)]
+
+
+def _pieces(batch: Batch) -> tuple[Piece, ...]:
+    return tuple(Piece(chunk.tokens, chunk.work) for chunk in batch)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedSlice:
+    """As `spec.wire.Slice`: who takes part, and what their groups have paid by what is recorded."""
+
+    turns: tuple[JobTurn, ...]
+    accounts: Mapping[str, Account]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedPack:
+    """A pack that runs: whose chunks, and how long.
+
+    Attributes:
+        rows: computed, padding included. seconds: that it takes.
+        work: of its chunks, by owner. kept_waiting: owners that had more chunks than it took.
+    """
+
+    chosen: tuple[Chosen, ...]
+    tokens: int
+    rows: int
+    seconds: float
+    work: Mapping[str, float]
+    kept_waiting: frozenset[str]
+
+
+class SimulatedWorker:
+    """Forms packs of the jobs that are attached to it, slice after slice.
+
+    Attributes:
+        residents: the attached jobs. slices: those that have not begun.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        time = machine.step_time
+        work = (machine.pack_seconds - time.pack) / time.work if time.work > 0 else float("inf")
+        self._room = Room(min(machine.pack_tokens, machine.buckets[-1]), max(0.0, work))
+        self._ledger = Ledger()
+        self._named: frozenset[str] = frozenset()
+        self._kept_waiting: frozenset[str] = frozenset()
+        self.residents: dict[str, SimulatedJob] = {}
+        self.slices: deque[SimulatedSlice] = deque()
+
+    @property
+    def floor(self) -> float:
+        """What a slice is answered with; see `sched.ledger`."""
+        return self._ledger.floor
+
+    def begin_slice(self) -> None:
+        """The next slice begins."""
+        wanted = self.slices.popleft()
+        self._ledger.hear(wanted.accounts)
+        self._named = frozenset(turn.job_id for turn in wanted.turns)
+        for turn in wanted.turns:
+            resident = self.residents.get(turn.job_id)
+            if resident is not None:
+                resident.group, resident.level, resident.named = turn.group, turn.level, True
+
+    def next_pack(self) -> SimulatedPack | None:
+        """The pack that runs now; None when nobody who takes part has a chunk."""
+        present = [one for one in self.residents.values() if one.id in self._named or not one.named]
+        unfinished: dict[str, float] = defaultdict(float)
+        for one in present:
+            unfinished[one.group] += one.unfinished_work
+        accounts = self._ledger.with_unfinished(unfinished)
+        ready = [one for one in present if one.ran < len(one.pieces)]
+        if not ready:
+            return None
+        phase = min(ready, key=lambda one: (accounts[one.group].paid, one.level)).phase
+        candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
+        chosen = next_pack(candidates, accounts, self._room)
+        taken = dict(chosen)
+        left_out = [one for one in ready if len(one.pieces) - one.ran > taken.get(one.id, 0)]
+        self._kept_waiting = frozenset(one.group for one in left_out)
+        return self._pack(chosen, frozenset(one.owner for one in left_out))
+
+    def finish(self, pack: SimulatedPack) -> list[tuple[SimulatedJob, float]]:
+        """A pack has run: the jobs that have completed a step or an evaluation with it, and its work."""
+        committed = []
+        for job_id, chunks in pack.chosen:
+            job = self.residents[job_id]
+            work = job.take(chunks)
+            if work is not None:
+                self._ledger.commit(job.group, work)
+                committed.append((job, work))
+                if job.phase is Phase.DONE:
+                    del self.residents[job_id]
+        self._ledger.served(self._kept_waiting)
+        return committed
+
+    def _pack(self, chosen: tuple[Chosen, ...], kept_waiting: frozenset[str]) -> SimulatedPack:
+        tokens, work = 0, defaultdict[str, float](float)
+        for job_id, chunks in chosen:
+            job = self.residents[job_id]
+            for piece in job.pieces[job.ran : job.ran + chunks]:
+                tokens += piece.tokens
+                work[job.owner] += piece.work
+        buckets, time = self._machine.buckets, self._machine.step_time
+        rows = buckets[bisect_left(buckets, tokens)]
+        seconds = time.pack + time.work * sum(work.values()) + time.padding * (rows - tokens) + time.job * len(chosen)
+        return SimulatedPack(chosen, tokens, rows, seconds, dict(work), kept_waiting)
