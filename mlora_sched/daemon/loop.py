@@ -104,7 +104,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
-        self._holds = Holds(store)
+        self._holds = Holds(store, self._hands.recall)
         self._alive = alive
         self._absence = Absence(store, settings.idle_unload)
         self._patience: Patience | None = None
