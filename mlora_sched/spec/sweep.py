@@ -24,6 +24,7 @@ from mlora_sched.spec.explain import explain
 from mlora_sched.spec.job import JobSpec, check_document, parse_job
 from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.override import Override, apply_overrides
+from mlora_sched.spec.told import told
 
 MAX_TRIALS = 256
 """Trials of one sweep: they are jobs like others, and people have to look at them."""
@@ -34,6 +35,9 @@ _DIGITS = 6
 _LISTED = 4096
 """So many combinations are put in a random order as a whole; of more, single ones are drawn."""
 _MOST_FAULTS = 5
+
+
+_Int = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class SweepMethod(StrEnum):
@@ -54,7 +58,7 @@ class Parameter(Frozen):
     values: tuple[JsonValue, ...] | None = Field(default=None, min_length=1, max_length=MAX_TRIALS)
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
-    int_uniform: tuple[int, int] | None = None
+    int_uniform: tuple[_Int, _Int] | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Parameter:
@@ -264,9 +268,12 @@ def parse_document(raw: object, where: str = "spec") -> JobSpec | Sweep:
     Raises:
         SpecError: names every wrong field, its value and the remedy, on separate lines.
     """
-    if not isinstance(raw, dict) or "sweep" not in raw:
+    if not isinstance(raw, dict):
         return parse_job(raw, where)
-    spec = parse_job({key: value for key, value in raw.items() if key != "sweep"}, where)
+    job = {key: value for key, value in raw.items() if key != "sweep"}
+    spec = parse_job(job, where)
+    if raw.get("sweep") is None:
+        return spec
     section = {"sweep": raw["sweep"]}
     try:
         sweep = Sweep(spec=spec, sweep=_Section.model_validate(section).sweep)
@@ -291,14 +298,6 @@ def _check_distinct(trials: Iterable[TrialSpec], where: str) -> None:
                 f"({told(trial.values)}); leave one value out, or widen the range"
             )
         seen[text] = trial.number
-
-
-def told(values: Mapping[str, JsonValue]) -> str:
-    """What a trial sets, as people read it: `learning_rate=0.001 r=8`."""
-    return " ".join(
-        f"{field.partition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else shown(value)}"
-        for field, value in values.items()
-    )
 
 
 def _strata(seed: str, count: int) -> list[float]:
