@@ -20,7 +20,7 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.pack import build_pack
 from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
-from mlora_sched.engine.packer import Choice, Member, Packer
+from mlora_sched.engine.packer import Choice, Packer, kept_waiting, unfinished
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, held, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
@@ -34,6 +34,8 @@ from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
+from mlora_sched.sched.ledger import Ledger
+from mlora_sched.sched.plan import Account
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Note, Report, Slice, SliceDone
 
@@ -66,6 +68,7 @@ class Trainer:
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
         self._delays = Delays(memory)
+        self._ledger = Ledger()
 
     # ------------------------------------------------------------------ who is resident
 
@@ -198,8 +201,11 @@ class Trainer:
         began = time.monotonic()
         packs = tokens = rows = 0
         self._hear(wanted)
+        named = {turn.job_id for turn in wanted.turns}
         while time.monotonic() - began < wanted.seconds:
-            choice = self.packer.choose(self._present(wanted), self._fits())
+            present = [one for name, one in self.residents.items() if name in named or not one.named]
+            accounts = self._ledger.with_unfinished(unfinished(present))
+            choice = self.packer.choose(present, accounts, self._fits())
             choice = choice if choice.chunks else self._anyway() or choice
             if not choice.chunks:
                 if hopeless := self._drop_what_never_fits():
@@ -209,21 +215,25 @@ class Trainer:
                     continue
                 break
             begin(choice.members)
+            left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
+            self._ledger.served(left_out)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports + self.saver.written()
         seconds = time.monotonic() - began
-        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds)]
+        floor = self._ledger.floor
+        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds, floor=floor)]
 
     def _hear(self, wanted: Slice) -> None:
-        """Whom the slice names, and how far their figures are recorded."""
+        """Whom the slice names, in which order, and how far their figures are recorded."""
         self.saver.thin = wanted.thin
-        for share in wanted.shares:
-            resident = self.residents.get(share.job_id)
+        self._ledger.hear({one.group: Account(one.paid, one.weight) for one in wanted.accounts})
+        for turn in wanted.turns:
+            resident = self.residents.get(turn.job_id)
             if resident is not None:
-                resident.served, resident.named = 0, True
+                resident.turn, resident.named = turn, True
                 # the evaluation after that step may still be on its way
-                resident.saved.recorded = max(resident.saved.recorded, share.step - 1)
+                resident.saved.recorded = max(resident.saved.recorded, turn.step - 1)
 
     def _fits(self) -> Callable[[PackPlan], bool] | None:
         """Whether there is memory for a pack beside the jobs that are here now."""
@@ -267,16 +277,6 @@ class Trainer:
             return fault
         return None
 
-    def _present(self, wanted: Slice) -> list[Member]:
-        """Who takes part in the slice, with their shares: the named, then those that came since."""
-        named = [
-            Member(self.residents[share.job_id], max(1, share.tokens))
-            for share in wanted.shares
-            if share.job_id in self.residents
-        ]
-        average = max(1, sum(member.share for member in named) // max(1, len(named)))
-        return named + [Member(resident, average) for resident in self.residents.values() if not resident.named]
-
     def _run(self, choice: Choice) -> tuple[list[Report], int]:
         """Run one pack; reports, and its length in rows."""
         states = {name: resident.state for name, resident in choice.members.items()}
@@ -301,7 +301,7 @@ class Trainer:
             self.memory.record(plan, found, self.residents.values())
         for chunk in choice.chunks:
             resident = choice.members[chunk.job_id]
-            resident.served, resident.starved, resident.ran = resident.served + chunk.tokens, 0, True
+            resident.starved, resident.ran = 0, True
         return self._take(results, choice.phase), pack.length
 
     def _measuring(self, plan: PackPlan) -> contextlib.AbstractContextManager[Measurement]:
@@ -374,6 +374,7 @@ class Trainer:
     def _finish(self, resident: Resident, phase: Phase) -> Iterator[Report]:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
+        self._ledger.commit(resident.turn.group, state.phase_work)
         if phase is Phase.TRAIN:
             yield step_done(resident, stepped := state.finish_step(resident.lap()))
             stepped.check()

@@ -218,6 +218,20 @@ class TrainState:
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
+    def work(self, chunk: Chunk) -> float:
+        """What is charged for a chunk."""
+        return float(chunk.tokens)
+
+    @property
+    def unfinished_work(self) -> float:
+        """Of the running phase, the chunks that have run."""
+        return sum(self.work(chunk) for chunk in self._open.chunks[: len(self._open.results)])
+
+    @property
+    def phase_work(self) -> float:
+        """Of the running phase, all chunks."""
+        return sum(self.work(chunk) for chunk in self._open.chunks)
+
     def lengths(self, chunk: Chunk) -> list[int]:
         """Tokens of each row of a chunk."""
         return [int(self._set().lengths[row]) for row in chunk.rows]

@@ -227,7 +227,7 @@ class FakeWorker:
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
-        jobs = [self._residents[share.job_id] for share in command.shares if share.job_id in self._residents]
+        jobs = [self._residents[turn.job_id] for turn in command.turns if turn.job_id in self._residents]
         self._begin(*(job.start.job_id for job in jobs))
         names = {job.start.spec.name for job in jobs}
         for job in jobs:

@@ -19,8 +19,8 @@ from mlora_sched.spec.wire import (
     JobFinished,
     JobStart,
     Report,
-    Share,
     Slice,
+    Turn,
 )
 from mlora_sched.worker.fake import FakeWorker
 
@@ -44,7 +44,7 @@ def tell(worker: FakeWorker, *commands: Command) -> list[Report]:
 
 
 def one_slice() -> Slice:
-    return Slice(slice_id=1, shares=(Share(job_id="job", tokens=1),), seconds=1.0)
+    return Slice(slice_id=1, turns=(Turn(job_id="job"),), seconds=1.0)
 
 
 def test_a_parked_job_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
