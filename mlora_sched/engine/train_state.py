@@ -218,19 +218,15 @@ class TrainState:
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
-    def work(self, chunk: Chunk) -> float:
-        """What is charged for a chunk."""
-        return float(chunk.tokens)
-
     @property
     def unfinished_work(self) -> float:
         """Of the running phase, the chunks that have run."""
-        return sum(self.work(chunk) for chunk in self._open.chunks[: len(self._open.results)])
+        return sum(self._open.work[: len(self._open.results)])
 
     @property
     def phase_work(self) -> float:
         """Of the running phase, all chunks."""
-        return sum(self.work(chunk) for chunk in self._open.chunks)
+        return sum(self._open.work)
 
     def lengths(self, chunk: Chunk) -> list[int]:
         """Tokens of each row of a chunk."""

@@ -45,7 +45,7 @@ def model_of(name: str, recompute: bool) -> WorkModel:
     ("name", "adapter", "recompute"),
     [
         pytest.param("llama", {"method": "lora", "r": 8}, False, id="lora"),
-        pytest.param("llama", {"method": "mixlora", "r": 8}, False, id="mixlora"),
+        pytest.param("llama", {"method": "mixlora", "r": 8}, False, id="mixlora", marks=pytest.mark.slow),
         pytest.param("llama", {"method": "dora", "r": 8}, True, id="recomputed", marks=pytest.mark.slow),
         pytest.param("mixture", {"method": "lora", "r": 8}, False, id="mixture", marks=pytest.mark.slow),
     ],
