@@ -25,6 +25,7 @@ from mlora_sched.engine.step import SegmentResult
 from mlora_sched.errors import JobFault
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
+from mlora_sched.sched.work import WorkModel
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.training import interval_steps
@@ -49,6 +50,7 @@ class StepFigures:
     tokens: int
     target_tokens: int
     extra: dict[str, float]
+    work: float
     diverged: str | None = None
 
     def check(self) -> None:
@@ -69,6 +71,7 @@ class EvalFigures:
     loss: float
     accuracy: float
     tokens: int
+    work: float
     best: bool
 
 
@@ -124,24 +127,31 @@ class _Unfinished:
     """The chunks of the running phase and the results that are in."""
 
     chunks: tuple[Chunk, ...] = ()
+    work: tuple[float, ...] = ()
     tokens: int = 0
     targets: int = 0
     results: list[SegmentResult] = field(default_factory=list)
 
 
 class TrainState:
-    """One resident job."""
+    """One resident job.
 
-    def __init__(self, job_id: str, spec: JobSpec, data: Prepared, adapter: Adapter) -> None:
+    Args:
+        work: says what its chunks cost; without it a token counts as 1.
+    """
+
+    def __init__(
+        self, job_id: str, spec: JobSpec, data: Prepared, adapter: Adapter, work: WorkModel | None = None
+    ) -> None:
         training = spec.training
+        self._work = work
         self.job_id, self.spec, self.data, self.adapter = job_id, spec, data, adapter
         self.seed = training.seed
         self.progress = Progress()
         self.progress.goes_on_under(versions_now())
         self.cursor = Cursor.of(spec, len(data.train))
         self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
-        every = training.eval_every if training.eval_every is not None else "epoch"
-        self.eval_steps = None if data.validation is None else interval_steps(every, self.cursor.steps_per_epoch)
+        self.eval_steps = None if data.validation is None else training.eval_steps(self.cursor.steps_per_epoch)
         self.save_steps = interval_steps(training.save_every, self.cursor.steps_per_epoch)
         self.optimizer = JobAdamW(adapter.params, adapter.lr_scales, training.weight_decay, training.max_grad_norm)
         self._open = _Unfinished()
@@ -199,24 +209,24 @@ class TrainState:
         """Chunks of the running phase that have no result yet, in order."""
         return self._open.chunks[len(self._open.results) :]
 
+    def work(self, chunk: Chunk) -> float:
+        """What a chunk of the running phase costs, in the unit of `sched.work`."""
+        return self._open.work[chunk.index]
+
     def targets(self, chunk: Chunk) -> int:
         """Tokens of a chunk that carry loss."""
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
-    def work(self, chunk: Chunk) -> float:
-        """What is charged for a chunk."""
-        return float(chunk.tokens)
-
     @property
     def unfinished_work(self) -> float:
         """Of the running phase, the chunks that have run."""
-        return sum(self.work(chunk) for chunk in self._open.chunks[: len(self._open.results)])
+        return sum(self._open.work[: len(self._open.results)])
 
     @property
     def phase_work(self) -> float:
         """Of the running phase, all chunks."""
-        return sum(self.work(chunk) for chunk in self._open.chunks)
+        return sum(self._open.work)
 
     def lengths(self, chunk: Chunk) -> list[int]:
         """Tokens of each row of a chunk."""
@@ -288,7 +298,7 @@ class TrainState:
         if at.step < self.total_steps:
             at.stopped_by = limit_reached(self.spec.limits, at.tokens, at.seconds)
         figures = StepFigures(
-            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), diverged
+            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), sum(done.work), diverged
         )
         self._begin()
         return figures
@@ -304,7 +314,7 @@ class TrainState:
             self.progress.best_loss, self.progress.best_step = loss, self.step
         self.progress.evaluated = self.step
         self._begin()
-        return EvalFigures(self.step, loss, accuracy, done.targets, best)
+        return EvalFigures(self.step, loss, accuracy, done.targets, sum(done.work), best)
 
     def stop(self, why: StoppedBy) -> None:
         """End after the last finished step, once it has been evaluated; only between two steps."""
@@ -341,7 +351,15 @@ class TrainState:
         batch = range(len(rows)) if phase is Phase.EVALUATE else self.cursor.batch(self.step)
         chunks = cut_chunks(self.job_id, batch, rows.lengths, self.spec.training.chunk_tokens)
         targets = sum(int(rows.targets[row]) for row in batch)
-        self._open = _Unfinished(chunks, sum(chunk.tokens for chunk in chunks), targets)
+        work = tuple(self._cost(chunk, rows, training=phase is Phase.TRAIN) for chunk in chunks)
+        self._open = _Unfinished(chunks, work, sum(chunk.tokens for chunk in chunks), targets)
+
+    def _cost(self, chunk: Chunk, rows: TokenSet, *, training: bool) -> float:
+        if self._work is None:
+            return float(chunk.tokens)
+        at = list(chunk.rows)
+        squares, targets = float((rows.lengths[at] ** 2).sum()), float(rows.targets[at].sum())
+        return self._work.of_segment(self.spec.adapter, chunk.tokens, squares, targets, training)
 
 
 def _mean_loss(done: _Unfinished) -> float:

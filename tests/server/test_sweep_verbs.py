@@ -139,7 +139,12 @@ def test_verbs_of_jobs_take_a_sweep(served: Served, sweep_file: Path, client: Cl
     assert run(["cancel", "lr"]) == 0
     assert {served.store.get(job_id).request for job_id in jobs} == {Request.CANCEL}
     waited: list[Any] = []
-    waiter = threading.Thread(target=lambda: waited.append(Client(served.socket).wait(["lr"], timeout=20, poll=0.01)))
+
+    def wait() -> None:
+        with Client(served.socket) as other:
+            waited.append(other.wait(["lr"], timeout=20, poll=0.01))
+
+    waiter = threading.Thread(target=wait)
     waiter.start()
     for job_id in jobs:
         served.cancel_unstarted(job_id)
