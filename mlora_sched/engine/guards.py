@@ -1,7 +1,8 @@
 """Whether a job ends before its last step: it reaches a limit, gets no better, or its guards find that it diverges.
 
 Limits and guards are asked once after each step, early stopping at each evaluation. Each of them sees only the job's
-own figures, and what it remembers of earlier steps is part of the job's progress, so that it finds the same alone, in company and after a resume.
+own figures, and what it remembers of earlier steps is part of the job's progress, so that it finds the same alone, in
+company and after a resume.
 
 A loss is compared with the usual one: the median of the last `WINDOW` losses, those of steps that were too high
 left out, so that a job which stays too high is not taken as usual in the end. While fewer steps than that have been
