@@ -98,7 +98,9 @@ class StatusBoard:
         self._fill += weight * (slice_.tokens / slice_.rows - self._fill)
         if now - self._written >= _WRITE_SECONDS:
             self._written = now
-            self._write(tokens_per_second=self._rate, fill=self._fill)
+            self._write(
+                tokens_per_second=self._rate, fill=self._fill, step_time=slice_.step_time or self._status.step_time
+            )
 
     def idle(self) -> None:
         """No job trains."""

@@ -56,8 +56,14 @@ class SimulatedJob:
 
     @property
     def remaining(self) -> float:
-        """Work still to do, as far as anybody can know."""
-        return max(1, self.job.steps - self.step) * self.job.step_work
+        """Work still to do, as far as anybody can know; as `daemon.admission` reckons it."""
+        steps, every = max(1, self.job.steps - self.step), self.job.eval_steps
+        work = steps * self.job.step_work
+        if every is None:
+            return work
+        total = self.step + steps
+        evaluations = total // every - self.step // every + (total % every > 0)
+        return work + evaluations * sum(piece.work for piece in self._evaluation)
 
     def take(self, chunks: int) -> float | None:
         """So many chunks have run; the work of the phase when it is complete with them, and the next one begins."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
@@ -131,7 +132,10 @@ def _changed(trace: Trace, given: dict[str, Any], step_time: str | None) -> Trac
     if machine["pack_tokens"] > machine["buckets"][-1]:
         step = machine["buckets"][-1]
         machine["buckets"] = (*machine["buckets"], *range(2 * step, machine["pack_tokens"] + step, step))
-    return trace_of(Machine.model_validate(machine), trace.jobs)
+    try:
+        return trace_of(Machine.model_validate(machine), trace.jobs)
+    except ValidationError as error:
+        raise UserError(f"--step-time {step_time}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
 def _number(option: str, text: str) -> tuple[str, float]:
@@ -140,8 +144,9 @@ def _number(option: str, text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not name or not 0 <= number < float("inf"):
-        raise UserError(f"{option} {text}: write NAME=VALUE with a number above nothing, such as ann=2")
+    least = 0.0 if option == "--step-time" else 1e-9
+    if not name or not least <= number < float("inf"):
+        raise UserError(f"{option} {text}: write NAME=VALUE with a positive number behind the sign")
     return name, number
 
 
