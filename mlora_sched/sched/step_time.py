@@ -11,7 +11,7 @@ Pure and deterministic: the same packs in the same order give the same numbers. 
 from __future__ import annotations
 
 import itertools
-import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ class StepTimeModel:
 
     def __init__(self) -> None:
         self._seen = 0
+        self._first: list[tuple[Pack, float]] = []
         self._coefficients: Terms = (0.0, 0.0, 0.0, 0.0)
         self._spread = 0.0
         self._normal = [[0.0] * 4 for _ in range(4)]
@@ -71,25 +72,38 @@ class StepTimeModel:
         return sum(each * term for each, term in zip(self._coefficients, pack.terms, strict=True))
 
     def learn(self, pack: Pack, seconds: float) -> None:
-        """A pack has run and has taken so long."""
-        self._seen += 1
-        if self._seen <= WARM_UP or seconds <= 0:
+        """A pack has run and has taken so long; one without work or time says nothing."""
+        if seconds <= 0 or pack.work <= 0:
             return
-        if not any(self._coefficients):
-            self._coefficients = (0.0, seconds / pack.work, 0.0, 0.0) if pack.work > 0 else (seconds, 0.0, 0.0, 0.0)
-        expected = max(self.seconds(pack), seconds / 100)
+        self._seen += 1
+        if self._seen > KNOWN_AFTER:
+            self._take(pack, seconds)
+            self._coefficients = self._fitted()
+        elif self._seen > WARM_UP:
+            self._first.append((pack, seconds))
+            if self._seen == KNOWN_AFTER:
+                self._begin()
+
+    def _begin(self) -> None:
+        """What the first packs say: by their work alone, in the median; then what each of them says against that."""
+        self._coefficients = (0.0, statistics.median(seconds / pack.work for pack, seconds in self._first), 0.0, 0.0)
+        self._spread = statistics.median(abs(self.seconds(pack) / seconds - 1) for pack, seconds in self._first)
+        for pack, seconds in self._first:
+            self._take(pack, seconds)
+        self._first.clear()
+        self._coefficients = self._fitted()
+
+    def _take(self, pack: Pack, seconds: float) -> None:
+        expected, terms = max(self.seconds(pack), seconds / 100), pack.terms
         weight = self._trust(abs(seconds - expected) / expected) / expected**2
-        terms = pack.terms
         for row, term in enumerate(terms):
             self._right[row] = _FADE * self._right[row] + weight * term * seconds
             for column, other in enumerate(terms):
                 self._normal[row][column] = _FADE * self._normal[row][column] + weight * term * other
-        self._coefficients = self._fitted()
 
     def _trust(self, error: float) -> float:
         """What a pack counts for by its relative error, which goes into the spread as far as it is trusted."""
-        usual = max(self._spread, _LEAST_SPREAD) if self._seen > KNOWN_AFTER else math.inf
-        trusted = min(error, _TRUST * usual)
+        trusted = min(error, _TRUST * max(self._spread, _LEAST_SPREAD))
         self._spread += (min(trusted, 1.0) - self._spread) * _QUICK
         return trusted / error if error > 0 else 1.0
 
@@ -103,11 +117,13 @@ class StepTimeModel:
             pull = share * max(matrix[at][at], 1e-12)
             matrix[at][at] += pull
             right[at] += pull * was
-        whole = _solved(matrix, right, range(4))
-        if min(whole) >= 0:
-            return whole
-        fewer = (free for size in (3, 2, 1) for free in itertools.combinations(range(4), size))
-        found = [fitted for free in fewer if min(fitted := _solved(matrix, right, free)) >= 0]
+        free: Sequence[int] = range(4)
+        while min(fitted := _solved(matrix, right, free)) < 0:
+            free = [at for at in free if fitted[at] > 0]
+        if all(_slope(matrix, right, fitted, at) >= 0 for at in range(4) if at not in free):
+            return fitted
+        some = (free for size in (3, 2, 1) for free in itertools.combinations(range(4), size))
+        found = [fitted for free in some if min(fitted := _solved(matrix, right, free)) >= 0]
         return min(found, key=lambda fitted: _cost(matrix, right, fitted), default=(0.0, 0.0, 0.0, 0.0))
 
 
@@ -126,10 +142,12 @@ def _solved(matrix: Sequence[Sequence[float]], right: Sequence[float], free: Seq
     return (found.get(0, 0.0), found.get(1, 0.0), found.get(2, 0.0), found.get(3, 0.0))
 
 
+def _slope(matrix: Sequence[Sequence[float]], right: Sequence[float], values: Terms, at: int) -> float:
+    """How what is minimised changes with one coefficient."""
+    return sum(matrix[at][column] * values[column] for column in range(4)) - right[at]
+
+
 def _cost(matrix: Sequence[Sequence[float]], right: Sequence[float], values: Terms) -> float:
     """What is minimised, but for a constant."""
-    products = (
-        values[row] * (sum(matrix[row][column] * values[column] for column in range(4)) - 2 * right[row])
-        for row in range(4)
-    )
+    products = (values[row] * (_slope(matrix, right, values, row) - right[row]) for row in range(4))
     return sum(products)

@@ -155,13 +155,13 @@ def test_room_halves_with_each_failure_and_comes_back(packs: list[int | None]) -
     for tokens in packs:
         before = packer.room
         if tokens is None:
-            packer.went_well(went, 0.1)
+            packer.went_well(went, 0.0)
             assert packer.room in (before, min(320, 2 * before))
         else:
             packer.shrink(tokens)
             assert packer.room == max(1, min(tokens, before) // 2)
     for _ in range(10 * RECOVERY):
-        packer.went_well(went, 0.1)
+        packer.went_well(went, 0.0)
     assert packer.room == 320
 
 
