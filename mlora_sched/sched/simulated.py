@@ -7,6 +7,7 @@ packs made smaller for want of memory, failures, saving. Time comes in and goes 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -132,9 +133,7 @@ class SimulatedWorker:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        time = machine.step_time
-        work = (machine.pack_seconds - time.pack) / time.work if time.work > 0 else float("inf")
-        self._room = Room(min(machine.pack_tokens, machine.buckets[-1]), max(0.0, work))
+        self._tokens = min(machine.pack_tokens, machine.buckets[-1])
         self._ledger = Ledger()
         self._named: frozenset[str] = frozenset()
         self._kept_waiting: frozenset[str] = frozenset()
@@ -168,11 +167,23 @@ class SimulatedWorker:
             return None
         phase = min(ready, key=lambda one: (accounts[one.group].paid, one.level)).phase
         candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
-        chosen = next_pack(candidates, accounts, self._room)
+        chosen = self._filled(candidates, accounts)
         taken = dict(chosen)
         left_out = [one for one in ready if len(one.pieces) - one.ran > taken.get(one.id, 0)]
         self._kept_waiting = frozenset(one.group for one in left_out)
         return self._pack(chosen, frozenset(one.owner for one in left_out))
+
+    def _filled(self, candidates: Sequence[Candidate], accounts: Mapping[str, Account]) -> tuple[Chosen, ...]:
+        """A pack that takes no longer than it may; one chunk may take any time. As `engine.packer` does it."""
+        most = math.inf
+        while True:
+            chosen = next_pack(candidates, accounts, Room(self._tokens, most))
+            pack = self._pack(chosen, frozenset())
+            alone = len(chosen) == 1 and chosen[0].chunks == 1
+            over = 0.0 if alone else pack.seconds / self._machine.pack_seconds
+            if over <= 1:
+                return chosen
+            most = sum(pack.work.values()) / max(over, 1.05)
 
     def finish(self, pack: SimulatedPack) -> list[tuple[SimulatedJob, float]]:
         """A pack has run: the jobs that have completed a step or an evaluation with it, and its work."""
