@@ -22,7 +22,8 @@ class UserOutcome(Frozen):
     Attributes:
         jobs: that were not taken back. turnaround: their mean.
         slowdown: mean over the jobs of their turnaround in company by that of the same job when the user's jobs are
-            alone on the machine, under the same policy.
+            alone on the machine, under the same policy. A job that was quick alone counts as much as a long one.
+        slowdown_in_all: the sum of the turnarounds in company by their sum alone: long jobs count for more.
         active: how many users had jobs that had come and not ended, this one counted, averaged over the time in which
             this one had: what the slowdown would be if the machine were divided and packs gained nothing.
     """
@@ -31,6 +32,7 @@ class UserOutcome(Frozen):
     jobs: int
     turnaround: float
     slowdown: float
+    slowdown_in_all: float
     active: float
 
 
@@ -157,6 +159,7 @@ def _users(courses: Iterable[Course], alone: Mapping[str, float]) -> tuple[UserO
                     jobs=len(done),
                     turnaround=fmean(turnaround(course) for course in done),
                     slowdown=fmean(turnaround(course) / alone[course.id] for course in done),
+                    slowdown_in_all=sum(map(turnaround, done)) / sum(alone[course.id] for course in done),
                     active=active[user],
                 )
             )

@@ -11,11 +11,12 @@ import math
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
+from mlora_sched.sched.phases import fairest
 from mlora_sched.sched.plan import Account, JobTurn
 from mlora_sched.spec.trace import Batch, Machine, TraceJob
 
@@ -113,7 +114,8 @@ class SimulatedPack:
 
     Attributes:
         rows: computed, padding included. seconds: that it takes.
-        work: of its chunks, by owner. kept_waiting: owners that had more chunks than it took.
+        work, work_by_group: of its chunks, by owner and by group.
+        kept_waiting: owners that had more chunks than it took.
     """
 
     chosen: tuple[Chosen, ...]
@@ -121,7 +123,8 @@ class SimulatedPack:
     rows: int
     seconds: float
     work: Mapping[str, float]
-    kept_waiting: frozenset[str]
+    work_by_group: Mapping[str, float]
+    kept_waiting: frozenset[str] = frozenset()
 
 
 class SimulatedWorker:
@@ -165,20 +168,25 @@ class SimulatedWorker:
         ready = [one for one in present if one.ran < len(one.pieces)]
         if not ready:
             return None
-        phase = min(ready, key=lambda one: (accounts[one.group].paid, one.level)).phase
-        candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
-        chosen = self._filled(candidates, accounts)
-        taken = dict(chosen)
+        phases = dict.fromkeys(
+            one.phase for one in sorted(ready, key=lambda one: (accounts[one.group].paid, one.level))
+        )
+        packs = []
+        for phase in phases:
+            candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
+            packs.append(self._pack(self._filled(candidates, accounts)))
+        pack = packs[fairest([one.work_by_group for one in packs], accounts)]
+        taken = dict(pack.chosen)
         left_out = [one for one in ready if len(one.pieces) - one.ran > taken.get(one.id, 0)]
         self._kept_waiting = frozenset(one.group for one in left_out)
-        return self._pack(chosen, frozenset(one.owner for one in left_out))
+        return replace(pack, kept_waiting=frozenset(one.owner for one in left_out))
 
     def _filled(self, candidates: Sequence[Candidate], accounts: Mapping[str, Account]) -> tuple[Chosen, ...]:
         """A pack that takes no longer than it may; one chunk may take any time. As `engine.packer` does it."""
         most = math.inf
         while True:
             chosen = next_pack(candidates, accounts, Room(self._tokens, most))
-            pack = self._pack(chosen, frozenset())
+            pack = self._pack(chosen)
             alone = len(chosen) == 1 and chosen[0].chunks == 1
             over = 0.0 if alone else pack.seconds / self._machine.pack_seconds
             if over <= 1:
@@ -199,14 +207,15 @@ class SimulatedWorker:
         self._ledger.served(self._kept_waiting)
         return committed
 
-    def _pack(self, chosen: tuple[Chosen, ...], kept_waiting: frozenset[str]) -> SimulatedPack:
-        tokens, work = 0, defaultdict[str, float](float)
+    def _pack(self, chosen: tuple[Chosen, ...]) -> SimulatedPack:
+        tokens, work, by_group = 0, defaultdict[str, float](float), defaultdict[str, float](float)
         for job_id, chunks in chosen:
             job = self.residents[job_id]
             for piece in job.pieces[job.ran : job.ran + chunks]:
                 tokens += piece.tokens
                 work[job.owner] += piece.work
+                by_group[job.group] += piece.work
         buckets, time = self._machine.buckets, self._machine.step_time
         rows = buckets[bisect_left(buckets, tokens)]
         seconds = time.pack + time.work * sum(work.values()) + time.padding * (rows - tokens) + time.job * len(chosen)
-        return SimulatedPack(chosen, tokens, rows, seconds, dict(work), kept_waiting)
+        return SimulatedPack(chosen, tokens, rows, seconds, dict(work), dict(by_group))
