@@ -3,8 +3,9 @@
 Where it is known how long packs take (`times`), they are also kept under a bound of seconds.
 
 Of the packs that the phases would give, the one runs whose work goes to those who have paid least (`sched.phases`).
-Among the jobs of a phase `sched.packing.next_pack` chooses by the groups' accounts and a room; where what it chooses would not fit the memory, the largest room is sought at which it
-does. More jobs on the device thus mean fewer tokens in a pack. Nothing is measured or allocated here.
+Among the jobs of a phase `sched.packing.next_pack` chooses by the groups' accounts and a room; where what it chooses
+would not fit the memory, the largest room is sought at which it does. More jobs on the device thus mean fewer tokens in
+a pack. Nothing is measured or allocated here.
 """
 
 from __future__ import annotations
