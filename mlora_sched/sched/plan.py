@@ -67,6 +67,8 @@ class Snapshot:
         counters: tokens served by owner, in virtual tokens; an owner who is missing has 0.
         floor: the counter to which an owner is lifted who comes back.
         leaving_bytes: what those that leave still hold of the device, by owner.
+        elsewhere: owners whose work waits for something else than this device's places, such as another base: they
+            have not gone, so that the floor does not pass them.
     """
 
     resident: tuple[JobFacts, ...]
@@ -76,6 +78,7 @@ class Snapshot:
     floor: float
     limits: Limits
     leaving_bytes: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

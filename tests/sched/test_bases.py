@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,8 +106,8 @@ def test_with_steady_work_each_base_has_whole_slices_and_none_starves(owners: di
             left[loaded], loaded, since = float(now), chosen, float(now)
             changes.append((now, chosen))
     times = [time for time, _ in changes]
-    assert min(later - sooner for sooner, later in zip(times, times[1:], strict=False)) == SLICE
+    assert min(later - sooner for sooner, later in pairwise(times)) == SLICE
     longest = (PASSED_OVER * len(owners) + len(owners)) * SLICE
     for base in owners:
         seen = [0, *(time for time, chosen in changes if chosen == base), 4000]
-        assert max(later - sooner for sooner, later in zip(seen, seen[1:], strict=False)) <= longest + SLICE
+        assert max(later - sooner for sooner, later in pairwise(seen)) <= longest + SLICE

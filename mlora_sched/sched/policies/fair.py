@@ -66,7 +66,7 @@ class _Device:
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide who holds a place and how much each may train in the next slice."""
-    counters = _lifted(snapshot, {job.owner for job in snapshot.resident + snapshot.waiting})
+    counters = _lifted(snapshot, {job.owner for job in snapshot.resident + snapshot.waiting} | snapshot.elsewhere)
     wanted = _settled(snapshot, counters)
     wanted_ids = {job.id for job in wanted}
 
