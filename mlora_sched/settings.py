@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -120,6 +120,8 @@ class DaemonSettings(Frozen):
         max_resident_jobs: most jobs that are attached to the worker at once.
         slice_seconds: longest time between two decisions of the scheduler.
         policy: name of the scheduling policy, of `mlora_sched.sched.policies`.
+        min_slice: seconds for which an attached job keeps its place at least.
+        weights: of users, 1 for those who are missing: who has twice the weight gets twice the work.
         socket_group: the Unix group whose members may connect to the socket; None for the daemon's user alone.
         admin_group: the Unix group whose members are administrators beside root and the daemon's user.
         listen: where it answers over TCP, to tokens; None for nowhere.
@@ -152,6 +154,8 @@ class DaemonSettings(Frozen):
     max_resident_jobs: int = Field(default=64, ge=1)
     slice_seconds: float = Field(default=1.0, gt=0)
     policy: str = "fair"
+    min_slice: float = Field(default=10.0, ge=0)
+    weights: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     socket_group: str | None = None
     admin_group: str | None = None
     listen: Listen | None = None

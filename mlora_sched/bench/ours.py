@@ -14,7 +14,7 @@ from mlora_sched.engine.saver import Saving
 from mlora_sched.engine.step import SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import UserError
-from mlora_sched.spec.wire import JobFailed, JobStart, Report, Share, Slice
+from mlora_sched.spec.wire import JobFailed, JobStart, Report, Slice, Turn
 
 _LONG = 1e6  # seconds: a slice ends when its jobs have had their steps
 
@@ -58,8 +58,8 @@ class OurJobs:
         return sum(state.progress.tokens for state in self.states.values()) - before
 
     def _slice(self, names: Sequence[str]) -> Iterator[list[Report]]:
-        shares = tuple(Share(job_id=name, tokens=1) for name in names)
-        return self.trainer.slice(Slice(slice_id=0, shares=shares, seconds=_LONG))
+        turns = tuple(Turn(job_id=name) for name in names)
+        return self.trainer.slice(Slice(slice_id=0, turns=turns, seconds=_LONG))
 
     def pack(self) -> PackedBatch:
         """One pack with the waiting chunks of all jobs.

@@ -121,9 +121,8 @@ class Admission:
         """What a job takes; nothing while that cannot be estimated."""
         return _NOTHING if self._fit is None else self._fit.needs(job.spec.adapter, _sizes(job))
 
-    def facts(self, job: LiveJob) -> JobFacts:
-        """What the policy may know of a job."""
-        remaining = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+    def facts(self, job: LiveJob, attached: float | None = None) -> JobFacts:
+        """What the policy may know of a job, which was `attached` at a time in seconds or waits."""
         needs, chunk = self.needs(job), self.needs(job).chunk
         report = self._report
         too_large = report is not None and needs.total > capacity(report) <= report.budget + report.margin
@@ -131,15 +130,28 @@ class Admission:
             # it has run here, or would fit but for what the kernel took: alone on the device it may try
             budget = report.budget if self._budget is None else min(self._budget, report.budget)
             chunk = min(chunk, max(0, budget - needs.resident))
-        return JobFacts(job.id, job.owner, job.priority, job.seq, remaining, needs.resident, chunk)
+        return JobFacts(
+            id=job.id,
+            owner=job.owner,
+            priority=job.priority,
+            seq=job.seq,
+            remaining=_remaining(job),
+            since=job.created,
+            resident=needs.resident,
+            chunk=chunk,
+            attached=attached,
+        )
 
-    def limits(self, tokens_per_second: float, owner_memory: Mapping[str, int], now: float) -> Limits:
-        """What a plan must keep to, at a pace and a time; `owner_memory` as in `Limits`."""
-        settings = self._settings
-        tokens = max(settings.pack_tokens, int(tokens_per_second * settings.slice_seconds))
-        report = self._report
-        memory = None if self._fit is None or report is None else self._steady(report, now)
-        return Limits(settings.max_resident_jobs, slice_tokens=tokens, memory=memory, owner_memory=owner_memory)
+    def limits(self, owner_memory: Mapping[str, int], now: float) -> Limits:
+        """What a plan must keep to at a time; `owner_memory` as in `Limits`."""
+        settings, report = self._settings, self._report
+        return Limits(
+            settings.max_resident_jobs,
+            min_slice=settings.min_slice,
+            slack=float(settings.pack_tokens),
+            memory=None if self._fit is None or report is None else self._steady(report, now),
+            owner_memory=owner_memory,
+        )
 
     def _steady(self, report: MemoryReport, now: float) -> int:
         """The budget without small rises of late."""
@@ -216,6 +228,12 @@ def _sizes(job: LiveJob) -> Sizes:
     if job.largest_chunk is None or job.longest is None:
         return Sizes.of_spec(job.spec)
     return Sizes(job.largest_chunk, job.longest)
+
+
+def _remaining(job: LiveJob) -> float:
+    """The work that is still to do, by its steps where its data have not told how long those are."""
+    steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+    return float(steps) if job.load is None else steps * job.load.step.tokens
 
 
 def _decides(report: MemoryReport) -> tuple[object, ...]:

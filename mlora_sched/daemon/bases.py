@@ -15,12 +15,13 @@ from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.broken import Broken
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.sched.bases import BaseWork, Turns, heir, next_base
+from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.duration import format_duration
 from mlora_sched.spec.state import JobState, WaitReason
 from mlora_sched.spec.wire import Note
 from mlora_sched.store.jobs import JobStore
-from mlora_sched.store.records import LiveJob
+from mlora_sched.store.records import Fairness, LiveJob
 
 _TRAINS = (JobState.QUEUED, JobState.RUNNING)
 
@@ -48,6 +49,7 @@ class Bases:
         self, store: JobStore, settings: DaemonSettings, estimating: Estimating, tell: Callable[[Note], None]
     ) -> None:
         self._store, self._slice_seconds = store, settings.base_slice
+        self._by_owner = find_policy(settings.policy).by_owner
         self._bases = {
             base.name: _Base(Admission(store, settings, base, estimating), Blame(store, tell))
             for base in settings.bases
@@ -102,7 +104,10 @@ class Bases:
             if job.state in _TRAINS and (job.base, job.owner) not in first:
                 since = max(job.created, self._bases[job.base].put_away)
                 first[job.base, job.owner] = BaseWork(job.base, job.owner, since, job.seq)
-        fairness, barred = self._store.fairness(), self._broken.barred(now)
+        barred = self._broken.barred(now)
+        fairness = (
+            self._store.fairness() if self._by_owner else Fairness({}, 0.0)
+        )  # else who has waited longest is next
         self._turns = Turns(
             loaded=self._loaded,
             since=self._since,

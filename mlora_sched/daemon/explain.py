@@ -6,9 +6,8 @@ The order is the policy's; nothing is decided here. Why a job ended is noted whe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from mlora_sched.sched.plan import Policy, Snapshot
 from mlora_sched.spec.state import JobState, WaitReason
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob, Wait
@@ -25,12 +24,6 @@ class Queue:
 def no_worker(jobs: Sequence[LiveJob], state: str) -> dict[str, str]:
     """Jobs that could be attached if the worker, whose state in words is given, were ready."""
     return {job.id: f"{WaitReason.WORKER.value}: {state}" for job in jobs if job.state is JobState.QUEUED}
-
-
-def order(policy: Policy, snapshot: Snapshot) -> list[str]:
-    """Who waits, in the order in which the policy would take them if it might take anybody."""
-    plan = policy(replace(snapshot, leaving=snapshot.limits.max_resident))  # no place is free
-    return [waiting.job_id for waiting in plan.waiting]
 
 
 def explain(store: JobStore, live: Sequence[LiveJob], queue: Queue, others: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ class _Held:
     """A job that was sent to the worker and not yet given back for good."""
 
     epoch: int
+    since: float = 0.0
     leaving: bool = False
     parked: bool = False
 
@@ -63,9 +64,13 @@ class Hands:
         held = self._held.get(job_id)
         return held is not None and held.leaving
 
-    def attach(self, start: JobStart) -> None:
-        """Send a job in; one that is parked goes on where it was."""
-        self._held[start.job_id] = _Held(start.epoch)
+    def since(self, job_id: str) -> float:
+        """When a job that holds a place was sent in, in seconds."""
+        return self._held[job_id].since
+
+    def attach(self, start: JobStart, now: float) -> None:
+        """Send a job in at a time in seconds; one that is parked goes on where it was."""
+        self._held[start.job_id] = _Held(start.epoch, now)
         self._send(Attach(start=start))
 
     def let_go(self, job_id: str, *, save: bool, park: bool = False) -> None:

@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.departure import Departure
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
-from mlora_sched.daemon.explain import Queue, explain, no_worker, order
+from mlora_sched.daemon.explain import Queue, explain, no_worker
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
-from mlora_sched.daemon.preparing import Preparing, job_start
+from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.presence import Presence
 from mlora_sched.daemon.release import Absence
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.retention import Retention
+from mlora_sched.daemon.scheduling import Doors, Scheduling
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
-from mlora_sched.daemon.suspects import Company
 from mlora_sched.daemon.vigil import Limits
 from mlora_sched.errors import DeviceFault, MloraError, StorageTrouble, from_name
 from mlora_sched.memory.fit import Estimating, corrected
-from mlora_sched.sched.plan import Snapshot
-from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import JobState
 from mlora_sched.spec.wire import (
     AtWork,
     Detached,
@@ -53,7 +50,7 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store.jobs import JobStore
-from mlora_sched.store.records import Fairness, LiveJob
+from mlora_sched.store.records import LiveJob
 
 RETRY_SECONDS = 0.5
 """How long to wait before a database or a disk that has refused is tried again."""
@@ -90,7 +87,6 @@ class DaemonLoop:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._policy = find_policy(settings.policy)
         self._worker = Supervisor("worker", worker, self._init, Limits(settings.worker_silence, settings.worker_hang))
         self._preparer = Supervisor("preparer", preparer, self._init, Limits(settings.worker_silence))
         self._preparing = Preparing(store, self._preparer, settings)
@@ -107,6 +103,7 @@ class DaemonLoop:
         self._gate = Gate(store)
         self._holds = Holds(store)
         self._alive = alive
+        self._scheduling = Scheduling(store, settings, self._hands, self._slices, Doors(self._bases, self._gate))
         self._departure = Departure(self._worker, self._hands, self._inbox, settings.drain_seconds)
         self._presence = Presence(
             store,
@@ -182,9 +179,9 @@ class DaemonLoop:
         ready = self._holds.may_train(served)
         stays = self._presence.see_to(ready, now, ready=self._ready)
         here = self._bases.here(ready)
-        queue = self._schedule(here, now) if self._ready and stays else self._not_ready(here, now)
+        queue = self._scheduling.schedule(here, now) if self._ready and stays else self._not_ready(here, now)
         others = self._preparing.reasons(served) | self._bases.reasons(live)
-        others |= self._gate.reasons(self._waiting(served)) | self._holds.reasons(live)
+        others |= self._gate.reasons(self._scheduling.waiting(served)) | self._holds.reasons(live)
         explain(self._store, live, queue, others)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
@@ -304,6 +301,7 @@ class DaemonLoop:
                 self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
+                self._scheduling.served(report.floor)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
@@ -325,72 +323,12 @@ class DaemonLoop:
         if by_kernel:
             self._inbox.put(self._worker, Note(message=self._admission.shrink()))
 
-    # ------------------------------------------------------------ what the plan says
-
-    def _schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
-        """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
-        by_id = {job.id: job for job in jobs}
-        for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
-            self._hands.let_go(job.id, save=True)
-        company = self._company(by_id, now)
-        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, now)
-        plan = self._policy(snapshot)
-        if company is None and (plan.counters or plan.floor != snapshot.floor):
-            self._store.set_fairness(Fairness(plan.counters, plan.floor))
-        for job_id in plan.detach:
-            self._hands.let_go(job_id, save=True, park=company is None)  # what is parked dies with the worker
-        for job_id in plan.attach:
-            recorded = self._store.recorded(job_id)
-            start = job_start(self._settings, by_id[job_id], self._store.begin_epoch(job_id))
-            self._hands.attach(start.model_copy(update={"recorded": recorded}))
-        self._slices.fill(plan.shares, {job.id: job.step for job in jobs})
-        reasons = {} if company is None else dict.fromkeys((job.id for job in self._waiting(jobs)), company.why)
-        reasons |= {waiting.job_id: waiting.reason for waiting in plan.waiting}
-        held_back = company is not None or self._gate.closed
-        return Queue(reasons, self._order(jobs, now) if held_back else [waiting.job_id for waiting in plan.waiting])
-
-    def _order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
-        """Who waits, in the order in which the policy would take them when it may."""
-        return order(self._policy, self._snapshot(jobs, now, admitted=False))
-
-    def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
-        """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
-        company = self._blame.company(list(jobs.values()), now)
-        if company is None:
-            return None
-        limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
-        can = [job for job in members if self._admission.fits_now(job, limits.get(job.owner))]
-        may = company.jobs & self._hands.attached or any(self._gate.admits(job) for job in can)
-        return company if can and may else None
-
-    def _waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
+    # ------------------------------------------------------------ jobs that wait
 
     def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        return [job for job in self._bases.here(self._waiting(jobs)) if job.id not in self._hands.all]
-
-    def _snapshot(self, jobs: Sequence[LiveJob], now: float, *, admitted: bool = True) -> Snapshot:
-        waiting = self._gate.admitted(self._waiting(jobs)) if admitted else self._waiting(jobs)
-        fairness = self._store.fairness()
-        attached, staying = self._hands.attached, self._hands.staying
-        return Snapshot(
-            resident=tuple(self._admission.facts(job) for job in jobs if job.id in staying),
-            waiting=tuple(self._admission.facts(job) for job in waiting),
-            leaving=len(attached - staying),
-            leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
-            counters=fairness.counters,
-            floor=fairness.floor,
-            limits=self._admission.limits(self._board.tokens_per_second, self._gate.device(jobs), now),
-            elsewhere=self._bases.elsewhere,
-        )
-
-    def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
-        """The snapshot without anybody else: they leave the worker, and the company comes when they are gone."""
-        others = self._hands.all - company.jobs
-        for job_id in others:
-            self._hands.let_go(job_id, save=True)
-        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
+        waiting = self._scheduling.waiting(self._bases.here(jobs))
+        return [job for job in waiting if job.id not in self._hands.all]
 
     def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
-        state = "is being ended" if self._departure.goes else self._board.state
-        return Queue(no_worker(jobs, state), self._order(jobs, now))
+        why = no_worker(jobs, "is being ended" if self._departure.goes else self._board.state)
+        return Queue(why, self._scheduling.order(jobs, now))

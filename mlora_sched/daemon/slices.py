@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mlora_sched.sched.plan import JobShare
-from mlora_sched.spec.wire import Command, Share, Slice
+from mlora_sched.sched.plan import Account, JobTurn
+from mlora_sched.spec.wire import Command, GroupAccount, Slice, Turn
 
 SLICES_AHEAD = 2
 """Slices the worker has at once."""
@@ -29,18 +29,23 @@ class Slices:
     def __len__(self) -> int:
         return len(self._ahead)
 
-    def fill(self, shares: Sequence[JobShare], steps: Mapping[str, int]) -> None:
+    def fill(self, turns: Sequence[JobTurn], accounts: Mapping[str, Account], steps: Mapping[str, int]) -> None:
         """Let the worker have as many as it should.
 
         Args:
-            shares: who trains, as planned; nothing is sent for nobody.
+            turns: who trains, as planned; nothing is sent for nobody. accounts: of their groups.
             steps: by job, the last step whose figures are recorded.
         """
-        told = tuple(Share(job_id=share.job_id, tokens=share.tokens, step=steps[share.job_id]) for share in shares)
-        while told and len(self._ahead) < SLICES_AHEAD:
+        if not turns or len(self._ahead) >= SLICES_AHEAD:
+            return
+        told = tuple(
+            Turn(job_id=turn.job_id, group=turn.group, level=turn.level, step=steps[turn.job_id]) for turn in turns
+        )
+        paid = tuple(GroupAccount(group=group, paid=each.paid, weight=each.weight) for group, each in accounts.items())
+        while len(self._ahead) < SLICES_AHEAD:
             self._last += 1
             self._ahead.add(self._last)
-            self._send(Slice(slice_id=self._last, shares=told, seconds=self._seconds, thin=self.thin))
+            self._send(Slice(slice_id=self._last, turns=told, accounts=paid, seconds=self._seconds, thin=self.thin))
 
     def done(self, slice_id: int) -> None:
         """The worker has done one."""

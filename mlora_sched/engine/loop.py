@@ -20,7 +20,7 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.pack import build_pack
 from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
-from mlora_sched.engine.packer import Choice, Member, Packer
+from mlora_sched.engine.packer import Choice, Packer, kept_waiting, unfinished
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import attached, detached, eval_done, failed, held, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
@@ -34,6 +34,8 @@ from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
+from mlora_sched.sched.ledger import Ledger
+from mlora_sched.sched.plan import Account
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Note, Report, Slice, SliceDone
 
@@ -66,6 +68,7 @@ class Trainer:
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
         self._delays = Delays(memory)
+        self._ledger = Ledger()
 
     # ------------------------------------------------------------------ who is resident
 
@@ -117,8 +120,11 @@ class Trainer:
         self.residents[start.job_id] = resident
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
-        if resident.state.phase is Phase.DONE:  # its worker died between the last checkpoint and the export
+        resident.obey()
+        if resident.state.phase is Phase.DONE:  # as told, or its worker died between the last checkpoint and the export
             yield from self._close(resident)
+        elif resident.held:
+            yield from self.detach(start.job_id, keep=True, park=True)
 
     def _enter(self, start: JobStart) -> tuple[Resident, list[str]]:
         """A job that was not here, and what its owner should know."""
@@ -136,14 +142,12 @@ class Trainer:
         """
         resident, parked = self.residents.pop(job_id, None), self.parking.jobs.get(job_id)
         if resident is not None:
-            reports = self._park(resident) if keep and park else None
-            return self._let_go(resident, None, keep=keep) if reports is None else reports
+            return (self._park(resident) if keep and park else None) or self._let_go(resident, None, keep=keep)
         if parked is None:
             return self.saver.abandon(job_id) or []
         if keep and park:
             return [detached(parked.resident, parked=True)]
-        del self.parking.jobs[job_id]
-        return self._let_go(parked.resident, parked, keep=keep)
+        return self._unpark(parked, keep=keep)
 
     def _park(self, resident: Resident) -> list[Report] | None:
         """Move a job to the host's memory; None where it does not fit there."""
@@ -151,7 +155,7 @@ class Trainer:
         if need > self.parking.limit:
             return None
         for job in self.parking.excess(need):
-            reports += self._to_disk(job)
+            reports += self._unpark(job)
         try:
             parked = self.parking.add(resident)
         except RuntimeError as error:
@@ -162,10 +166,10 @@ class Trainer:
         self.saver.back_up(resident, parked.settled())
         return told
 
-    def _to_disk(self, job: ParkedJob) -> list[Report]:
+    def _unpark(self, job: ParkedJob, *, keep: bool = True) -> list[Report]:
         """Save a parked job and drop it; it goes on from its checkpoint."""
         del self.parking.jobs[job.resident.start.job_id]
-        return self._let_go(job.resident, job, keep=True)
+        return self._let_go(job.resident, job, keep=keep)
 
     def _let_go(self, resident: Resident, parked: ParkedJob | None, *, keep: bool) -> list[Report]:
         if not keep:
@@ -179,7 +183,7 @@ class Trainer:
 
     def close(self) -> list[Report]:
         """Save what is parked: the host's memory goes with the process."""
-        reports = [report for job in list(self.parking.jobs.values()) for report in self._to_disk(job)]
+        reports = [report for job in list(self.parking.jobs.values()) for report in self._unpark(job)]
         return reports + self.saver.close()
 
     def news(self) -> list[Report]:
@@ -197,8 +201,11 @@ class Trainer:
         began = time.monotonic()
         packs = tokens = rows = 0
         self._hear(wanted)
+        named = {turn.job_id for turn in wanted.turns}
         while time.monotonic() - began < wanted.seconds:
-            choice = self.packer.choose(self._present(wanted), self._fits())
+            present = [one for name, one in self.residents.items() if name in named or not one.named]
+            accounts = self._ledger.with_unfinished(unfinished(present))
+            choice = self.packer.choose(present, accounts, self._fits())
             choice = choice if choice.chunks else self._anyway() or choice
             if not choice.chunks:
                 if hopeless := self._drop_what_never_fits():
@@ -208,21 +215,25 @@ class Trainer:
                     continue
                 break
             begin(choice.members)
+            left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
+            self._ledger.served(left_out)
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports + self.saver.written()
         seconds = time.monotonic() - began
-        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds)]
+        floor = self._ledger.floor
+        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds, floor=floor)]
 
     def _hear(self, wanted: Slice) -> None:
-        """Whom the slice names, and how far their figures are recorded."""
+        """Whom the slice names, in which order, and how far their figures are recorded."""
         self.saver.thin = wanted.thin
-        for share in wanted.shares:
-            resident = self.residents.get(share.job_id)
+        self._ledger.hear({one.group: Account(one.paid, one.weight) for one in wanted.accounts})
+        for turn in wanted.turns:
+            resident = self.residents.get(turn.job_id)
             if resident is not None:
-                resident.served, resident.named = 0, True
+                resident.turn, resident.named = turn, True
                 # the evaluation after that step may still be on its way
-                resident.saved.recorded = max(resident.saved.recorded, share.step - 1)
+                resident.saved.recorded = max(resident.saved.recorded, turn.step - 1)
 
     def _fits(self) -> Callable[[PackPlan], bool] | None:
         """Whether there is memory for a pack beside the jobs that are here now."""
@@ -266,16 +277,6 @@ class Trainer:
             return fault
         return None
 
-    def _present(self, wanted: Slice) -> list[Member]:
-        """Who takes part in the slice, with their shares: the named, then those that came since."""
-        named = [
-            Member(self.residents[share.job_id], max(1, share.tokens))
-            for share in wanted.shares
-            if share.job_id in self.residents
-        ]
-        average = max(1, sum(member.share for member in named) // max(1, len(named)))
-        return named + [Member(resident, average) for resident in self.residents.values() if not resident.named]
-
     def _run(self, choice: Choice) -> tuple[list[Report], int]:
         """Run one pack; reports, and its length in rows."""
         states = {name: resident.state for name, resident in choice.members.items()}
@@ -300,7 +301,7 @@ class Trainer:
             self.memory.record(plan, found, self.residents.values())
         for chunk in choice.chunks:
             resident = choice.members[chunk.job_id]
-            resident.served, resident.starved, resident.ran = resident.served + chunk.tokens, 0, True
+            resident.starved, resident.ran = 0, True
         return self._take(results, choice.phase), pack.length
 
     def _measuring(self, plan: PackPlan) -> contextlib.AbstractContextManager[Measurement]:
@@ -363,6 +364,8 @@ class Trainer:
                 with own_code(resident.start), resident.at_work():
                     if resident.state.take(result):
                         reports.extend(self._finish(resident, phase))
+                if resident.held:
+                    reports.extend(self.detach(result.job_id, keep=True, park=True))
             except FAULTS as error:
                 del self.residents[result.job_id]
                 reports.append(failed(resident.start, error))
@@ -371,6 +374,7 @@ class Trainer:
     def _finish(self, resident: Resident, phase: Phase) -> Iterator[Report]:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
+        self._ledger.commit(resident.turn.group, state.phase_work)
         if phase is Phase.TRAIN:
             yield step_done(resident, stepped := state.finish_step(resident.lap()))
             stepped.check()
@@ -378,6 +382,7 @@ class Trainer:
             figures = state.finish_evaluation(resident.lap())
             best = figures.best and state.save_steps is not None and state.step > 0
             yield eval_done(resident, figures)
+        resident.obey()
         if state.phase is not Phase.EVALUATE and (best or state.save_due or self.saver.due(resident)):
             yield from once_more(self.base.device, lambda: self._save(resident))
         if state.phase is Phase.DONE:
@@ -385,8 +390,7 @@ class Trainer:
 
     def _save(self, resident: Resident) -> list[Report]:
         """Save a job that goes on, beside its steps where there is memory for a copy."""
-        memory, need = self.memory, parked_bytes(resident)
-        on_gpu = self.base.device.type != "cpu"
+        memory, need, on_gpu = self.memory, parked_bytes(resident), self.base.device.type != "cpu"
         self.saver.checkpoint(resident, beside=on_gpu or memory is None or need <= self._free(memory))
         return self.saver.written()
 

@@ -1,31 +1,25 @@
 """Which chunks the next pack holds: all of one phase, as many as the room and the memory allow.
 
-The phase is that of the job that has had least of its share. Among the jobs of that phase `sched.packing.next_pack`
-chooses by a room in tokens; where what it chooses would not fit the memory, the largest room is sought at which it
+The phase is that of the job whose turn it is. Among the jobs of that phase `sched.packing.next_pack` chooses by the
+groups' accounts and a room; where what it chooses would not fit the memory, the largest room is sought at which it
 does. More jobs on the device thus mean fewer tokens in a pack. Nothing is measured or allocated here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mlora_sched.data.pack import Chunk, bucket_for
 from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
-from mlora_sched.sched.packing import Candidate, next_pack
+from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
+from mlora_sched.sched.plan import Account
 
 RECOVERY = 32
 """Packs that must go well before packs that were made smaller may be twice as large again."""
-
-
-class Member(NamedTuple):
-    """A job that takes part in the slice, and its weight there."""
-
-    resident: Resident
-    share: int
 
 
 @dataclass(frozen=True)
@@ -64,16 +58,21 @@ class Packer:
         self.most = self.room = min(most, self.buckets[-1])
         self._well = 0
 
-    def choose(self, present: Sequence[Member], fits: Callable[[PackPlan], bool] | None = None) -> Choice:
+    def choose(
+        self,
+        present: Sequence[Resident],
+        accounts: Mapping[str, Account],
+        fits: Callable[[PackPlan], bool] | None = None,
+    ) -> Choice:
         """The next pack; empty when nobody has a chunk, or not one chunk fits.
 
         Args:
-            present: in order of preference. fits: whether there is memory for a pack; None when nobody knows.
+            present: of equals the first goes first. accounts: of their groups, what has run of unfinished steps
+                counted. fits: whether there is memory for a pack; None when nobody knows.
         """
-        least = sorted(present, key=_service)
-        for phase in dict.fromkeys(member.resident.state.phase for member in least):
-            members = [member for member in present if member.resident.state.phase is phase]
-            choice = self._of_phase(members, phase, fits)
+        for phase in dict.fromkeys(resident.state.phase for resident in in_turn(present, accounts)):
+            members = [resident for resident in present if resident.state.phase is phase]
+            choice = self._of_phase(members, accounts, phase, fits)
             if choice.chunks:
                 return choice
         return Choice((), {}, Phase.DONE)
@@ -111,20 +110,26 @@ class Packer:
         if self._well >= RECOVERY:
             self.room, self._well = min(self.most, 2 * self.room), 0
 
-    def _of_phase(self, members: Sequence[Member], phase: Phase, fits: Callable[[PackPlan], bool] | None) -> Choice:
-        whole = _fill(members, phase, self.room)
+    def _of_phase(
+        self,
+        members: Sequence[Resident],
+        accounts: Mapping[str, Account],
+        phase: Phase,
+        fits: Callable[[PackPlan], bool] | None,
+    ) -> Choice:
+        whole = _fill(members, accounts, phase, self.room)
         if fits is None or not whole.chunks or fits(self.plan(whole)):
             return whole
-        alone = [(member, self.next_alone(member.resident)) for member in members]
-        able = [(member, choice) for member, choice in alone if fits(self.plan(choice))]
+        alone = {resident.state.job_id: self.next_alone(resident) for resident in members}
+        able = [one for one in members if fits(self.plan(alone[one.state.job_id]))]
         if not able:
             return Choice((), {}, phase)
-        best = min(able, key=lambda pair: _service(pair[0]))[1]
+        best = alone[in_turn(able, accounts)[0].state.job_id]
         rooms = [*(bucket for bucket in self.buckets if bucket < self.room), self.room]
         low, high = 0, len(rooms)
         while low < high:
             middle = (low + high) // 2
-            choice = _fill([member for member, _ in able], phase, rooms[middle])
+            choice = _fill(able, accounts, phase, rooms[middle])
             if fits(self.plan(choice)):
                 best, low = choice, middle + 1
             else:
@@ -132,25 +137,43 @@ class Packer:
         return best
 
 
-def _fill(members: Sequence[Member], phase: Phase, room: int) -> Choice:
+def in_turn(residents: Sequence[Resident], accounts: Mapping[str, Account]) -> list[Resident]:
+    """Whose turn it is: by what groups have paid, then by level; those that have a chunk."""
+
+    def turn(resident: Resident) -> tuple[float, int]:
+        account = accounts.get(resident.turn.group)
+        return (0.0 if account is None else account.paid), resident.turn.level
+
+    return sorted((one for one in residents if one.state.waiting_chunks), key=turn)
+
+
+def unfinished(residents: Sequence[Resident]) -> dict[str, float]:
+    """What has run of the residents' unfinished steps, by group."""
+    work: dict[str, float] = defaultdict(float)
+    for resident in residents:
+        work[resident.turn.group] += resident.state.unfinished_work
+    return dict(work)
+
+
+def kept_waiting(residents: Sequence[Resident], choice: Choice) -> set[str]:
+    """The groups that had more chunks than a pack has taken."""
+    taken = Counter(chunk.job_id for chunk in choice.chunks)
+    return {one.turn.group for one in residents if len(one.state.waiting_chunks) > taken[one.state.job_id]}
+
+
+def _fill(members: Sequence[Resident], accounts: Mapping[str, Account], phase: Phase, room: int) -> Choice:
     """What `next_pack` takes of these jobs' waiting chunks."""
+    waiting = {resident.state.job_id: resident.state.waiting_chunks for resident in members}
     candidates = [
         Candidate(
             resident.state.job_id,
-            tuple(chunk.tokens for chunk in resident.state.waiting_chunks),
-            resident.served,
-            share,
+            resident.turn.group,
+            resident.turn.level,
+            tuple(Piece(chunk.tokens, resident.state.work(chunk)) for chunk in waiting[resident.state.job_id]),
         )
-        for resident, share in members
+        for resident in members
     ]
-    residents = {resident.state.job_id: resident for resident, _ in members}
-    chosen = next_pack(candidates, room)
-    chunks = tuple(
-        chunk for choice in chosen for chunk in residents[choice.job_id].state.waiting_chunks[: choice.chunks]
-    )
+    residents = {resident.state.job_id: resident for resident in members}
+    chosen = next_pack(candidates, accounts, Room(room))
+    chunks = tuple(chunk for choice in chosen for chunk in waiting[choice.job_id][: choice.chunks])
     return Choice(chunks, {choice.job_id: residents[choice.job_id] for choice in chosen}, phase)
-
-
-def _service(member: Member) -> float:
-    """How much of its share a job has had."""
-    return member.resident.served / member.share

@@ -12,12 +12,12 @@ from typing import TypeVar
 import torch
 
 from mlora_sched.engine.step import OwnCode
-from mlora_sched.engine.train_state import TrainState
+from mlora_sched.engine.train_state import Phase, TrainState
 from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.memory.meter import bytes_of
 from mlora_sched.model.device import free_caches, is_out_of_memory
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import JobStart
+from mlora_sched.spec.wire import JobStart, Turn
 
 FAULTS = (JobFault, DataError, NotFound, SpecError, OSError, torch.OutOfMemoryError)
 """What ends one job and nobody else."""
@@ -45,9 +45,9 @@ class Resident:
     """A job on the device.
 
     Attributes:
-        served: tokens it has had in the running slice.
+        turn: its place in packs, as the last slice that named it has told.
         named: a slice has named it. One that was attached after the running slice was planned takes part all the
-            same, with an average share, so that it joins at the next pack.
+            same, so that it joins at the next pack.
         starved: how often in a row a pack of one chunk of this job alone has run out of memory.
         ran: a pack with it has gone well since it was attached.
         saved: how it is saved.
@@ -58,7 +58,7 @@ class Resident:
 
     start: JobStart
     state: TrainState
-    served: int = 0
+    turn: Turn = field(init=False)
     named: bool = False
     starved: int = 0
     ran: bool = False
@@ -69,9 +69,21 @@ class Resident:
 
     def __post_init__(self) -> None:
         step = self.state.step
+        self.turn = Turn(job_id=self.start.job_id, group=self.start.group)
         self.since = time.monotonic()
         self.saved = Saved(self.since, step, step)
         self.bytes = bytes_of(self.state.tensors())
+
+    @property
+    def held(self) -> bool:
+        """It has finished the step that it was to be let go after, and been evaluated there where that is due."""
+        until = self.start.until
+        return until is not None and self.state.phase is Phase.TRAIN and self.state.step >= until
+
+    def obey(self) -> None:
+        """End it where it is held and was told to stop there."""
+        if self.held and self.start.stop is not None:
+            self.state.stop(self.start.stop)
 
     @property
     def proven(self) -> bool:

@@ -204,6 +204,20 @@ class TrainState:
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
+    def work(self, chunk: Chunk) -> float:
+        """What is charged for a chunk."""
+        return float(chunk.tokens)
+
+    @property
+    def unfinished_work(self) -> float:
+        """Of the running phase, the chunks that have run."""
+        return sum(self.work(chunk) for chunk in self._open.chunks[: len(self._open.results)])
+
+    @property
+    def phase_work(self) -> float:
+        """Of the running phase, all chunks."""
+        return sum(self.work(chunk) for chunk in self._open.chunks)
+
     def lengths(self, chunk: Chunk) -> list[int]:
         """Tokens of each row of a chunk."""
         return [int(self._set().lengths[row]) for row in chunk.rows]
@@ -291,6 +305,12 @@ class TrainState:
         self.progress.evaluated = self.step
         self._begin()
         return EvalFigures(self.step, loss, accuracy, done.targets, best)
+
+    def stop(self, why: StoppedBy) -> None:
+        """End after the last finished step, once it has been evaluated; only between two steps."""
+        assert self.phase is Phase.TRAIN
+        self.progress.stopped_by = why
+        self._begin()
 
     def restore(self, progress: Progress) -> None:
         """Go on from a checkpoint whose tensors have been loaded."""

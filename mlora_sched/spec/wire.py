@@ -41,7 +41,6 @@ class WorkerConfig(Frozen):
         checkpoint_seconds, checkpoint_steps: a job is saved for its own safety when so much of either has gone by since
             it last was; None for never.
         corrections: what earlier workers have learned about their estimates on this base.
-        policy: name of the scheduling policy, which orders chunks in packs as well.
         pack_seconds: a pack is made no longer than this as far as its time is known, but for a chunk that takes longer.
     """
 
@@ -60,7 +59,6 @@ class WorkerConfig(Frozen):
     checkpoint_seconds: float | None = Field(default=None, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     corrections: tuple[Correction, ...] = ()
-    policy: str = "fair"
     pack_seconds: float = Field(default=1.0, gt=0)
 
 
@@ -83,6 +81,7 @@ class JobStart(Frozen):
         job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
         resume: go on from the newest checkpoint below `job_dir` where there is one …
         recorded: … whose figures the daemon has; None where nobody keeps any.
+        group: of the turns that the job takes in packs, see `Turn`.
         until: the job is let go after this step, and the evaluation after it; None for its last …
         stop: … or ends there, for this reason. With a step that it has finished already it ends as it is.
     """
@@ -95,6 +94,7 @@ class JobStart(Frozen):
     job_dir: str
     resume: bool = True
     recorded: Recorded | None = None
+    group: str = ""
     until: int | None = None
     stop: StoppedBy | None = None
 
@@ -141,24 +141,34 @@ class Detach(Frozen):
     park: bool = False
 
 
-class Share(Frozen):
-    """A job's part of a slice. `tokens` is a weight: jobs are served in proportion, one that has no others beside it
-    gets more. `step` is the last one whose figures the daemon has recorded."""
+class Turn(Frozen):
+    """A job that takes part in a slice: its `group` takes turns with others, and within it jobs of a lower `level` go
+    before, those of the same one beside it. `step` is the last one whose figures the daemon has recorded."""
 
     job_id: str
-    tokens: int = Field(ge=0)
+    group: str = ""
+    level: int = 0
     step: int = Field(default=0, ge=0)
 
 
-class Slice(Frozen):
-    """Train the named jobs for at most `seconds`; answer `SliceDone`. Of equally served ones the first goes first.
+class GroupAccount(Frozen):
+    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first."""
 
-    `thin`: the disk is nearly full, so fewer checkpoints are kept.
+    group: str
+    paid: float
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Slice(Frozen):
+    """Train the named jobs for at most `seconds`; answer `SliceDone`.
+
+    `accounts` are those of the jobs' groups; `thin`: the disk is nearly full, so fewer checkpoints are kept.
     """
 
     kind: Literal["slice"] = "slice"
     slice_id: int
-    shares: tuple[Share, ...]
+    turns: tuple[Turn, ...]
+    accounts: tuple[GroupAccount, ...] = ()
     seconds: float = Field(gt=0)
     thin: bool = False
 
@@ -336,7 +346,8 @@ class StepTime(Frozen):
 class SliceDone(Frozen):
     """A slice has ended. `tokens` are real tokens, `rows` all rows computed (real and padding).
 
-    `step_time` is what is known by then of how long packs take, None before there is something to know.
+    `step_time` is what is known by then of how long packs take, None before there is something to know; `floor` what
+    every group has paid at least that has no claim on the others (`mlora_sched.sched.ledger`).
     """
 
     kind: Literal["slice_done"] = "slice_done"
@@ -346,6 +357,7 @@ class SliceDone(Frozen):
     rows: int
     seconds: float
     step_time: StepTime | None = None
+    floor: float = 0.0
 
 
 class AtWork(Frozen):

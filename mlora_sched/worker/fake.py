@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from pydantic import Field
-
 from mlora_sched.files import checkpoint_dir, list_checkpoints
-from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
+from mlora_sched.spec.job import ADAPTER_FILES
 from mlora_sched.spec.memory import BaseShape, JobBytes, MemoryReport
 from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
-from mlora_sched.spec.state import ErrorCode
+from mlora_sched.spec.state import StoppedBy
 from mlora_sched.spec.wire import (
     Attach,
     Attached,
@@ -45,49 +42,9 @@ from mlora_sched.spec.wire import (
     SliceDone,
     StepDone,
 )
+from mlora_sched.worker.fake_script import FakeScript
 
 _EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
-
-
-class FakeScript(Frozen):
-    """What happens to one job.
-
-    Attributes:
-        steps: how long it is.
-        fail_at: the step that fails with `code`; 0 for the preparation, which fails with `prepare_code`.
-        crash_at: the step at which the worker dies; 0 for the preparation.
-        crash_times: how often it dies there, None for every time.
-        crash_beside: it dies there, and at every later step, when the job of this name is in the pack, and else not.
-        crash_attached: it dies when the job is attached.
-        hang_at: the step that never ends, as often as it would die.
-        step_tokens: tokens of a step.
-        step_seconds: how long a step takes.
-        prepare_hangs: its preparation never ends.
-        chunk_tokens, longest: what its preparation finds: tokens of the largest chunk and the longest row.
-        bytes: what it holds of the device, or of the host's memory while it is parked.
-    """
-
-    steps: int = Field(default=4, ge=1)
-    fail_at: int | None = None
-    code: ErrorCode = ErrorCode.NON_FINITE_LOSS
-    prepare_code: ErrorCode = ErrorCode.BAD_DATA
-    crash_at: int | None = None
-    crash_times: int | None = None
-    crash_beside: str | None = None
-    crash_attached: bool = False
-    hang_at: int | None = None
-    step_tokens: int = 100
-    step_seconds: float = 0.0
-    prepare_hangs: bool = False
-    chunk_tokens: int = 100
-    longest: int = 50
-    bytes: int = 1000
-
-    def crashes(self, step: int, names: Collection[str]) -> bool:
-        """Whether the worker is to die at a step, in a pack with the jobs of these names."""
-        if self.crash_beside is None:
-            return step == self.crash_at
-        return self.crash_at is not None and step >= self.crash_at and self.crash_beside in names
 
 
 @dataclass
@@ -96,10 +53,6 @@ class _Resident:
     script: FakeScript
     step: int
     lowest: float = float("inf")
-
-
-def _script(spec: JobSpec) -> FakeScript:
-    return FakeScript.model_validate(spec.metadata.get("fake", {}))
 
 
 class FakeWorker:
@@ -211,7 +164,7 @@ class FakeWorker:
                 assert_never(command)
 
     def _prepare(self, start: JobStart) -> None:
-        script = _script(start.spec)
+        script = FakeScript.of(start.spec)
         if script.prepare_hangs:
             self._hangs = True
             return
@@ -242,7 +195,7 @@ class FakeWorker:
             self._outbox.append(AtWork(job_ids=job_ids))
 
     def _attach(self, start: JobStart) -> None:
-        script = _script(start.spec)
+        script = FakeScript.of(start.spec)
         self._begin(start.job_id)
         if script.crash_attached and self._crashes(start, script):
             return
@@ -258,6 +211,7 @@ class FakeWorker:
                 job_id=start.job_id, epoch=start.epoch, step=step, total_steps=script.steps, trainable_parameters=1000
             )
         )
+        self._end_or_hold(self._residents[start.job_id])
 
     def _detach(self, command: Detach) -> None:
         job = self._residents.pop(command.job_id, None) or self._parked.pop(command.job_id, None)
@@ -273,7 +227,7 @@ class FakeWorker:
 
     def _slice(self, command: Slice) -> None:
         tokens = packs = 0
-        jobs = [self._residents[share.job_id] for share in command.shares if share.job_id in self._residents]
+        jobs = [self._residents[turn.job_id] for turn in command.turns if turn.job_id in self._residents]
         self._begin(*(job.start.job_id for job in jobs))
         names = {job.start.spec.name for job in jobs}
         for job in jobs:
@@ -318,11 +272,27 @@ class FakeWorker:
         job.step = step
         self._outbox.append(_step_done(job))
         self._evaluate_and_save(job)
-        if step >= script.steps:
-            del self._residents[start.job_id]
-            _export(Path(start.job_dir) / "adapter")
-            kept = tuple(list_checkpoints(Path(start.job_dir)))
-            self._outbox.append(JobFinished(job_id=start.job_id, epoch=start.epoch, step=step, kept=kept))
+        self._end_or_hold(job)
+
+    def _end_or_hold(self, job: _Resident) -> None:
+        """Finish a job after its last step, or where it is to stop; let it go where it is to be held."""
+        start, over = job.start, job.step >= job.script.steps
+        held = not over and start.until is not None and job.step >= start.until
+        if over:
+            self._finish(job, None)
+        elif held and start.stop is not None:
+            self._finish(job, start.stop)
+        elif held:
+            self._detach(Detach(job_id=start.job_id, save=True, park=True))
+
+    def _finish(self, job: _Resident, stopped_by: StoppedBy | None) -> None:
+        start = job.start
+        del self._residents[start.job_id]
+        _export(Path(start.job_dir) / "adapter")
+        kept = tuple(list_checkpoints(Path(start.job_dir)))
+        self._outbox.append(
+            JobFinished(job_id=start.job_id, epoch=start.epoch, step=job.step, kept=kept, stopped_by=stopped_by)
+        )
 
     def _crashes(self, start: JobStart, script: FakeScript) -> bool:
         """Die, unless that has happened often enough."""

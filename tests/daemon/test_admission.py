@@ -31,7 +31,7 @@ def ready(store: JobStore) -> Admission:
 def told(admission: Admission, budget: int, now: float) -> int:
     """What the policy is told, in MiB, when the worker reports `budget`."""
     admission.hear(report(850, budget=budget * MIB))
-    memory = admission.limits(0.0, {}, now).memory
+    memory = admission.limits({}, now).memory
     assert memory is not None
     return memory // MIB
 
@@ -50,9 +50,9 @@ def test_a_fall_counts_at_once_and_a_small_rise_when_it_has_lasted(rig: Rig) -> 
 
 def test_without_a_report_there_is_no_bound(rig: Rig) -> None:
     admission = Admission(rig.store, SETTINGS, BASE, stand_in)
-    assert admission.limits(0.0, {}, 0.0).memory is None
+    assert admission.limits({}, 0.0).memory is None
     admission.ready(READY)
-    assert admission.limits(0.0, {}, 0.0).memory is None
+    assert admission.limits({}, 0.0).memory is None
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import update
 
 from mlora_sched.daemon import supervisor
 from mlora_sched.errors import BaseError, MloraError
-from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
 from mlora_sched.spec.wire import Detach, Fatal, Init, JobFailed, Slice
+from mlora_sched.store import schema
+from mlora_sched.store.db import writing
 from mlora_sched.worker.fake import fake_loss
 
 from .rig import RecordingWorker, Rig
@@ -42,6 +45,24 @@ def test_never_more_resident_than_allowed_and_no_place_empty(rig: Rig) -> None:
         assert len(rig.workers[0].residents) <= 4
         if len(rig.store.live()) == live:  # nobody has just ended
             assert len(rig.workers[0].residents) == min(4, live)
+
+
+def test_a_job_that_the_worker_lets_go_by_itself_waits_and_goes_on(rig: Rig) -> None:
+    job, other = rig.submit("job", steps=9), rig.submit("other", steps=30)
+    with writing(rig.engine) as connection:
+        connection.execute(update(schema.jobs).where(schema.jobs.c.id == job).values(until=4))
+    rig.until(lambda: any("RUNNING → QUEUED" in message for message in rig.happened(job)))
+    rig.request(job, Request.PAUSE)
+    rig.until_state(job, JobState.PAUSED)
+    assert (rig.store.get(job).step, job in rig.loop._hands.all) == (4, False)
+    with writing(rig.engine) as connection:
+        connection.execute(update(schema.jobs).where(schema.jobs.c.id == job).values(until=6, stop="pruned"))
+    rig.request(job, Request.RESUME)
+    rig.finish()
+    view = rig.store.get(job)
+    assert (view.state, view.step, view.stopped_by) == (JobState.SUCCEEDED, 6, StoppedBy.PRUNED)
+    assert rig.losses(job) == EXPECTED[:6]
+    assert rig.losses(other) == EXPECTED[:30]
 
 
 def test_a_job_joins_while_others_train(rig: Rig) -> None:

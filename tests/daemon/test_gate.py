@@ -26,7 +26,7 @@ def attached(rig: Rig) -> int | None:
 
 def test_who_trains_goes_on_to_the_end_and_who_waits_waits(start: Start) -> None:
     rig = start(max_resident=2)
-    first, second, waiting = (rig.submit(f"job{n}", steps=steps) for n, steps in enumerate((10, 40, 5)))
+    first, second, waiting = (rig.submit(f"job{n}", steps=steps) for n, steps in enumerate((10, 40, 45)))
     rig.until(lambda: rig.store.get(first).step >= 3)
     assert attached(rig) is None
     drain(rig)

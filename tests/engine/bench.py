@@ -20,9 +20,9 @@ from mlora_sched.spec.wire import (
     JobStart,
     Note,
     Report,
-    Share,
     Slice,
     StepDone,
+    Turn,
 )
 
 WORLD = World()
@@ -94,8 +94,8 @@ class Bench:
     def slice(self, names: Iterable[str] | None = None) -> Iterable[list[Report]]:
         """A slice without end that names these jobs, or all that are resident."""
         named = self.trainer.residents if names is None else names
-        shares = tuple(Share(job_id=name, tokens=1) for name in named)
-        return self.trainer.slice(Slice(slice_id=0, shares=shares, seconds=1000.0))
+        turns = tuple(Turn(job_id=name) for name in named)
+        return self.trainer.slice(Slice(slice_id=0, turns=turns, seconds=1000.0))
 
     def packs(self, count: int) -> None:
         """Run so many packs, fewer when the work ends."""

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlora_sched.data.pack import Chunk, bucket_ladder
-from mlora_sched.engine.packer import RECOVERY, Choice, Member, Packer
+from mlora_sched.engine.packer import RECOVERY, Choice, Packer, kept_waiting, unfinished
+from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan
+from mlora_sched.sched.plan import Account
 from mlora_sched.spec.adapter import LoraSpec
+from mlora_sched.spec.wire import Turn
 
 BUCKETS = bucket_ladder(320)
 
@@ -37,6 +40,11 @@ class State:
     def waiting_chunks(self) -> Sequence[Chunk]:
         return [Chunk(self.job_id, at, (at,), size) for at, size in enumerate(self.sizes)]
 
+    unfinished_work: float = 0.0
+
+    def work(self, chunk: Chunk) -> float:
+        return float(chunk.tokens)
+
     def targets(self, chunk: Chunk) -> int:
         return chunk.tokens // 3
 
@@ -47,24 +55,30 @@ class State:
 @dataclass
 class Job:
     state: State
-    served: int
+    turn: Turn
     worked: float = 0.0
 
 
-def member(job_id: str, sizes: tuple[int, ...], phase: Phase = Phase.TRAIN, served: int = 0, share: int = 1) -> Member:
-    return Member(cast(Any, Job(State(job_id, sizes, phase), served)), share)
+def member(
+    job_id: str, sizes: tuple[int, ...], phase: Phase = Phase.TRAIN, group: str = "", level: int = 0
+) -> Resident:
+    return cast(Any, Job(State(job_id, sizes, phase), Turn(job_id=job_id, group=group, level=level)))
+
+
+def choose(packer: Packer, company: Sequence[Resident], fits: Any = None, **paid: float) -> Choice:
+    return packer.choose(company, {group: Account(work) for group, work in paid.items()}, fits)
 
 
 @st.composite
-def companies(draw: st.DrawFn) -> list[Member]:
+def companies(draw: st.DrawFn) -> list[Resident]:
     sizes = st.lists(st.integers(2, 320), min_size=1, max_size=5).map(tuple)
     return [
         member(
             f"job-{at}",
             draw(sizes),
             draw(st.sampled_from([Phase.TRAIN, Phase.EVALUATE])),
-            draw(st.integers(0, 500)),
-            draw(st.integers(1, 4)),
+            draw(st.sampled_from(["ann", "bob"])),
+            draw(st.integers(0, 2)),
         )
         for at in range(draw(st.integers(1, 5)))
     ]
@@ -79,10 +93,12 @@ def cost(plan: PackPlan) -> int:
 
 
 @given(company=companies(), free=st.integers(0, 60_000), most=st.sampled_from([64, 150, 320]))
-def test_what_is_chosen_fits_and_is_nothing_only_where_nobody_fits(company: list[Member], free: int, most: int) -> None:
+def test_what_is_chosen_fits_and_is_nothing_only_where_nobody_fits(
+    company: list[Resident], free: int, most: int
+) -> None:
     packer = Packer(BUCKETS, most)
-    choice = packer.choose(company, lambda plan: cost(plan) <= free)
-    alone = [packer.choose([one], None) for one in company]
+    choice = choose(packer, company, lambda plan: cost(plan) <= free)
+    alone = [choose(packer, [one]) for one in company]
     first_chunks = [packer.plan(type(one)(one.chunks[:1], one.members, one.phase)) for one in alone]
     if not choice.chunks:
         assert all(cost(plan) > free for plan in first_chunks)
@@ -98,31 +114,32 @@ def test_what_is_chosen_fits_and_is_nothing_only_where_nobody_fits(company: list
 
 
 @given(company=companies(), most=st.sampled_from([64, 150, 320]))
-def test_with_plenty_the_choice_is_the_one_without_a_limit(company: list[Member], most: int) -> None:
+def test_with_plenty_the_choice_is_the_one_without_a_limit(company: list[Resident], most: int) -> None:
     packer = Packer(BUCKETS, most)
-    assert packer.choose(company, lambda _: True) == packer.choose(company)
+    assert choose(packer, company, lambda _: True) == choose(packer, company)
 
 
 def test_a_pack_is_as_large_as_fits() -> None:
     packer = Packer(BUCKETS, 320)
     company = [member(f"job-{at}", (30,) * 10) for at in range(4)]
     for rows in range(32, 321, 32):
-        choice = packer.choose(company, lambda plan, rows=rows: plan.rows <= rows)
+        choice = choose(packer, company, lambda plan, rows=rows: plan.rows <= rows)
         assert choice.tokens == rows // 30 * 30
 
 
 def test_who_has_had_least_decides_the_phase_unless_nothing_of_it_fits() -> None:
     packer = Packer(BUCKETS, 320)
-    company = [member("trains", (40,), served=10), member("evaluates", (40,), Phase.EVALUATE, served=30, share=2)]
-    assert packer.choose(company).phase is Phase.TRAIN
-    assert packer.choose(company, lambda plan: not plan.training).phase is Phase.EVALUATE
-    assert packer.choose(company, lambda _: False).chunks == ()
-    assert packer.choose([]).chunks == ()
+    company = [member("trains", (40,), group="ann"), member("evaluates", (40,), Phase.EVALUATE, group="bob")]
+    assert choose(packer, company, ann=10, bob=15).phase is Phase.TRAIN
+    assert choose(packer, company, ann=15, bob=10).phase is Phase.EVALUATE
+    assert choose(packer, company, lambda plan: not plan.training, ann=10, bob=15).phase is Phase.EVALUATE
+    assert choose(packer, company, lambda _: False).chunks == ()
+    assert choose(packer, []).chunks == ()
 
 
 def test_the_plan_says_what_the_pack_holds() -> None:
     packer = Packer(BUCKETS, 320)
-    plan = packer.plan(packer.choose([member("a", (40, 30)), member("b", (9,), served=1)]))
+    plan = packer.plan(choose(packer, [member("a", (40, 30)), member("b", (9,), level=1)]))
     assert plan.rows == 96
     assert [(segment.tokens, segment.targets) for segment in plan.segments] == [(40, 13), (30, 10), (9, 3)]
     assert plan.squares == 40**2 + 30**2 + 9**2
@@ -150,9 +167,19 @@ def test_room_halves_with_each_failure_and_comes_back(packs: list[int | None]) -
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500)), min_size=1, max_size=8), st.floats(0, 1e3))
 def test_a_packs_time_is_divided_by_tokens_and_none_is_lost(rows: list[tuple[str, int]], seconds: float) -> None:
     chunks = tuple(Chunk(name, at, (at,), tokens) for at, (name, tokens) in enumerate(rows))
-    members = {name: member(name, (1,)).resident for name, _ in rows}
+    members = {name: member(name, (1,)) for name, _ in rows}
     Choice(chunks, members, Phase.TRAIN).charge(seconds)
     tokens = {name: sum(size for owner, size in rows if owner == name) for name in members}
     for name, resident in members.items():
         assert resident.worked == pytest.approx(seconds * tokens[name] / sum(tokens.values()))
     assert sum(resident.worked for resident in members.values()) == pytest.approx(seconds)
+
+
+def test_who_is_kept_waiting_and_what_is_not_finished() -> None:
+    packer = Packer(BUCKETS, 64)
+    company = [member("a", (40, 40), group="ann"), member("b", (20,), group="bob"), member("c", (4,), group="cid")]
+    choice = choose(packer, company, ann=0, bob=1, cid=2)
+    assert {chunk.job_id for chunk in choice.chunks} == {"a", "b", "c"}
+    assert kept_waiting(company, choice) == {"ann"}
+    cast(Any, company[0]).state.unfinished_work = 5.0
+    assert unfinished(company) == {"ann": 5.0, "bob": 0.0, "cid": 0.0}

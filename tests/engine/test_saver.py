@@ -24,9 +24,9 @@ from mlora_sched.spec.wire import (
     EvalDone,
     JobFinished,
     Recorded,
-    Share,
     Slice,
     StepDone,
+    Turn,
 )
 
 METHODS = pytest.mark.parametrize("case", METHOD_CASES, ids=str)
@@ -114,7 +114,7 @@ def test_what_is_kept_while_it_trains_and_after(tmp_path: Path) -> None:
 def test_on_a_full_disk_fewer_are_kept(tmp_path: Path) -> None:
     bench = Bench(tmp_path, saving=Saving(steps=1))
     bench.attach(bench.start(max_steps=6, save_every=1))
-    thin = Slice(slice_id=0, shares=(Share(job_id="job", tokens=1, step=3),), seconds=1000.0, thin=True)
+    thin = Slice(slice_id=0, turns=(Turn(job_id="job", step=3),), seconds=1000.0, thin=True)
     slices = iter(bench.trainer.slice(thin))
     while len(bench.of(CheckpointSaved)) < 5:
         bench.reports += next(slices)
@@ -134,9 +134,7 @@ def test_no_figure_is_missing_after_a_daemon_that_heard_less_than_was_saved(tmp_
         known = told[:heard]
         step = max((step for kind, step in known if kind == "step"), default=0)
         evaluated = max((step for kind, step in known if kind == "eval"), default=-1)
-        slices = first.trainer.slice(
-            Slice(slice_id=0, shares=(Share(job_id="job", tokens=1, step=step),), seconds=1000.0)
-        )
+        slices = first.trainer.slice(Slice(slice_id=0, turns=(Turn(job_id="job", step=step),), seconds=1000.0))
         for reports in slices:
             first.reports += reports
             if len(first.of(StepDone)) == 5:

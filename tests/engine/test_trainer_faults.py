@@ -23,7 +23,7 @@ from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.packer import RECOVERY
 from mlora_sched.engine.step import SegmentResult
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Attached, EvalDone, Share, Slice, SliceDone, StepDone
+from mlora_sched.spec.wire import Attached, EvalDone, GroupAccount, Slice, SliceDone, StepDone, Turn
 
 MIXLORA = METHOD_CASES[-1]
 
@@ -433,13 +433,14 @@ def test_an_idle_slice_ends_at_once(tmp_path: Path) -> None:
     assert (done.packs, done.tokens, done.rows) == (0, 0, 0)
 
 
-def test_service_follows_the_shares(tmp_path: Path) -> None:
-    """With room for one chunk a pack, a job of twice the share is served twice as often."""
+def test_service_follows_the_weights(tmp_path: Path) -> None:
+    """With room for one chunk a pack, the job of a group of twice the weight is served twice as often."""
     bench = Bench(tmp_path, pack_tokens=64)
     for name in ("two", "one"):
         bench.attach(bench.start(name, rows=(40,) * 4, batch_size=1, max_steps=60))
-    shares = (Share(job_id="two", tokens=200), Share(job_id="one", tokens=100))
-    running: Any = Trainer.slice(bench.trainer, Slice(slice_id=1, shares=shares, seconds=1000.0))
+    turns = (Turn(job_id="two", group="two"), Turn(job_id="one", group="one"))
+    accounts = (GroupAccount(group="two", paid=0, weight=2), GroupAccount(group="one", paid=0))
+    running: Any = Trainer.slice(bench.trainer, Slice(slice_id=1, turns=turns, accounts=accounts, seconds=1000.0))
     for _ in range(30):
         bench.reports += next(running)
     assert (len(bench.of(StepDone, "two")), len(bench.of(StepDone, "one"))) == (20, 10)

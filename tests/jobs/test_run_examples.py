@@ -10,7 +10,7 @@ import pytest
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.start import start_trainer
 from mlora_sched.spec.job import load_job, local_files
-from mlora_sched.spec.wire import EvalDone, JobFinished, JobStart, Report, Share, Slice, StepDone, WorkerConfig
+from mlora_sched.spec.wire import EvalDone, JobFinished, JobStart, Report, Slice, StepDone, Turn, WorkerConfig
 from mlora_sched.toybase.train import Recipe, Size, make_base
 
 SPECS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
@@ -40,8 +40,8 @@ def start_of(path: Path, folder: Path) -> JobStart:
 def test_all_examples_train_together(trainer: Trainer, tmp_path: Path) -> None:
     starts = [start_of(path, tmp_path) for path in SPECS]
     reports: list[Report] = [report for start in starts for report in trainer.attach(start)]
-    shares = tuple(Share(job_id=start.job_id, tokens=1) for start in starts)
-    for some in trainer.slice(Slice(slice_id=0, shares=shares, seconds=1000.0)):
+    turns = tuple(Turn(job_id=start.job_id) for start in starts)
+    for some in trainer.slice(Slice(slice_id=0, turns=turns, seconds=1000.0)):
         reports += some
     finished = {report.job_id for report in reports if isinstance(report, JobFinished)}
     assert finished == {start.job_id for start in starts}

@@ -32,7 +32,7 @@ from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.compiled import compile_rows
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.numerics import Exactness, NumericsKey, Quantize
-from mlora_sched.spec.wire import EvalDone, JobFailed, JobFinished, JobStart, Report, Share, Slice, StepDone
+from mlora_sched.spec.wire import EvalDone, JobFailed, JobFinished, JobStart, Report, Slice, StepDone, Turn
 
 PACK_TOKENS = 320
 
@@ -216,10 +216,10 @@ class Run:
 
     def step(self) -> bool:
         """Run one pack with everyone in it; False when there is no work."""
-        shares = tuple(Share(job_id=name, tokens=1) for name in self.trainer.residents)
-        if not shares:
+        turns = tuple(Turn(job_id=name) for name in self.trainer.residents)
+        if not turns:
             return False
-        packs = self.trainer.slice(Slice(slice_id=0, shares=shares, seconds=1000.0))
+        packs = self.trainer.slice(Slice(slice_id=0, turns=turns, seconds=1000.0))
         self.take(next(packs))
         return True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from mlora_sched.files import list_checkpoints
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.state import StoppedBy
 from mlora_sched.spec.wire import (
     Attach,
     Attached,
@@ -15,10 +16,11 @@ from mlora_sched.spec.wire import (
     Command,
     Detach,
     Detached,
+    JobFinished,
     JobStart,
     Report,
-    Share,
     Slice,
+    Turn,
 )
 from mlora_sched.worker.fake import FakeWorker
 
@@ -42,7 +44,7 @@ def tell(worker: FakeWorker, *commands: Command) -> list[Report]:
 
 
 def one_slice() -> Slice:
-    return Slice(slice_id=1, shares=(Share(job_id="job", tokens=1),), seconds=1.0)
+    return Slice(slice_id=1, turns=(Turn(job_id="job"),), seconds=1.0)
 
 
 def test_a_parked_job_goes_on_without_a_checkpoint(tmp_path: Path) -> None:
@@ -93,3 +95,30 @@ def test_its_memory_is_what_a_test_says(tmp_path: Path) -> None:
     (told,) = (report for report in worker.poll(0.0) if isinstance(report, MemoryReport))
     assert told == MEMORY.model_copy(update={"jobs": told.jobs})
     assert [(job.job_id, job.host) for job in told.jobs] == [("job", 0)]
+
+
+def till(folder: Path, until: int, stop: StoppedBy | None = None) -> Attach:
+    return Attach(start=start_in(folder).model_copy(update={"until": until, "stop": stop}))
+
+
+def test_a_job_is_let_go_after_the_step_it_was_told(tmp_path: Path) -> None:
+    worker = FakeWorker(memory=MEMORY)
+    answers = tell(worker, till(tmp_path, 2), one_slice(), one_slice(), one_slice())
+    assert [answer for answer in answers if isinstance(answer, Detached)] == [
+        Detached(job_id="job", epoch=1, step=2, parked=True)
+    ]
+    *_, again = tell(worker, till(tmp_path, 2))
+    assert again == Detached(job_id="job", epoch=1, step=2, parked=True)
+    *_, later, _ = tell(worker, till(tmp_path, 3), one_slice())
+    assert later == Detached(job_id="job", epoch=1, step=3, parked=True)
+
+
+def test_a_job_that_is_to_stop_ends(tmp_path: Path) -> None:
+    worker = FakeWorker()
+    *_, finished, _ = tell(worker, till(tmp_path, 2, StoppedBy.PRUNED), one_slice(), one_slice())
+    assert finished == JobFinished(job_id="job", epoch=1, step=2, stopped_by=StoppedBy.PRUNED)
+    assert (tmp_path / "adapter").is_dir()
+    other = FakeWorker()
+    tell(other, till(tmp_path, 3), one_slice(), one_slice(), one_slice())
+    *_, finished = tell(other, till(tmp_path, 1, StoppedBy.PRUNED))
+    assert finished == JobFinished(job_id="job", epoch=1, step=3, kept=(3,), stopped_by=StoppedBy.PRUNED)

@@ -25,11 +25,11 @@ from mlora_sched.spec.wire import (
     Detached,
     JobFinished,
     Report,
-    Share,
     Shutdown,
     Slice,
     SliceDone,
     StepDone,
+    Turn,
 )
 from mlora_sched.worker.main import TrainingWorker
 from mlora_sched.worker.protocol import Channel, daemon_end, worker_end
@@ -56,8 +56,8 @@ class Served:
                 return found[-1]
 
     def slice(self, *names: str) -> Report:
-        shares = tuple(Share(job_id=name, tokens=1) for name in names)
-        return self.tell(Slice(slice_id=1, shares=shares, seconds=0.001), SliceDone)
+        turns = tuple(Turn(job_id=name) for name in names)
+        return self.tell(Slice(slice_id=1, turns=turns, seconds=0.001), SliceDone)
 
     def end(self) -> None:
         self.daemon.send(Shutdown())

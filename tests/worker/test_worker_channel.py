@@ -26,10 +26,10 @@ from mlora_sched.spec.wire import (
     JobStart,
     Note,
     Report,
-    Share,
     Shutdown,
     Slice,
     StepDone,
+    Turn,
 )
 from mlora_sched.worker import local
 from mlora_sched.worker.local import LocalWorker, Role
@@ -52,7 +52,7 @@ def test_any_text_arrives_unchanged(text: str) -> None:
     daemon, worker, _ = a_pair()
     sent: list[Command] = [
         attach(text),
-        Slice(slice_id=1, shares=(Share(job_id="j-1", tokens=5),), seconds=0.5),
+        Slice(slice_id=1, turns=(Turn(job_id="j-1"),), seconds=0.5),
         Detach(job_id=text, save=True),
     ]
     for command in sent:

@@ -131,7 +131,7 @@ def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: 
 
     from mlora_sched.cli.local.run_report import RunReport
     from mlora_sched.engine.start import start_trainer
-    from mlora_sched.spec.wire import Share, Slice
+    from mlora_sched.spec.wire import Slice, Turn
 
     logging.disable_progress_bar()
     with RunReport(starts, out, as_json=as_json) as report:
@@ -141,8 +141,8 @@ def _train(starts: list[JobStart], config: WorkerConfig, out: Path, *, as_json: 
         report.take(_let_in(trainer, waiting))
         while trainer.residents or waiting:
             before, packs = len(trainer.residents), -1  # what it has done is reported after the last
-            shares = tuple(Share(job_id=job_id, tokens=1) for job_id in trainer.residents)
-            for reports in trainer.slice(Slice(slice_id=0, shares=shares, seconds=_SLICE_SECONDS)):
+            turns = tuple(Turn(job_id=job_id) for job_id in trainer.residents)
+            for reports in trainer.slice(Slice(slice_id=0, turns=turns, seconds=_SLICE_SECONDS)):
                 report.take(reports)
                 packs += 1
             if packs == 0 and before <= 1 and not stuck:
