@@ -124,13 +124,12 @@ def _bases(context: Context, caller: Caller, status: WorkerStatus | None) -> Che
         found = "; ".join(f"{base.name}: its directory is gone: {_place(base.location, caller)}" for base in gone)
         remedy = "put it back: jobs go on, but a worker that starts anew cannot load it"
         return Check(name="base", outcome=Outcome.FAIL, found=found, remedy=remedy)
-    broken, loaded = ({}, "") if status is None else (status.broken, status.base)
-    if broken:
-        found = "; ".join(f"{base} cannot be loaded: {why}" for base, why in broken.items())
+    if status is not None and status.broken:
+        found = "; ".join(f"{base} cannot be loaded: {why}" for base, why in status.broken.items())
         remedy = "its jobs wait, and it is tried again in turn; put it right, or start the daemon without it"
         return Check(name="base", outcome=Outcome.FAIL, found=found, remedy=remedy)
-    in_turn = len(bases) > 1
-    names = (f"{base.name} (loaded)" if in_turn and base.name == loaded else base.name for base in bases)
+    loaded = status.base if status is not None and status.phase is WorkerPhase.READY and len(bases) > 1 else None
+    names = (f"{base.name} (loaded)" if base.name == loaded else base.name for base in bases)
     return Check(name="base", outcome=Outcome.OK, found=", ".join(names))
 
 

@@ -66,6 +66,16 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
     assert "priority" not in advice
 
 
+def test_nothing_is_expected_of_a_base_by_what_another_one_takes(
+    served: Served, spec: SpecMaker, capsys: Capture
+) -> None:
+    status = WorkerStatus(base="other", shape=SHAPE, buckets=(64, 128), memory=report(1), tokens_per_second=0.01)
+    served.store.set_worker_status(status)
+    assert run(["submit", str(spec()), "--json"]) == 0, "nor refused"
+    [job] = json.loads(capsys.readouterr().out)
+    assert (job["estimated_bytes"], job["estimated_seconds"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("suffix", "rows", "seconds"),
     [
