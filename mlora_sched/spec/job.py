@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
-from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec
+from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec, Metric
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.override import Override, apply_overrides
 from mlora_sched.spec.training import TrainingSpec
@@ -48,6 +48,17 @@ class JobSpec(Frozen):
     @classmethod
     def _method_defaults_to_lora(cls, value: object) -> object:
         return {"method": "lora", **value} if isinstance(value, dict) else value
+
+    @field_validator("early_stopping")
+    @classmethod
+    def _is_evaluated(cls, value: EarlyStoppingSpec | None, info: ValidationInfo) -> EarlyStoppingSpec | None:
+        data = info.data.get("data")
+        if value is not None and value.metric is not Metric.LOSS and data is not None and data.validation is None:
+            raise ValueError(
+                f"metric {value.metric.value} needs data.validation, and there is none; set it (0.1, or the name of a "
+                f"file), or write metric: loss, which is the training loss"
+            )
+        return value
 
     @property
     def files(self) -> tuple[str, ...]:

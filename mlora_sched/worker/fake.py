@@ -318,7 +318,13 @@ class FakeWorker:
             loss = fake_loss(job.step) + 0.5
             best, job.lowest = loss < job.lowest, min(loss, job.lowest)
             evaluated = EvalDone(
-                job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, loss=loss, accuracy=0.5, tokens=50
+                job_id=job.start.job_id,
+                epoch=job.start.epoch,
+                step=job.step,
+                loss=loss,
+                accuracy=0.5,
+                tokens=50,
+                work=50.0,
             )
             self._outbox.append(evaluated)
         if isinstance(training.save_every, int) and job.step % training.save_every == 0:
@@ -348,6 +354,7 @@ def _step_done(job: _Resident) -> StepDone:
         tokens=job.script.step_tokens,
         target_tokens=job.script.step_tokens // 2,
         seconds=0.25,
+        work=float(job.script.step_tokens),
     )
 
 
