@@ -101,7 +101,7 @@ class DaemonLoop:
         self._bases = Bases(store, settings, estimating, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
-        self._holds = Holds(store)
+        self._holds = Holds(store, self._hands.recall)
         self._alive = alive
         self._scheduling = Scheduling(store, settings, self._hands, self._slices, Doors(self._bases, self._gate))
         self._departure = Departure(self._worker, self._hands, self._inbox, settings.drain_seconds)
