@@ -54,6 +54,7 @@ class StatusBoard:
         if loaded != self._status.base:
             self._rate = self._fill = 0.0
             nothing = {"shape": None, "buckets": (), "memory": None, "exactness": "", "numerics": None}
+            nothing["step_time"] = None
             self._write(base=loaded, tokens_per_second=0.0, fill=0.0, **nothing)
         if broken != self._status.broken:
             self._write(broken=broken)

@@ -28,21 +28,22 @@ BATCHES = 4
 def export_trace(
     store: JobStore, settings: DaemonSettings, estimating: Estimating, *, anonymous: bool = False
 ) -> Iterator[str]:
-    """The lines of the trace; jobs are read while they are sent.
+    """The lines of the trace, of the base that is loaded; jobs are read while they are sent.
 
     Raises:
         Refused: no job has ended, or no worker has told yet how long packs take.
     """
-    status, began = store.worker_status(), store.first_submission()
+    status = store.worker_status()
+    began = store.first_submission(status.base)
     if began is None:
-        raise Refused("no job has ended yet whose work is known: there is no history to export")
-    fit = fit_of(status, settings, estimating)
+        raise Refused("no job of the base that is loaded has ended whose work is known: there is no history to export")
+    fit = fit_of(status.base, status, settings, estimating)
     if fit is None or status.shape is None or status.step_time is None:
         raise Refused("the worker has not told yet how long packs take; wait until some have run")
     names = _Names(anonymous)
     work = WorkModel.of(status.shape)
-    machine = _machine(status, settings, work, names, store.quickest_start())
-    return write_trace(machine, (_job(job, fit, work, names, began) for job in store.past_jobs()))
+    machine = _machine(status, settings, work, names, store.quickest_start(status.base))
+    return write_trace(machine, (_job(job, fit, work, names, began) for job in store.past_jobs(status.base)))
 
 
 class _Names:

@@ -27,11 +27,16 @@ class History:
 
     _engine: Engine
 
-    def past_jobs(self) -> Iterator[PastJob]:
-        """Every such job, in the order of submission; read page by page, so that nobody waits for it."""
+    def past_jobs(self, base: str) -> Iterator[PastJob]:
+        """Every such job of a base, in the order of submission; read page by page, so that nobody waits for it."""
         table, last = schema.jobs, 0
         while True:
-            query = select(table).where(*_KNOWN, table.c.seq > last).order_by(table.c.seq).limit(_PAGE)
+            query = (
+                select(table)
+                .where(*_KNOWN, table.c.base == base, table.c.seq > last)
+                .order_by(table.c.seq)
+                .limit(_PAGE)
+            )
             with reading(self._engine) as connection:
                 found = connection.execute(query).all()
             for row in found:
@@ -40,16 +45,18 @@ class History:
                 return
             last = found[-1].seq
 
-    def first_submission(self) -> float | None:
+    def first_submission(self, base: str) -> float | None:
         """When the first of them was submitted, in seconds since the Unix epoch; None where there is none."""
         with reading(self._engine) as connection:
-            found: float | None = connection.scalar(select(func.min(schema.jobs.c.created)).where(*_KNOWN))
+            found: float | None = connection.scalar(
+                select(func.min(schema.jobs.c.created)).where(*_KNOWN, schema.jobs.c.base == base)
+            )
         return found
 
-    def quickest_start(self) -> float:
+    def quickest_start(self, base: str) -> float:
         """Seconds from submission to training, of the one of them that waited least; 0 where none has trained."""
         table = schema.jobs
-        waited = select(func.min(table.c.started - table.c.created)).where(*_KNOWN)
+        waited = select(func.min(table.c.started - table.c.created)).where(*_KNOWN, table.c.base == base)
         with reading(self._engine) as connection:
             found: float | None = connection.scalar(waited)
         return max(0.0, found or 0.0)

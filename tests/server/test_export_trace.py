@@ -28,6 +28,7 @@ LOAD = JobLoad(
     eval_steps=4,
 )
 STATUS = WorkerStatus(
+    base="demo",
     phase=WorkerPhase.READY,
     state="ready",
     device="cpu",
@@ -118,4 +119,4 @@ def test_without_history_there_is_nothing_to_export(served: Served, two: list[st
 def test_before_a_job_has_ended_there_is_none(served: Served, capsys: Capture) -> None:
     served.store.set_worker_status(STATUS)
     assert run(["admin", "export-trace"]) == 4
-    assert "no job has ended yet" in capsys.readouterr().err
+    assert "no job of the base that is loaded has ended" in capsys.readouterr().err
