@@ -170,7 +170,9 @@ class Client(Sweeping):
             if left <= 0:
                 raise WaitTimeout(f"after {timeout:g} s still going on: {_named(open_jobs)}; they go on")
             time.sleep(min(poll, left))
-            jobs = [job if job.state.is_final else self.get(job.id) for job in jobs]
+            # as long as one goes on the others need not be asked for: a sweep has many
+            if self.get(open_jobs[0].id).state.is_final or left <= poll:
+                jobs = [job if job.state.is_final else self.get(job.id) for job in jobs]
         return jobs
 
     # ------------------------------------------------------------------ asking for something

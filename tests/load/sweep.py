@@ -36,7 +36,7 @@ LOWEST, HIGHEST, TRIALS = 1e-5, 1e-1, 32
 STEPS, EVERY, HELD_OUT = 81, 9, 16
 PEFT_RUNS = 4
 """Of the 32; what they take does not depend on the rate."""
-THREADS = 2
+THREADS = 1
 
 
 @dataclass(frozen=True)
