@@ -33,7 +33,7 @@ from mlora_sched.spec.sweep import Sweep, parse_document
 from mlora_sched.spec.sweep_view import SweepDetail
 
 LOWEST, HIGHEST, TRIALS = 1e-5, 1e-1, 32
-STEPS, EVERY, HELD_OUT = 81, 9, 16
+STEPS, EVERY, BATCH, HELD_OUT = 54, 6, 2, 12
 PEFT_RUNS = 4
 """Of the 32; what they take does not depend on the rate."""
 THREADS = 1
@@ -70,14 +70,14 @@ class Found:
 
 
 def document(stop: dict[str, Any] | None) -> Sweep:
-    """32 rates whose logarithms are evenly spread; evaluations every 9 steps, the first rung at the first of them."""
+    """32 rates whose logarithms are evenly spread; evaluations every 6 steps, the first rung at the first of them."""
     span = math.log(HIGHEST / LOWEST)
     rates = [float(f"{LOWEST * math.exp(span * at / (TRIALS - 1)):.4g}") for at in range(TRIALS)]
     raw = {
         "name": "halving" if stop else "exhaustive",
         "adapter": {"method": "lora", "r": 8, "alpha": 16},
-        "data": {"train": "train.jsonl", "validation": "held-out.jsonl", "max_length": 96, "train_on": "all"},
-        "training": {"max_steps": STEPS, "batch_size": 4, "eval_every": EVERY},
+        "data": {"train": "train.jsonl", "validation": "held-out.jsonl", "max_length": 64, "train_on": "all"},
+        "training": {"max_steps": STEPS, "batch_size": BATCH, "eval_every": EVERY},
         "sweep": {"parameters": {"training.learning_rate": {"values": rates}}, "stop": stop},
     }
     found = parse_document(raw)
@@ -87,7 +87,10 @@ def document(stop: dict[str, Any] | None) -> Sweep:
 
 def files_in(data: Path, folder: Path) -> dict[str, Path]:
     """The rows that are trained on and held out, as files of their own."""
-    taken = {"train.jsonl": ("arc_easy_train.jsonl", STEPS * 4), "held-out.jsonl": ("arc_easy_test.jsonl", HELD_OUT)}
+    taken = {
+        "train.jsonl": ("arc_easy_train.jsonl", STEPS * BATCH),
+        "held-out.jsonl": ("arc_easy_test.jsonl", HELD_OUT),
+    }
     for name, (source, count) in taken.items():
         lines = (data / source).read_text(encoding="utf-8").splitlines()[:count]
         rows = [{key: json.loads(line)[key] for key in ("instruction", "input", "output")} for line in lines]
