@@ -6,7 +6,7 @@ another. Not a test: it needs a quiet machine.
 BASE is a directory as `mlora-sched base make` makes it, DIR holds `arc_easy_train.jsonl` and `arc_easy_test.jsonl`
 (instruction, input, output). Two sweeps of the same 32 learning rates go through a daemon of its own: one whose trials
 are given up by asha, one whose trials all go to the end. PEFT trains some of them, evaluations included, with the model
-loaded once for all. Takes about ten minutes.
+loaded once for all. Takes about three minutes.
 """
 
 from __future__ import annotations
