@@ -122,8 +122,8 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "value_error":
         return field, item["msg"].removeprefix("Value error, ")
     if kind == "union_tag_invalid":
-        tags = item["ctx"]["expected_tags"].replace("'", "")
-        return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
+        tags, key = (item["ctx"][name].replace("'", "") for name in ("expected_tags", "discriminator"))
+        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; choose one of {tags}"
     if kind in ("model_type", "model_attributes_type"):
         return field, f"{shown(item['input'])}: is no section of keys{_section_remedy(field, item['input'], model)}"
     message = item["msg"][:1].lower() + item["msg"][1:]
