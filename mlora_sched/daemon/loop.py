@@ -314,7 +314,7 @@ class DaemonLoop:
                 self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
-                self._scheduling.served(report.floor)
+                self._scheduling.served(report.lifted)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)

@@ -48,12 +48,15 @@ class Scheduling:
         self._admission, self._gate, self._blame = doors.admission, doors.gate, doors.blame
         self._policy = find_policy(settings.policy)
         self._board = Board(self._policy)
-        self._served_floor = 0.0
 
-    def served(self, floor: float) -> None:
-        """What every owner has paid at least, by the worker, that was not kept waiting; see `sched.ledger`."""
-        if self._policy.by_owner:
-            self._served_floor = max(self._served_floor, floor)
+    def served(self, lifted: Mapping[str, float]) -> None:
+        """What owners count as having paid, by the worker, who got all they asked for; see `sched.ledger`."""
+        if not self._policy.by_owner:
+            return
+        recorded = self._store.fairness()
+        more = {owner: paid for owner, paid in lifted.items() if paid > recorded.counters.get(owner, 0.0)}
+        if more:
+            self._store.set_fairness(Fairness(more, recorded.floor))
 
     def waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         """Those of these jobs that could be attached."""
@@ -117,7 +120,7 @@ class Scheduling:
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
-            floor=max(fairness.floor, self._served_floor),
+            floor=fairness.floor,
             limits=self._admission.limits(self._gate.device(jobs), now),
             weights=self._settings.weights,
         )

@@ -217,17 +217,22 @@ class Trainer:
             begin(choice.members)
             left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
-            self._ledger.served(left_out)
+            self._ledger.served(left_out, unfinished(self._still_here(present)))
             packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
             yield reports + self.saver.written()
-        seconds = time.monotonic() - began
-        floor = self._ledger.floor
-        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds, floor=floor)]
+        seconds, lifted = time.monotonic() - began, self._ledger.lifted()
+        done = SliceDone(
+            slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds, lifted=lifted
+        )
+        yield [done]
+
+    def _still_here(self, jobs: Iterable[Resident]) -> list[Resident]:
+        return [one for one in jobs if one.start.job_id in self.residents]
 
     def _hear(self, wanted: Slice) -> None:
         """Whom the slice names, in which order, and how far their figures are recorded."""
         self.saver.thin = wanted.thin
-        self._ledger.hear({one.group: Account(one.paid, one.weight) for one in wanted.accounts})
+        self._ledger.hear({one.group: Account(one.paid, one.weight, one.waits) for one in wanted.accounts})
         for turn in wanted.turns:
             resident = self.residents.get(turn.job_id)
             if resident is not None:

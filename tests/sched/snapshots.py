@@ -92,7 +92,9 @@ def carried_out(policy: Policy, snapshot: Snapshot, decided: Plan, seconds: floa
     """What the plan makes of it, so many seconds later: who was to leave has left."""
     everybody, now = by_id(snapshot), snapshot.now + seconds
     here = {job.id for job in snapshot.resident} - set(decided.detach) | set(decided.attach)
-    there = [replace(everybody[one], attached=snapshot.now) if one in decided.attach else everybody[one] for one in here]
+    there = [
+        replace(everybody[one], attached=snapshot.now) if one in decided.attach else everybody[one] for one in here
+    ]
     return replace(
         snapshot,
         now=now,
