@@ -20,13 +20,14 @@ from mlora_sched.adapters.base import Adapter
 from mlora_sched.artifacts.provenance import versions_now
 from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
 from mlora_sched.data.tokens import Cursor, Prepared, TokenSet
-from mlora_sched.engine.guards import Watched, limit_reached
+from mlora_sched.engine.guards import Stalled, Watched, limit_reached
 from mlora_sched.engine.step import SegmentResult
 from mlora_sched.errors import JobFault
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
 from mlora_sched.sched.work import WorkModel
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.training import interval_steps
 
@@ -85,7 +86,8 @@ class Progress:
         resumes: how often the job went on from a checkpoint.
         other_numerics: at least once it went on under another numerics key, so its bits are no longer those of one run.
         seconds: on the device, where `limits.max_time` is set. stopped_by: what ended it before its last step.
-        watched: what its guards remember. version_history: under which versions it trained; see `goes_on_under`.
+        watched: what its guards remember. stalled: what early stopping does.
+        version_history: under which versions it trained; see `goes_on_under`.
     """
 
     step: int = 0
@@ -98,6 +100,7 @@ class Progress:
     seconds: float = 0.0
     stopped_by: StoppedBy | None = None
     watched: Watched = field(default_factory=Watched)
+    stalled: Stalled = field(default_factory=Stalled)
     version_history: list[dict[str, Any]] = field(default_factory=list)
 
     def goes_on_under(self, versions: Mapping[str, str]) -> None:
@@ -118,6 +121,7 @@ class Progress:
             "best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"],
             "stopped_by": None if stopped_by is None else StoppedBy(stopped_by),
             "watched": Watched(**saved.get("watched", {})),
+            "stalled": Stalled(**saved.get("stalled", {})),
         }
         return cls(**{**saved, **read})
 
@@ -151,7 +155,8 @@ class TrainState:
         self.progress.goes_on_under(versions_now())
         self.cursor = Cursor.of(spec, len(data.train))
         self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
-        self.eval_steps = None if data.validation is None else training.eval_steps(self.cursor.steps_per_epoch)
+        self._judge_steps = training.eval_steps(self.cursor.steps_per_epoch)
+        self.eval_steps = None if data.validation is None else self._judge_steps
         self.save_steps = interval_steps(training.save_every, self.cursor.steps_per_epoch)
         self.optimizer = JobAdamW(adapter.params, adapter.lr_scales, training.weight_decay, training.max_grad_norm)
         self._open = _Unfinished()
@@ -297,6 +302,10 @@ class TrainState:
         diverged = at.watched.look(self.spec.guards, at.step, loss, grad_norm)
         if at.step < self.total_steps:
             at.stopped_by = limit_reached(self.spec.limits, at.tokens, at.seconds)
+        if self.spec.early_stopping is not None:
+            at.stalled.step(loss)
+            if self.data.validation is None and at.step % self._judge_steps == 0:
+                self._judge({})
         figures = StepFigures(
             at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), sum(done.work), diverged
         )
@@ -313,6 +322,7 @@ class TrainState:
         if best:
             self.progress.best_loss, self.progress.best_step = loss, self.step
         self.progress.evaluated = self.step
+        self._judge({Metric.EVAL_LOSS: loss, Metric.EVAL_ACCURACY: accuracy})
         self._begin()
         return EvalFigures(self.step, loss, accuracy, done.targets, sum(done.work), best)
 
@@ -329,6 +339,13 @@ class TrainState:
         self.restart_phase()
 
     # ------------------------------------------------------------------
+
+    def _judge(self, evaluated: Mapping[Metric, float]) -> None:
+        """End the job where it has got no better for as long as it may; one that ends anyway is not judged."""
+        rule, at = self.spec.early_stopping, self.progress
+        going = at.step < self.total_steps and at.stopped_by is None
+        if rule is not None and going and at.stalled.judge(rule, evaluated):
+            at.stopped_by = StoppedBy.EARLY_STOPPING
 
     def _spend(self, seconds: float) -> None:
         """Count time where it is limited: without a limit, equal jobs have equal checkpoints."""

@@ -57,11 +57,12 @@ def _accounts(
 ) -> dict[str, Account]:
     """What packs go by: of those who train, and of those who wait for a place who has paid least."""
     groups = sorted({policy.group(job) for job in stay})
-    waits = snapshot.queues.keys() - set(groups)
-    if groups and waits:
-        groups.append(min(waits, key=lambda group: (counters.get(group, 0.0), group)))
+    waiting = snapshot.queues.keys() | (snapshot.elsewhere if policy.by_owner else set())
+    without = waiting - set(groups)
+    if groups and without:
+        groups.append(min(without, key=lambda group: (counters.get(group, 0.0), group)))
     return {
-        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in snapshot.queues)
+        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting)
         for group in groups
     }
 
@@ -172,7 +173,7 @@ def _stay(snapshot: Snapshot, wanted: frozenset[str]) -> list[JobFacts]:
     """The attached jobs that stay: the wanted, and those that have not had their slice, as far as there is memory."""
     stay = [job for job in snapshot.resident if job.id in wanted]
     device = Device(snapshot.limits, {}, stay)
-    for job in snapshot.resident:
+    for job in sorted(snapshot.resident, key=lambda job: job.seq):
         young = job.attached is not None and snapshot.now - job.attached < snapshot.limits.min_slice
         if job.id not in wanted and young and device.fits(job):
             device.put(job)

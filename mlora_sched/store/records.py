@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, Priority
 from mlora_sched.spec.load import JobLoad
@@ -87,6 +89,38 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialState:
+    """How a trial of a sweep stands.
+
+    Attributes:
+        every: steps between two figures, None while that is not known.
+        until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
+        figures: of the sweep's metric, by step, such that less is better.
+    """
+
+    job_id: str
+    number: int
+    state: JobState
+    step: int
+    total_steps: int | None
+    every: int | None
+    until: int | None
+    stop: StoppedBy | None
+    stopped_by: StoppedBy | None
+    figures: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialChange:
+    """What was decided of a trial: `until` and `stop` as in `spec.wire.JobStart`; `note` is for its events."""
+
+    job_id: str
+    until: int
+    stop: StoppedBy | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Dependence:
     """A live job `job_id` starts when the job `after_id`, of this name, has succeeded; that one is in `state` now."""
 
@@ -146,8 +180,10 @@ class WorkerStatus(Frozen):
     """How the worker process fares. Written by the daemon's loop only, read by the server.
 
     Attributes:
-        phase, state: where it is, and the same in words: "starting", "ready", "restarting: …", "failed: …",
-            "released …" or "unloaded: …".
+        base: the base that it holds, loads, or is to load when it is started; empty before the daemon has begun.
+        broken: bases that could not be loaded when that was last tried, by name, with why.
+        phase, state: where it is, and the same in words: "starting", "loading …", "ready", "restarting: …",
+            "failed: …", "released …" or "unloaded: …".
         exactness: the probe's verdict in words, empty before the worker is ready.
         numerics: what decides the bits, None before the worker is ready.
         device: e.g. "cpu", empty before the worker is ready.
@@ -160,6 +196,8 @@ class WorkerStatus(Frozen):
         draining: how many jobs are attached while no waiting one is started; None while they are.
     """
 
+    base: str = ""
+    broken: Mapping[str, str] = Field(default_factory=dict)
     phase: WorkerPhase = WorkerPhase.LOADING
     state: str = "starting"
     exactness: str = ""
@@ -178,7 +216,8 @@ class WorkerStatus(Frozen):
     def warnings(self) -> tuple[str, ...]:
         """What people who look at their jobs should know."""
         storage = f"{self.storage}; jobs go on when that is over" if self.storage else ""
-        return tuple(warning for warning in (storage, self.disk) if warning)
+        broken = [f"base {base} cannot be loaded, and its jobs wait: {why}" for base, why in self.broken.items()]
+        return tuple(warning for warning in (storage, self.disk, *broken) if warning)
 
     @property
     def in_words(self) -> str:

@@ -23,7 +23,21 @@ from mlora_sched.worker.local import LocalWorker, Role
 
 
 @click.command()
-@click.option("--base", "bases", multiple=True, required=True, metavar="NAME=DIR|REPO[@REV]", help="Base to serve.")
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    required=True,
+    metavar="NAME=DIR|REPO[@REV]",
+    help="Base to serve; several in turn.",
+)
+@click.option(
+    "--base-slice",
+    type=DURATION,
+    default=600.0,
+    show_default="10m",
+    help="How long one of several bases stays loaded while jobs wait for another.",
+)
 @click.option(
     "--state", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory of the daemon's own."
 )
@@ -39,6 +53,13 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--quantize", type=click.Choice(["none", "nf4"]), default="none", show_default=True, help="Of the base.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+@click.option(
+    "--pack-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Most time of one pack, as far as it is known beforehand.",
+)
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @click.option("--memory-budget", type=SIZE, help="Most memory of the device, base included, such as 20GiB.")
@@ -97,6 +118,7 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--policy", type=click.Choice(policy_names()), default="fair", show_default=True, help="Who trains next.")
 def serve(
     bases: tuple[str, ...],
+    base_slice: float,
     state: Path,
     socket: Path,
     device: str,
@@ -104,6 +126,7 @@ def serve(
     quantize: str,
     threads: int,
     pack_tokens: int,
+    pack_seconds: float,
     checkpoint_activations: bool,
     compiled: bool,
     memory_budget: int | None,
@@ -125,22 +148,22 @@ def serve(
     allow_hosts: tuple[str, ...],
     policy: str,
 ) -> None:
-    """Start the training daemon: one frozen base model, jobs of everybody.
+    """Start the training daemon: a frozen base model, jobs of everybody.
 
     Ends at SIGTERM or Ctrl-C, when every job has saved its state; the next daemon on the same state goes on. A second
     one ends it at once.
     """
-    if len(bases) > 1:
-        raise UserError(f"--base: {len(bases)} are given; a daemon serves one base: start one daemon for each")
     raw = {
         "state_dir": state.absolute(),
         "socket": socket.absolute(),
         "bases": [parse_base(text) for text in bases],
+        "base_slice": base_slice,
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
         "threads": threads,
         "pack_tokens": pack_tokens,
+        "pack_seconds": pack_seconds,
         "checkpoint_activations": checkpoint_activations,
         "compile": compiled,
         "memory_budget": memory_budget,
@@ -184,7 +207,7 @@ def serve(
 
 
 def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
-    name = settings.bases[0].name
+    name = status.base or settings.bases[0].name
     for warning in status.warnings:
         say(f"{name} at {settings.socket}: {warning}")
     if status.state == "ready":
