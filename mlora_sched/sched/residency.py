@@ -62,8 +62,7 @@ def _accounts(
     if groups and without:
         groups.append(min(without, key=lambda group: (counters.get(group, 0.0), group)))
     return {
-        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting)
-        for group in groups
+        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting) for group in groups
     }
 
 
