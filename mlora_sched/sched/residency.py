@@ -97,8 +97,10 @@ class _Line:
     @property
     def overdue(self) -> bool:
         """The best job, attached or waiting, is there for too long."""
-        waits = () if self._first is None else (self._policy.merit(self._first, self._now),)
-        return min((*(merit for merit, _ in self._residents[-1:]), *waits))[0] < 0
+        merits = [merit for merit, _ in self._residents[-1:]]
+        if self._first is not None:
+            merits.append(self._policy.merit(self._first, self._now))
+        return min(merits)[0] < 0
 
     def _next(self) -> JobFacts | None:
         waits = self._first
