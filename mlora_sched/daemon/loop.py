@@ -97,7 +97,7 @@ class DaemonLoop:
         self._was_ready = False
         self._hands = Hands(self._worker.send)
         self._slices = Slices(self._worker.send, settings.slice_seconds)
-        self._inbox = Inbox(store)
+        self._inbox = Inbox(store, settings.weights)
         self._bases = Bases(store, settings, estimating, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
@@ -301,7 +301,7 @@ class DaemonLoop:
                 self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
-                self._scheduling.served(report.floor)
+                self._scheduling.served(report.lifted)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)

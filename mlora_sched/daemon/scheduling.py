@@ -47,15 +47,15 @@ class Scheduling:
         self._bases, self._gate = doors.bases, doors.gate
         self._policy = find_policy(settings.policy)
         self._board = Board(self._policy)
-        self._served_floor = 0.0
 
-    def served(self, floor: float) -> None:
-        """What every owner has paid at least, by the worker, that was not kept waiting; see `sched.ledger`.
-
-        Who waits for another base is kept waiting, and the worker does not know of them.
-        """
-        if self._policy.by_owner and not self._bases.elsewhere:
-            self._served_floor = max(self._served_floor, floor)
+    def served(self, lifted: Mapping[str, float]) -> None:
+        """What owners count as having paid, by the worker, who got all they asked for; see `sched.ledger`."""
+        if not self._policy.by_owner:
+            return
+        recorded = self._store.fairness()
+        more = {owner: paid for owner, paid in lifted.items() if paid > recorded.counters.get(owner, 0.0)}
+        if more:
+            self._store.set_fairness(Fairness(more, recorded.floor))
 
     def waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         """Those of these jobs that could be attached."""
@@ -123,7 +123,7 @@ class Scheduling:
             leaving=len(attached - staying),
             leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
             counters=fairness.counters,
-            floor=max(fairness.floor, self._served_floor),
+            floor=fairness.floor,
             limits=self._admission.limits(self._gate.device(jobs), now),
             elsewhere=self._bases.elsewhere,
             weights=self._settings.weights,

@@ -134,7 +134,7 @@ class _Simulation:
         self._board = Board(policy)
         self._gaps, self._totals = Gaps(trace.machine.weights), _Totals()
         self._counters: dict[str, float] = {}
-        self._floor = self._served_floor = 0.0
+        self._floor = 0.0
         self._attached: dict[str, float] = {}
         """Jobs in the worker's hands, and since when."""
         self._leaving: set[str] = set()
@@ -250,7 +250,7 @@ class _Simulation:
             leaving=len(self._leaving),
             leaving_bytes=leaving,
             counters=self._counters,
-            floor=max(self._floor, self._served_floor),
+            floor=self._floor,
             limits=Limits(machine.places, machine.min_slice, machine.slack, machine.memory),
             weights=machine.weights,
         )
@@ -328,8 +328,8 @@ class _Simulation:
                 if pack is not None:
                     return pack
             self._slice_began = None
-            if self._policy.by_owner:
-                self._served_floor = max(self._served_floor, worker.floor)
+            for owner, paid in worker.lifted().items() if self._policy.by_owner else ():
+                self._counters[owner] = max(paid, self._counters.get(owner, 0.0))
             if self._attached or self._board:
                 self._change(now)
 

@@ -127,6 +127,14 @@ class SimulatedPack:
     kept_waiting: frozenset[str] = frozenset()
 
 
+def _unfinished(jobs: Sequence[SimulatedJob]) -> dict[str, float]:
+    """What has run of the jobs' unfinished steps, by group."""
+    work: dict[str, float] = defaultdict(float)
+    for one in jobs:
+        work[one.group] += one.unfinished_work
+    return work
+
+
 class SimulatedWorker:
     """Forms packs of the jobs that are attached to it, slice after slice.
 
@@ -143,10 +151,9 @@ class SimulatedWorker:
         self.residents: dict[str, SimulatedJob] = {}
         self.slices: deque[SimulatedSlice] = deque()
 
-    @property
-    def floor(self) -> float:
+    def lifted(self) -> dict[str, float]:
         """What a slice is answered with; see `sched.ledger`."""
-        return self._ledger.floor
+        return self._ledger.lifted()
 
     def begin_slice(self) -> None:
         """The next slice begins."""
@@ -160,11 +167,8 @@ class SimulatedWorker:
 
     def next_pack(self) -> SimulatedPack | None:
         """The pack that runs now; None when nobody who takes part has a chunk."""
-        present = [one for one in self.residents.values() if one.id in self._named or not one.named]
-        unfinished: dict[str, float] = defaultdict(float)
-        for one in present:
-            unfinished[one.group] += one.unfinished_work
-        accounts = self._ledger.with_unfinished(unfinished)
+        present = self._present()
+        accounts = self._ledger.with_unfinished(_unfinished(present))
         ready = [one for one in present if one.ran < len(one.pieces)]
         if not ready:
             return None
@@ -204,8 +208,11 @@ class SimulatedWorker:
                 committed.append((job, work))
                 if job.phase is Phase.DONE:
                     del self.residents[job_id]
-        self._ledger.served(self._kept_waiting)
+        self._ledger.served(self._kept_waiting, _unfinished(self._present()))
         return committed
+
+    def _present(self) -> list[SimulatedJob]:
+        return [one for one in self.residents.values() if one.id in self._named or not one.named]
 
     def _pack(self, chosen: tuple[Chosen, ...]) -> SimulatedPack:
         tokens, work, by_group = 0, defaultdict[str, float](float), defaultdict[str, float](float)
