@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
-from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
+from mlora_sched.store.living import Living
+from mlora_sched.store.records import Dependence, Drain, Fairness, Pace, Release, Wait, WorkerStatus
 
 
-class DaemonSide:
-    """Live jobs, transitions, reports, fairness counters, corrections, the release and the worker's status."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._specs: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
-        """Specs never change, so those of the live jobs are parsed once."""
+class DaemonSide(Living):
+    """Transitions, reports, fairness counters, corrections, the release and the worker's status."""
 
     @property
     def trouble(self) -> str:
         """Why the last change of the database failed, whoever wanted it; empty when it went well."""
         return health(self._engine).trouble
-
-    def live(self) -> list[LiveJob]:
-        """Every job that has not ended, in the order of submission."""
-        final = [state.value for state in schema.FINAL_STATES]
-        query = select(schema.jobs).where(schema.jobs.c.state.not_in(final)).order_by(schema.jobs.c.seq)
-        with reading(self._engine) as connection:
-            found = connection.execute(query).all()
-            self._specs = {row.id: self._specs.get(row.id) or _spec_and_files(connection, row) for row in found}
-            return [rows.live_job(row, *self._specs[row.id]) for row in found]
 
     def transition(
         self,
@@ -197,9 +183,3 @@ class DaemonSide:
         with reading(self._engine) as connection:
             row = connection.execute(select(schema.drain)).one_or_none()
         return Drain() if row is None else Drain(bool(row.wanted), row.caller, row.asked)
-
-
-def _spec_and_files(connection: Connection, row: Any) -> tuple[JobSpec, Mapping[str, str]]:
-    table = schema.job_files
-    found = connection.execute(select(table.c.name, table.c.sha256).where(table.c.job_id == row.id))
-    return JobSpec.model_validate_json(row.spec), {file.name: file.sha256 for file in found}
