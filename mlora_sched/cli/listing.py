@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, loss_text, progress, why
+from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, loss_text, progress, sweep_progress, why
 from mlora_sched.cli.table import Cell, Column, Row
 from mlora_sched.cli.times import eta
 from mlora_sched.memory.sizes import format_size
@@ -15,7 +15,7 @@ from mlora_sched.spec.state import JobState
 
 if TYPE_CHECKING:
     from mlora_sched.spec.activity import ActiveJob
-    from mlora_sched.spec.api import JobView
+    from mlora_sched.spec.api import JobView, SweepView
 
 _OWNER = Column("OWNER", least=6)
 _NAME = Column("NAME", least=12)
@@ -64,6 +64,25 @@ def job_row(job: JobView, *, owners: bool) -> Row:
         Cell(f"{job.tokens:,}"),
         Cell(eta(job)),
         Cell(why(job), minor=job.state.is_final),  # `show` tells it; how the others train is looked for here
+    ]
+
+
+def sweep_row(sweep: SweepView, *, owners: bool) -> Row:
+    """A sweep, in the place of its trials; its steps and tokens are theirs together."""
+    steps = str(sweep.steps) if sweep.total_steps is None else f"{sweep.steps}/{sweep.total_steps}"
+    style = STATE_COLOURS.get(sweep.state, "")
+    return [
+        Cell(sweep.id[:SHORT_ID]),
+        Cell(sweep.name),
+        *([Cell(sweep.owner)] if owners else []),
+        Cell(sweep.state.value, style=style),
+        Cell("sweep"),
+        Cell(steps),
+        Cell(""),
+        Cell(""),
+        Cell(f"{sweep.tokens:,}"),
+        Cell(""),
+        Cell(sweep_progress(sweep), minor=True),
     ]
 
 

@@ -57,6 +57,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _remote("priority", "Let a job come before or after your others."),
         _remote("pull", "Fetch a job's adapter."),
         _remote("rm", "Remove jobs that have ended."),
+        _remote("sweep", "Look at sweeps: their trials, and which is best."),
     ),
     "Look": (
         _remote("watch", "Watch jobs, queue and memory on a live screen."),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlora_sched.cli.style import SHORT_ID, one_line, printable, say, why
+from mlora_sched.cli.style import SHORT_ID, one_line, printable, say, sweep_progress, why
 from mlora_sched.cli.times import moment
-from mlora_sched.spec.api import JobView
+from mlora_sched.spec.api import JobView, SweepView
 from mlora_sched.spec.common import Frozen
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def print_job_line(job: JobView) -> None:
     """One line about one job: the answer to submit, wait, pause and the like."""
     reason = one_line(why(job))
     say(f"{job.id[:SHORT_ID]}  {job.name}  {job.shown_state}" + (f"  {reason}" if reason else ""))
+
+
+def print_sweep_line(sweep: SweepView) -> None:
+    """One line about a sweep: the answer to submit, pause and the like."""
+    say("  ".join([sweep.id[:SHORT_ID], sweep.name, sweep.state.value, sweep_progress(sweep)]))
 
 
 def print_log(item: EventView | MetricsLine, *, as_json: bool) -> None:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mlora_sched.errors import SpecError
-from mlora_sched.spec.job import JobSpec, load_job, local_files, read_job
+from mlora_sched.spec.job import JobSpec, load_job, local_files, read_bytes, read_job
 from mlora_sched.spec.override import Override, parse_override
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.sweep import Sweep, TrialSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -47,6 +50,29 @@ class GivenSpec:
         return local_files(self.spec, self.folder)
 
 
+@dataclass(frozen=True)
+class GivenSweep:
+    """A sweep as it was read; `path` and `folder` as in `GivenSpec`."""
+
+    path: Path
+    sweep: Sweep
+    trials: tuple[TrialSpec, ...]
+    folder: Path
+
+    @property
+    def spec(self) -> JobSpec:
+        """The job without what varies."""
+        return self.sweep.spec
+
+    def files(self) -> dict[str, Path]:
+        """Those of all trials; see `spec.job.local_files`."""
+        found: dict[str, Path] = {}
+        for trial in self.trials:
+            if not found.keys() >= set(trial.spec.files):
+                found |= local_files(trial.spec, self.folder)
+        return found
+
+
 def spec_arguments(verb: _Function) -> _Function:
     """Add `SPEC...` (`specs`, a `SpecPaths` with globs expanded) and `--set` (`overrides`) to a verb."""
     setting = click.option(
@@ -71,6 +97,18 @@ def read_spec(path: Path, overrides: Sequence[Override]) -> GivenSpec:
         return GivenSpec(path, load_job(path, overrides), path.parent)
     spec = read_job(sys.stdin.buffer.read(), "standard input", overrides)
     return GivenSpec(path, spec, Path())
+
+
+def read_given(path: Path, overrides: Sequence[Override]) -> GivenSpec | GivenSweep:
+    """Read a spec or a sweep; see `read_spec`."""
+    from mlora_sched.spec.sweep import Sweep, read_document
+
+    standard = path == STANDARD_INPUT
+    where, folder = ("standard input", Path()) if standard else (str(path), path.parent)
+    found = read_document(sys.stdin.buffer.read() if standard else read_bytes(path), where, overrides)
+    if isinstance(found, Sweep):
+        return GivenSweep(path, found, found.trials(where), folder)
+    return GivenSpec(path, found, folder)
 
 
 def _read_overrides(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[Override, ...]:

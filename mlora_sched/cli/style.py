@@ -13,7 +13,7 @@ from mlora_sched.spec.state import JobState
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mlora_sched.spec.api import JobView
+    from mlora_sched.spec.api import JobView, SweepView
 
 SHORT_ID = 10
 """Characters of an id that people are shown."""
@@ -70,3 +70,13 @@ def why(job: JobView) -> str:
     if job.error is not None:
         return f"{job.error_code.value}: {job.error}" if job.error_code else job.error
     return f"stopped by {job.stopped_by}" if job.stopped_by else job.reason
+
+
+def sweep_progress(sweep: SweepView) -> str:
+    """`12 of 32 trials ended, 9 given up, best eval_loss 1.2345 (trial 7)`, as far as there is something to say."""
+    parts = [f"{sweep.ended} of {sweep.trials} trials ended"]
+    if sweep.pruned:
+        parts.append(f"{sweep.pruned} given up")
+    if sweep.figure is not None:
+        parts.append(f"best {sweep.metric} {sweep.figure:.4f} (trial {sweep.best_trial})")
+    return ", ".join(parts)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mlora_sched.client.logs import LogItem, LogKind, merged
-from mlora_sched.client.submitting import Submitting, check_reference
+from mlora_sched.client.submitting import check_reference
+from mlora_sched.client.sweeping import Sweeping, is_sweep_id
 from mlora_sched.client.where import (
     HOST_VARIABLE,
     SOCKET_VARIABLE,
@@ -24,7 +25,7 @@ from mlora_sched.client.where import (
     default_socket,
     default_where,
 )
-from mlora_sched.errors import WaitTimeout
+from mlora_sched.errors import NotFound, WaitTimeout
 from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.query import JobQuery
 from mlora_sched.spec.state import JobState, Request
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 
-class Client(Submitting):
+class Client(Sweeping):
     """Speaks to the daemon at `where`; close it, or use it as a context manager.
 
     Args:
@@ -140,14 +141,30 @@ class Client(Submitting):
                 return
             time.sleep(poll)
 
+    def meant(self, ref: str) -> list[JobView]:
+        """The job that is meant, or all trials of the sweep by number: a name is a sweep's where no job has it."""
+        missing = None
+        if not is_sweep_id(ref):
+            try:
+                return [self.get(ref)]
+            except NotFound as error:
+                missing = error
+        try:
+            trials = self.sweep(ref).trials
+        except NotFound as error:
+            raise missing or error from None
+        return [trial.job for trial in sorted(trials, key=lambda trial: trial.number)]
+
     def wait(self, refs: Sequence[str], *, timeout: float | None = None, poll: float = 0.5) -> list[JobView]:
-        """Block until every job has ended; returns them in the order asked. `timeout` and `poll` are in seconds.
+        """Block until every job has ended, of a sweep every trial; returns them in the order asked.
+
+        `timeout` and `poll` are in seconds.
 
         Raises:
             WaitTimeout: time ran out; the jobs go on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        jobs = [self.get(ref) for ref in refs]
+        jobs = [job for ref in refs for job in self.meant(ref)]
         while open_jobs := [job for job in jobs if not job.state.is_final]:
             left = poll if deadline is None else deadline - time.monotonic()
             if left <= 0:

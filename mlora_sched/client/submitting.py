@@ -61,12 +61,9 @@ class Submitting(Administration):
             NotFound: one of `after` is not there.
             UserError: the key is none.
         """
-        from mlora_sched.spec.submission import KEY_PATTERN, Submission, Submitted
+        from mlora_sched.spec.submission import Submission, Submitted
 
-        if key is not None and not re.fullmatch(KEY_PATTERN, key):
-            raise UserError(
-                f"key: {shown(key)}: write letters, digits, and . _ - / between them, 200 characters at most"
-            )
+        check_key(key)
         for ref in after:
             check_reference(ref)
         uploaded = {name: self.upload(path) for name, path in files.items()}
@@ -92,6 +89,18 @@ class Submitting(Administration):
     def _holds(self, digest: str) -> bool:
         """Whether the daemon says that it has the file; where it cannot, sending it brings out why."""
         return self._send("HEAD", f"/files/{digest}").is_success
+
+
+def check_key(key: str | None) -> None:
+    """What cannot be a key is not sent, nor are files for it.
+
+    Raises:
+        UserError: it cannot be one.
+    """
+    from mlora_sched.spec.submission import KEY_PATTERN
+
+    if key is not None and not re.fullmatch(KEY_PATTERN, key):
+        raise UserError(f"key: {shown(key)}: write letters, digits, and . _ - / between them, 200 characters at most")
 
 
 def check_reference(ref: str) -> None:

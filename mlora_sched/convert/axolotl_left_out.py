@@ -71,7 +71,7 @@ DROPPED: dict[str, str] = {
     "bases are loaded by the daemon": "hf_use_auth_token",
     reasons.RESUMING: "resume_from_checkpoint auto_resume_from_checkpoints",
     reasons.TRACKING: "use_tensorboard use_wandb use_mlflow use_comet use_trackio",
-    "no job stops early at its held-out loss; see `limits` and `guards`": "early_stopping_patience",
+    "write `early_stopping: {patience: N}` yourself; N counts evaluations, of held-out rows": "early_stopping_patience",
     "a loss; guards.loss_spike is a factor on the usual one, choose it yourself": "loss_watchdog_threshold",
     "belongs to loss_watchdog_threshold; here it is guards.patience": "loss_watchdog_patience",
     "no noise is added to embeddings": "neftune_noise_alpha noisy_embedding_alpha",

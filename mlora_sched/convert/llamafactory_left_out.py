@@ -62,7 +62,7 @@ DROPPED: dict[str, str] = {
         logging_strategy logging_first_step logging_nan_inf_filter include_num_input_tokens_seen
         include_effective_tokens_per_second log_level log_level_replica log_on_each_node disable_tqdm
     """,
-    "no job stops early at its held-out loss; see `limits` and `guards`": "early_stopping_steps",
+    "write `early_stopping: {patience: N}` yourself; N counts evaluations, of held-out rows": "early_stopping_steps",
     "no noise is added to embeddings": "neftune_noise_alpha",
     "the objective is cross-entropy as it is": "label_smoothing_factor",
     reasons.OTHER_OPTIMIZER: """

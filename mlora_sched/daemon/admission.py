@@ -13,7 +13,9 @@ from mlora_sched.memory.fit import Estimating, Fit, Needs, Sizes, capacity, corr
 from mlora_sched.memory.formula import FORMULA_REVISION
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
+from mlora_sched.sched.work import WorkModel
 from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import Ready, WorkerConfig
@@ -49,6 +51,7 @@ class Admission:
         self._key = corrections_key(settings)
         self._corrections = store.corrections(self._key)
         self._shape: BaseShape | None = None
+        self._work: WorkModel | None = None
         self._buckets: tuple[int, ...] = ()
         self._report: MemoryReport | None = None
         self._fit: Fit | None = None
@@ -100,6 +103,7 @@ class Admission:
         """A worker serves the base."""
         self._device = report.numerics.device
         self._shape, self._buckets, self._fit = report.shape, report.verdict.buckets, None
+        self._work = None if report.shape is None else WorkModel.of(report.shape)
         if report.memory is not None:
             self.hear(report.memory)
 
@@ -132,7 +136,7 @@ class Admission:
             owner=job.owner,
             priority=job.priority,
             seq=job.seq,
-            remaining=_remaining(job),
+            remaining=self.remaining(job),
             since=job.created,
             resident=needs.resident,
             chunk=chunk,
@@ -145,10 +149,31 @@ class Admission:
         return Limits(
             settings.max_resident_jobs,
             min_slice=settings.min_slice,
-            slack=float(settings.pack_tokens),
+            slack=self._pack_work(),
             memory=None if self._fit is None or report is None else self._steady(report, now),
             owner_memory=owner_memory,
         )
+
+    def remaining(self, job: LiveJob) -> float:
+        """The work that a job has still to do, in GFLOP.
+
+        By its tokens alone before the base's shape is known, by its steps before its data have told how long those are.
+        """
+        steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+        if job.load is None:
+            return float(steps)
+        if self._work is None:
+            return steps * job.load.step.tokens
+        work = steps * self._work.of_load(job.spec.adapter, job.load.step, training=True)
+        if job.load.evaluation is None:
+            return work
+        evaluations = job.load.evaluations(job.step, job.step + steps)
+        return work + evaluations * self._work.of_load(job.spec.adapter, job.load.evaluation, training=False)
+
+    def _pack_work(self) -> float:
+        """About the work of a full pack, in the unit of `remaining`."""
+        tokens = float(self._settings.pack_tokens)
+        return tokens if self._work is None else self._work.of_segment(LoraSpec(), tokens, 0.0, tokens, training=True)
 
     def _steady(self, report: MemoryReport, now: float) -> int:
         """The budget without small rises of late."""
@@ -227,12 +252,6 @@ def _sizes(job: LiveJob) -> Sizes:
     if job.largest_chunk is None or job.longest is None:
         return Sizes.of_spec(job.spec)
     return Sizes(job.largest_chunk, job.longest)
-
-
-def _remaining(job: LiveJob) -> float:
-    """The work that is still to do, by its steps where its data have not told how long those are."""
-    steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
-    return float(steps) if job.load is None else steps * job.load.step.tokens
 
 
 def _decides(report: MemoryReport) -> tuple[object, ...]:

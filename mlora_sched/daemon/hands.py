@@ -80,6 +80,11 @@ class Hands:
             held.leaving = True
             self._send(Detach(job_id=job_id, save=save, park=park))
 
+    def recall(self, job_id: str) -> None:
+        """Ask for a job back, where it has a place, to be attached again with what was decided of it meanwhile."""
+        if job_id in self.staying:
+            self.let_go(job_id, save=True, park=True)
+
     def let_all_go(self) -> None:
         """Ask for every job back, saved to disk."""
         for job_id in self._held:

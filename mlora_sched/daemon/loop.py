@@ -101,7 +101,7 @@ class DaemonLoop:
         self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
-        self._holds = Holds(store)
+        self._holds = Holds(store, self._hands.recall)
         self._alive = alive
         doors = Doors(self._admission, self._gate, self._blame)
         self._scheduling = Scheduling(store, settings, self._hands, self._slices, doors)

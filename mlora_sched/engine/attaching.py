@@ -94,7 +94,7 @@ def fresh_state(
                 f"adapter.init_from: {start.spec.adapter.init_from} holds weights that are not finite; start from "
                 f"an adapter whose training did not diverge"
             )
-    return TrainState(start.job_id, start.spec, data, adapter)
+    return TrainState(start.job_id, start.spec, data, adapter, None if memory is None else memory.work)
 
 
 def _read_data(start: JobStart, files: dict[str, Path], tokenizer: Any) -> Prepared:

@@ -1,7 +1,8 @@
-"""Whether a job ends before its last step: it has reached a limit, or its guards find that it diverges.
+"""Whether a job ends before its last step: it reaches a limit, gets no better, or its guards find that it diverges.
 
-Both are asked once after each step. A guard sees only the job's own figures, and what it remembers of earlier steps is
-part of the job's progress, so that it finds the same alone, in company and after a resume.
+Limits and guards are asked once after each step, early stopping at each evaluation. Each of them sees only the job's
+own figures, and what it remembers of earlier steps is part of the job's progress, so that it finds the same alone, in
+company and after a resume.
 
 A loss is compared with the usual one: the median of the last `WINDOW` losses, those of steps that were too high
 left out, so that a job which stays too high is not taken as usual in the end. While fewer steps than that have been
@@ -11,9 +12,10 @@ made, nothing is compared.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlora_sched.spec.limits import GuardsSpec, LimitsSpec
+from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec, Metric
 from mlora_sched.spec.state import StoppedBy
 
 WINDOW = 20
@@ -75,6 +77,44 @@ class Watched:
             f"{_in_a_row(guards)}; lower training.learning_rate or raise training.warmup_ratio, or raise "
             f"guards.grad_norm or guards.patience if such gradients do no harm"
         )
+
+
+@dataclass
+class Stalled:
+    """What early stopping remembers.
+
+    Attributes:
+        best: the best figure so far, None before the first. stale: judgements in a row since without a better one.
+        loss_sum, steps: of the steps since the last judgement.
+    """
+
+    best: float | None = None
+    stale: int = 0
+    loss_sum: float = 0.0
+    steps: int = 0
+
+    def step(self, loss: float) -> None:
+        """Take a finished step's loss."""
+        self.loss_sum, self.steps = self.loss_sum + loss, self.steps + 1
+
+    def judge(self, rule: EarlyStoppingSpec, evaluated: Mapping[Metric, float]) -> bool:
+        """Whether the job has got no better for so long that it ends.
+
+        Args:
+            evaluated: what an evaluation has found; nothing where none was made.
+        """
+        found = evaluated.get(rule.metric)
+        if rule.metric is Metric.LOSS and self.steps:
+            found = self.loss_sum / self.steps
+        self.loss_sum, self.steps = 0.0, 0
+        if found is None:  # there has been no step yet
+            return False
+        sign = 1.0 if rule.metric.higher_is_better else -1.0
+        if self.best is None or sign * (found - self.best) > rule.min_delta:
+            self.best, self.stale = found, 0
+        else:
+            self.stale += 1
+        return self.stale >= rule.patience
 
 
 def _in_a_row(guards: GuardsSpec) -> str:

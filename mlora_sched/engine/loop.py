@@ -285,7 +285,8 @@ class Trainer:
         found, said, began = Measurement(), None, time.monotonic()
         try:
             begin_steps(states)
-            with self._measuring(plan) as found:
+            measuring = self.memory and self.memory.measuring(plan, self.residents.values())
+            with measuring or contextlib.nullcontext(found) as found:
                 training = choice.phase is Phase.TRAIN
                 results = run_pack(self.base, pack, states, training=training, buckets=self.packer.buckets)
         except PartError as error:
@@ -303,11 +304,6 @@ class Trainer:
             resident = choice.members[chunk.job_id]
             resident.starved, resident.ran = 0, True
         return self._take(results, choice.phase), pack.length
-
-    def _measuring(self, plan: PackPlan) -> contextlib.AbstractContextManager[Measurement]:
-        if self.memory is None:
-            return contextlib.nullcontext(Measurement())
-        return self.memory.measuring(plan, self.residents.values())
 
     # ------------------------------------------------------------------ packs that fail
 

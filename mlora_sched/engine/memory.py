@@ -25,6 +25,7 @@ from mlora_sched.memory.formula import JobMemory, PackPlan
 from mlora_sched.memory.meter import Measurement, Meter, bytes_of
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.sched.work import WorkModel
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import BaseShape, Correction, JobBytes, MemoryReport
@@ -78,7 +79,8 @@ class TrainerMemory:
 
     Args:
         meter: None where packs cannot be measured.
-        shape: what `sizes` are of, for the daemon. corrections: what earlier workers have learned.
+        shape: what `sizes` are of, for the daemon, and by which work is counted.
+        corrections: what earlier workers have learned.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class TrainerMemory:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shape, self.allowance = shape, allowance
+        self.work = None if shape is None else WorkModel.of(shape)
         self._sizes, self._reader, self._meter, self._clock = sizes, reader, meter, clock
         self._frozen = (*base.model.parameters(), *base.model.buffers())
         self._base = bytes_of(self._frozen) + allowance.runtime

@@ -75,6 +75,7 @@ def step_done(resident: Resident, figures: StepFigures) -> StepDone:
         target_tokens=figures.target_tokens,
         extra=figures.extra,
         seconds=resident.account(),
+        work=figures.work,
     )
 
 
@@ -88,4 +89,5 @@ def eval_done(resident: Resident, figures: EvalFigures) -> EvalDone:
         accuracy=figures.accuracy,
         tokens=figures.tokens,
         seconds=resident.account(),
+        work=figures.work,
     )

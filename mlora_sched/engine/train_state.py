@@ -20,12 +20,14 @@ from mlora_sched.adapters.base import Adapter
 from mlora_sched.artifacts.provenance import versions_now
 from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
 from mlora_sched.data.tokens import Cursor, Prepared, TokenSet
-from mlora_sched.engine.guards import Watched, limit_reached
+from mlora_sched.engine.guards import Stalled, Watched, limit_reached
 from mlora_sched.engine.step import SegmentResult
 from mlora_sched.errors import JobFault
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
+from mlora_sched.sched.work import WorkModel
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.training import interval_steps
 
@@ -49,6 +51,7 @@ class StepFigures:
     tokens: int
     target_tokens: int
     extra: dict[str, float]
+    work: float
     diverged: str | None = None
 
     def check(self) -> None:
@@ -69,6 +72,7 @@ class EvalFigures:
     loss: float
     accuracy: float
     tokens: int
+    work: float
     best: bool
 
 
@@ -82,7 +86,8 @@ class Progress:
         resumes: how often the job went on from a checkpoint.
         other_numerics: at least once it went on under another numerics key, so its bits are no longer those of one run.
         seconds: on the device, where `limits.max_time` is set. stopped_by: what ended it before its last step.
-        watched: what its guards remember. version_history: under which versions it trained; see `goes_on_under`.
+        watched: what its guards remember. stalled: what early stopping does.
+        version_history: under which versions it trained; see `goes_on_under`.
     """
 
     step: int = 0
@@ -95,6 +100,7 @@ class Progress:
     seconds: float = 0.0
     stopped_by: StoppedBy | None = None
     watched: Watched = field(default_factory=Watched)
+    stalled: Stalled = field(default_factory=Stalled)
     version_history: list[dict[str, Any]] = field(default_factory=list)
 
     def goes_on_under(self, versions: Mapping[str, str]) -> None:
@@ -115,6 +121,7 @@ class Progress:
             "best_loss": math.inf if saved["best_loss"] is None else saved["best_loss"],
             "stopped_by": None if stopped_by is None else StoppedBy(stopped_by),
             "watched": Watched(**saved.get("watched", {})),
+            "stalled": Stalled(**saved.get("stalled", {})),
         }
         return cls(**{**saved, **read})
 
@@ -124,24 +131,32 @@ class _Unfinished:
     """The chunks of the running phase and the results that are in."""
 
     chunks: tuple[Chunk, ...] = ()
+    work: tuple[float, ...] = ()
     tokens: int = 0
     targets: int = 0
     results: list[SegmentResult] = field(default_factory=list)
 
 
 class TrainState:
-    """One resident job."""
+    """One resident job.
 
-    def __init__(self, job_id: str, spec: JobSpec, data: Prepared, adapter: Adapter) -> None:
+    Args:
+        work: says what its chunks cost; without it a token counts as 1.
+    """
+
+    def __init__(
+        self, job_id: str, spec: JobSpec, data: Prepared, adapter: Adapter, work: WorkModel | None = None
+    ) -> None:
         training = spec.training
+        self._work = work
         self.job_id, self.spec, self.data, self.adapter = job_id, spec, data, adapter
         self.seed = training.seed
         self.progress = Progress()
         self.progress.goes_on_under(versions_now())
         self.cursor = Cursor.of(spec, len(data.train))
         self.total_steps = training.total_steps(self.cursor.steps_per_epoch)
-        every = training.eval_every if training.eval_every is not None else "epoch"
-        self.eval_steps = None if data.validation is None else interval_steps(every, self.cursor.steps_per_epoch)
+        self._judge_steps = training.eval_steps(self.cursor.steps_per_epoch)
+        self.eval_steps = None if data.validation is None else self._judge_steps
         self.save_steps = interval_steps(training.save_every, self.cursor.steps_per_epoch)
         self.optimizer = JobAdamW(adapter.params, adapter.lr_scales, training.weight_decay, training.max_grad_norm)
         self._open = _Unfinished()
@@ -199,24 +214,24 @@ class TrainState:
         """Chunks of the running phase that have no result yet, in order."""
         return self._open.chunks[len(self._open.results) :]
 
+    def work(self, chunk: Chunk) -> float:
+        """What a chunk of the running phase costs, in the unit of `sched.work`."""
+        return self._open.work[chunk.index]
+
     def targets(self, chunk: Chunk) -> int:
         """Tokens of a chunk that carry loss."""
         counts = self._set().targets
         return sum(int(counts[row]) for row in chunk.rows)
 
-    def work(self, chunk: Chunk) -> float:
-        """What is charged for a chunk."""
-        return float(chunk.tokens)
-
     @property
     def unfinished_work(self) -> float:
         """Of the running phase, the chunks that have run."""
-        return sum(self.work(chunk) for chunk in self._open.chunks[: len(self._open.results)])
+        return sum(self._open.work[: len(self._open.results)])
 
     @property
     def phase_work(self) -> float:
         """Of the running phase, all chunks."""
-        return sum(self.work(chunk) for chunk in self._open.chunks)
+        return sum(self._open.work)
 
     def lengths(self, chunk: Chunk) -> list[int]:
         """Tokens of each row of a chunk."""
@@ -287,8 +302,12 @@ class TrainState:
         diverged = at.watched.look(self.spec.guards, at.step, loss, grad_norm)
         if at.step < self.total_steps:
             at.stopped_by = limit_reached(self.spec.limits, at.tokens, at.seconds)
+        if self.spec.early_stopping is not None:
+            at.stalled.step(loss)
+            if self.data.validation is None and at.step % self._judge_steps == 0:
+                self._judge({})
         figures = StepFigures(
-            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), diverged
+            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), sum(done.work), diverged
         )
         self._begin()
         return figures
@@ -303,8 +322,9 @@ class TrainState:
         if best:
             self.progress.best_loss, self.progress.best_step = loss, self.step
         self.progress.evaluated = self.step
+        self._judge({Metric.EVAL_LOSS: loss, Metric.EVAL_ACCURACY: accuracy})
         self._begin()
-        return EvalFigures(self.step, loss, accuracy, done.targets, best)
+        return EvalFigures(self.step, loss, accuracy, done.targets, sum(done.work), best)
 
     def stop(self, why: StoppedBy) -> None:
         """End after the last finished step, once it has been evaluated; only between two steps."""
@@ -319,6 +339,13 @@ class TrainState:
         self.restart_phase()
 
     # ------------------------------------------------------------------
+
+    def _judge(self, evaluated: Mapping[Metric, float]) -> None:
+        """End the job where it has got no better for as long as it may; one that ends anyway is not judged."""
+        rule, at = self.spec.early_stopping, self.progress
+        going = at.step < self.total_steps and at.stopped_by is None
+        if rule is not None and going and at.stalled.judge(rule, evaluated):
+            at.stopped_by = StoppedBy.EARLY_STOPPING
 
     def _spend(self, seconds: float) -> None:
         """Count time where it is limited: without a limit, equal jobs have equal checkpoints."""
@@ -341,7 +368,15 @@ class TrainState:
         batch = range(len(rows)) if phase is Phase.EVALUATE else self.cursor.batch(self.step)
         chunks = cut_chunks(self.job_id, batch, rows.lengths, self.spec.training.chunk_tokens)
         targets = sum(int(rows.targets[row]) for row in batch)
-        self._open = _Unfinished(chunks, sum(chunk.tokens for chunk in chunks), targets)
+        work = tuple(self._cost(chunk, rows, training=phase is Phase.TRAIN) for chunk in chunks)
+        self._open = _Unfinished(chunks, work, sum(chunk.tokens for chunk in chunks), targets)
+
+    def _cost(self, chunk: Chunk, rows: TokenSet, *, training: bool) -> float:
+        if self._work is None:
+            return float(chunk.tokens)
+        at = list(chunk.rows)
+        squares, targets = float((rows.lengths[at] ** 2).sum()), float(rows.targets[at].sum())
+        return self._work.of_segment(self.spec.adapter, chunk.tokens, squares, targets, training)
 
 
 def _mean_loss(done: _Unfinished) -> float:

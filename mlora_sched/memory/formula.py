@@ -175,10 +175,9 @@ class Formula:
 
     def _work_out(self, adapter: AdapterSpec) -> _Known:
         shape = self.shape
-        targets = self._targets(adapter)
+        targets = targets_in(shape, adapter)
         count = sum(parameters(adapter, shape.kinds[kind], targets[at]) for at, kind in enumerate(shape.order))
-        nothing = Linear()
-        loose = LayerShape(groups=shape.loose, ffns=(), saved=nothing, forward=(), backward=(), evaluating=())
+        loose = loose_layer(shape)
         named = frozenset(adapter.targets((s.path for g in shape.loose for s in g.sites), shape.is_mixture))
         count += parameters(adapter, loose, named)
         of_layer = list(zip(shape.order, targets, strict=True))
@@ -201,12 +200,19 @@ class Formula:
         )
         return _Known(job, layers, evaluating)
 
-    def _targets(self, adapter: AdapterSpec) -> list[frozenset[str]]:
-        """Paths within each layer of the sites that the adapter sits on."""
-        found = []
-        for at, kind in enumerate(self.shape.order):
-            prefix = f"{self.shape.path}.{at}."
-            sites = [prefix + site.path for group in self.shape.kinds[kind].groups for site in group.sites]
-            named = adapter.targets(sites, self.shape.is_mixture)
-            found.append(frozenset(name.removeprefix(prefix) for name in named))
-        return found
+
+def targets_in(shape: BaseShape, adapter: AdapterSpec) -> list[frozenset[str]]:
+    """Paths within each layer of the sites that the adapter sits on."""
+    found = []
+    for at, kind in enumerate(shape.order):
+        prefix = f"{shape.path}.{at}."
+        sites = [prefix + site.path for group in shape.kinds[kind].groups for site in group.sites]
+        named = adapter.targets(sites, shape.is_mixture)
+        found.append(frozenset(name.removeprefix(prefix) for name in named))
+    return found
+
+
+def loose_layer(shape: BaseShape) -> LayerShape:
+    """The linears outside the decoder layers, as if they were one more."""
+    nothing = Linear()
+    return LayerShape(groups=shape.loose, ffns=(), saved=nothing, forward=(), backward=(), evaluating=())

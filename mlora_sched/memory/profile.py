@@ -33,6 +33,7 @@ from mlora_sched.memory.passes import (
     targets_of,
 )
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.experts import SLOT
 from mlora_sched.model.ffn import PackedFfn
 from mlora_sched.model.head import token_losses
 from mlora_sched.model.layers import decoder_layers, first_layers, layer_kinds
@@ -99,7 +100,31 @@ def profile_base(
             is_mixture=plain.base.is_mixture,
             loose=_loose(plain.base),
             buckets=tuple(buckets),
+            vocabulary=plain.base.head.weight_VD.shape[0],
+            attention=_attention(config) * len(order),
+            experts=_experts(plain.base, config),
         )
+
+
+def _attention(config: Any) -> int:
+    """Width of all query heads of a layer; where values have another one, the mean of both."""
+    text = config.get_text_config()
+    heads: int = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    keys, values = (getattr(text, name, None) or width for name in ("qk_head_dim", "v_head_dim"))
+    return int(heads * (keys + values)) // 2
+
+
+def _experts(base: FrozenBase, config: Any) -> int:
+    """Weights of a mixture base's own experts that one token meets."""
+    chosen = getattr(config.get_text_config(), "num_experts_per_tok", None) or 0
+    return sum(
+        chosen * parameter.numel() // module.num_experts
+        for module in base.model.modules()
+        if hasattr(module, SLOT)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3
+    )
 
 
 def _window(config: Any) -> int:

@@ -28,7 +28,7 @@ from mlora_sched.server.context import MAX_FILE_BYTES, Context
 from mlora_sched.server.door import Door
 from mlora_sched.server.groups import AdminGroup, gid_of
 from mlora_sched.server.limits import MAX_BODY_BYTES, BodyLimit
-from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, tokens
+from mlora_sched.server.routes import audit, daemon, doctor, files, jobs, quota, sweeps, tokens
 from mlora_sched.server.tcp import Hosts
 from mlora_sched.server.trail import Trail
 from mlora_sched.settings import DaemonSettings
@@ -83,8 +83,8 @@ def create_app(
     app = FastAPI(title="mlora_sched", version=__version__, responses=_ERRORS, docs_url=None, redoc_url=None)
     retention, sizes = Retention(store, settings), ArtifactSizes(settings)
     app.state.context = Context(store, settings, max_file_bytes, estimating, retention, sizes, disk_space)
-    for router in (jobs.router, files.router, daemon.router, doctor.router, quota.router, tokens.router, audit.router):
-        app.include_router(router, prefix=PREFIX)
+    for routes in (jobs, sweeps, files, daemon, doctor, quota, tokens, audit):
+        app.include_router(routes.router, prefix=PREFIX)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=f"{PREFIX}{files.router.prefix}/")
     gid = None if settings.admin_group is None else gid_of("--admin-group", settings.admin_group)
     app.add_middleware(

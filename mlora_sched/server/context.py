@@ -67,6 +67,17 @@ class Context:
         """The job that `caller` calls `ref`, as `job_id` finds it."""
         return self.store.find(ref, caller.scope, caller.user)
 
+    def sweep_id(self, ref: str, caller: Caller) -> str:
+        """The full id of the sweep that `caller` calls `ref`; as with jobs.
+
+        Raises:
+            NotFound: the caller has no such sweep.
+            Ambiguous: several fit.
+        """
+        sweep_id = self.store.resolve_sweep(ref, caller.scope, caller.user)
+        self.note.target = sweep_id
+        return sweep_id
+
     def use_files(self, wanted: Collection[str], caller: Caller) -> set[str]:
         """Those of the files that the caller has uploaded and that are there; they count as used now, and so stay."""
         known = self.store.use_files(wanted, caller.user, time.time())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Sizes
@@ -13,7 +13,6 @@ from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.redact import redact_values
-from mlora_sched.spec.submission import Submission
 from mlora_sched.store.jobs import JobStore
 
 
@@ -37,17 +36,17 @@ def served_base(spec: JobSpec, settings: DaemonSettings) -> str:
     return spec.base_model
 
 
-_LIKE_AN_ID = re.compile(r"j-[0-9a-f]+")
+_LIKE_AN_ID = re.compile(r"[js]-[0-9a-f]+")
 
 
 def check_name(spec: JobSpec) -> None:
-    """A job is not called as another one is by its id.
+    """A job is not called as another one, or a sweep, is by its id.
 
     Raises:
         SpecError: it is.
     """
     if _LIKE_AN_ID.fullmatch(spec.name):
-        raise SpecError(f"{spec.name}: name: is written like a job's id; choose another, such as {spec.name}-run")
+        raise SpecError(f"{spec.name}: name: is written like an id; choose another, such as {spec.name}-run")
 
 
 MAX_SPEC_BYTES = 128 << 10
@@ -91,23 +90,29 @@ def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estim
 _MOST_ODD, _MOST_NAME = 10, 100
 
 
-def check_files(submission: Submission, uploaded: Callable[[Collection[str]], Collection[str]]) -> None:
-    """Every file of the spec, and no other, has been uploaded by the caller.
+def check_files(
+    name: str,
+    wanted: Collection[str],
+    files: Mapping[str, str],
+    uploaded: Callable[[Collection[str]], Collection[str]],
+) -> None:
+    """Every file of a spec, and no other, has been uploaded by the caller.
 
     Args:
+        name: of the job, or of the sweep. wanted: the files that it names.
+        files: sha256 of those sent.
         uploaded: which of these sha256 are of files that the caller has uploaded; called once.
 
     Raises:
         SpecError: it is not so.
     """
-    spec = submission.spec
-    named, sent = set(spec.files), set(submission.files)
+    named, sent = set(wanted), set(files)
     if named != sent:
         odd = sorted(named ^ sent)
-        told = ", ".join(name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…" for name in odd[:_MOST_ODD])
+        told = ", ".join(file if len(file) <= _MOST_NAME else f"{file[:_MOST_NAME]}…" for file in odd[:_MOST_ODD])
         more = f" and {len(odd) - _MOST_ODD} more" if len(odd) > _MOST_ODD else ""
-        raise SpecError(f"{spec.name}: the files sent are not those the spec names; they differ in {told}{more}")
-    there = uploaded(set(submission.files.values()))
-    for name, sha256 in submission.files.items():
+        raise SpecError(f"{name}: the files sent are not those the spec names; they differ in {told}{more}")
+    there = uploaded(set(files.values()))
+    for file, sha256 in files.items():
         if sha256 not in there:
-            raise SpecError(f"{spec.name}: {name}: the daemon has no file {sha256} of yours; upload it first")
+            raise SpecError(f"{name}: {file}: the daemon has no file {sha256} of yours; upload it first")

@@ -61,11 +61,46 @@ class JobView(Frozen):
         return f"{self.state.value} ({self.request.doing})" if self.request.doing else self.state.value
 
 
+class SweepView(Frozen):
+    """A sweep as people see it in a list.
+
+    Attributes:
+        metric, rule: by which its trials are compared, and by which they are given up (`asha`, `median`, or none).
+        state: of all trials together: the liveliest of them; of those that have ended, SUCCEEDED if one has.
+        trials, ended, pruned: how many there are, have ended, and were given up.
+        steps, total_steps: finished steps of all trials, and all that they would have if none were given up; the latter
+            is None before the data is prepared. tokens: trained so far.
+        best: the trial, by its job's id, whose newest figure is the best of those that have not failed; None before
+            there is any. best_trial, figure: its number, and that figure.
+    """
+
+    id: str
+    name: str
+    owner: str
+    created: float
+    metric: str
+    rule: str
+    state: JobState
+    trials: int
+    ended: int
+    pruned: int
+    steps: int
+    total_steps: int | None
+    tokens: int
+    best: str | None = None
+    best_trial: int | None = None
+    figure: float | None = None
+
+
 class JobsPage(Frozen):
-    """The jobs that were asked for, in the order that was asked for; `more` fit and are beyond the limit."""
+    """The jobs that were asked for, in the order that was asked for; `more` fit and are beyond the limit.
+
+    `sweeps`, newest first, stand for their trials where those were to be left out.
+    """
 
     jobs: tuple[JobView, ...]
     more: int
+    sweeps: tuple[SweepView, ...] = ()
 
 
 class ErrorBody(Frozen):

@@ -66,6 +66,10 @@ _FOREIGN: dict[str, str] = {
     "save_strategy": "training.save_every",
     "loss_watchdog_threshold": "guards.loss_spike (a factor on the usual loss, not a loss)",
     "loss_watchdog_patience": "guards.patience",
+    "early_stopping_patience": "early_stopping.patience",
+    "early_stopping_threshold": "early_stopping.min_delta",
+    "early_stopping_steps": "early_stopping.patience (counted in evaluations)",
+    "metric_for_best_model": "early_stopping.metric",
     "output_dir": "nothing here: `run --out DIR` and `pull ID DIR` say where results go",
     "bf16": "nothing here: the precision belongs to the base (`serve --dtype`)",
     "fp16": "nothing here: the precision belongs to the base (`serve --dtype`)",
@@ -118,8 +122,8 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "value_error":
         return field, item["msg"].removeprefix("Value error, ")
     if kind == "union_tag_invalid":
-        tags = item["ctx"]["expected_tags"].replace("'", "")
-        return f"{field}.method", f"{item['ctx']['tag']!r} is no method; choose one of {tags}"
+        tags, key = (item["ctx"][name].replace("'", "") for name in ("expected_tags", "discriminator"))
+        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; choose one of {tags}"
     if kind in ("model_type", "model_attributes_type"):
         return field, f"{shown(item['input'])}: is no section of keys{_section_remedy(field, item['input'], model)}"
     message = item["msg"][:1].lower() + item["msg"][1:]

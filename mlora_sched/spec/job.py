@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
-from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec
+from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec, Metric
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.override import Override, apply_overrides
 from mlora_sched.spec.training import TrainingSpec
+
+_Document = TypeVar("_Document")
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -49,6 +52,17 @@ class JobSpec(Frozen):
     def _method_defaults_to_lora(cls, value: object) -> object:
         return {"method": "lora", **value} if isinstance(value, dict) else value
 
+    @field_validator("early_stopping")
+    @classmethod
+    def _is_evaluated(cls, value: EarlyStoppingSpec | None, info: ValidationInfo) -> EarlyStoppingSpec | None:
+        data = info.data.get("data")
+        if value is not None and value.metric is not Metric.LOSS and data is not None and data.validation is None:
+            raise ValueError(
+                f"metric {value.metric.value} needs data.validation, and there is none; set it (0.1, or the name of a "
+                f"file), or write metric: loss, which is the training loss"
+            )
+        return value
+
     @property
     def files(self) -> tuple[str, ...]:
         """Every file that travels with the job, as named in the spec (init_from contributes its two files)."""
@@ -67,6 +81,10 @@ def parse_job(raw: object, where: str = "spec") -> JobSpec:
         raise SpecError(
             f"{where}: a job spec is a mapping of keys such as name, adapter, data; got {type(raw).__name__}"
         )
+    if "sweep" in raw:
+        raise SpecError(
+            f"{where}: sweep: stands for many jobs; only `submit` and `validate` take it here, leave it out"
+        )
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
@@ -79,15 +97,34 @@ def load_job(path: Path, overrides: Iterable[Override] = ()) -> JobSpec:
     Raises:
         SpecError: the file is missing, is no YAML or is no valid spec.
     """
+    return read_job(read_bytes(path), str(path), overrides)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a spec's file holds.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    return read_job(text, str(path), overrides)
 
 
 def read_job(text: bytes, where: str, overrides: Iterable[Override] = ()) -> JobSpec:
     """Read a spec from the bytes of its YAML; `where` names them in errors about it. See `load_job`."""
+    return check_document(text, where, overrides, parse_job)
+
+
+def check_document(
+    text: bytes, where: str, overrides: Iterable[Override], parse: Callable[[object, str], _Document]
+) -> _Document:
+    """Decode YAML, set some fields otherwise and have it parsed; what was set is blamed on `--set`.
+
+    Raises:
+        SpecError: it is no YAML, or what `parse` says.
+    """
     from mlora_sched.spec.strict_yaml import load_yaml
 
     try:
@@ -96,7 +133,7 @@ def read_job(text: bytes, where: str, overrides: Iterable[Override] = ()) -> Job
         raise SpecError(f"{where}: is not YAML: {error}") from None
     given = tuple(overrides)
     try:
-        return parse_job(apply_overrides(raw, given), where)
+        return parse(apply_overrides(raw, given), where)
     except SpecError as error:
         raise SpecError("\n".join(_blamed(line, where, given) for line in error.message.splitlines())) from None
 

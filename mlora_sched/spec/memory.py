@@ -136,6 +136,8 @@ class BaseShape(Frozen):
         buckets: pack lengths in use, ascending, to which the pieces of the head are padded; empty where unknown.
         window: rows of a sequence beyond which `Linear.squares` count; 0 for always.
         is_mixture: it routes tokens to experts of its own. loose: linears outside the decoder layers, by full path.
+        vocabulary: outputs of the head. attention: width of all query heads, over all layers. experts: weights of its
+            own experts that a token is multiplied with, over all layers. They say what work is, not what memory.
     """
 
     weights: int
@@ -152,6 +154,9 @@ class BaseShape(Frozen):
     is_mixture: bool
     loose: tuple[GroupShape, ...]
     buckets: tuple[int, ...] = ()
+    vocabulary: int = 0
+    attention: int = 0
+    experts: int = 0
 
 
 class Correction(Frozen):

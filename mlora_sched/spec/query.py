@@ -50,6 +50,7 @@ class JobQuery(Frozen):
         since: only jobs submitted at this time or later, in seconds since the Unix epoch.
         sort, reverse: the order; equals newest first. Reversed, what has no figure stays last.
         limit: no more than so many; None for all.
+        sweep: only trials of this sweep, by id or name. trials: whether trials are listed at all.
     """
 
     states: tuple[JobState, ...] | None = None
@@ -59,6 +60,8 @@ class JobQuery(Frozen):
     sort: JobSort = JobSort.CREATED
     reverse: bool = False
     limit: int | None = Field(default=None, ge=1, le=MAX_LIMIT)
+    sweep: str | None = None
+    trials: bool = True
 
 
 def check_name_pattern(text: str) -> str:

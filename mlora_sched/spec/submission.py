@@ -17,9 +17,9 @@ MAX_FILE_NAME = 1024
 MAX_FILES = MAX_TRAIN_FILES + 2 + len(ADAPTER_FILES)  # beside those trained on: validation, template, init_from
 KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$"
 
-_Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
-_FileName = Annotated[str, Field(max_length=MAX_FILE_NAME)]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+FileName = Annotated[str, Field(max_length=MAX_FILE_NAME)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Submission(Frozen):
@@ -32,9 +32,9 @@ class Submission(Frozen):
     """
 
     spec: JobSpec
-    files: dict[_FileName, _Sha256] = Field(max_length=MAX_FILES)
+    files: dict[FileName, Sha256] = Field(max_length=MAX_FILES)
     key: str | None = Field(default=None, pattern=KEY_PATTERN)
-    after: tuple[_Reference, ...] = Field(default=(), max_length=MAX_AFTER)
+    after: tuple[Reference, ...] = Field(default=(), max_length=MAX_AFTER)
     retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
 
 

@@ -74,6 +74,12 @@ class TrainingSpec(Frozen):
             return self.max_steps
         return max(1, math.ceil(self.passes * steps_per_epoch))
 
+    def eval_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps between two evaluations of a job that is evaluated: an epoch, unless told otherwise."""
+        every = interval_steps("epoch" if self.eval_every is None else self.eval_every, steps_per_epoch)
+        assert every is not None
+        return every
+
 
 def interval_steps(every: Every | None, steps_per_epoch: int) -> int | None:
     """Turn an interval into optimiser steps (at least 1), or None for never."""

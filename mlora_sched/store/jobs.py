@@ -2,7 +2,7 @@
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
 of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
-those of `Audit` who asked for what, those of `Submissions` go with submitting.
+those of `Audit` who asked for what, those of `Submissions` go with submitting, those of `SweepSide` are about trials.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -12,24 +12,25 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, func, or_, select, update
 from sqlalchemy.dialects import sqlite
 
-from mlora_sched.errors import Ambiguous, NotFound, Refused
+from mlora_sched.errors import Ambiguous, NotFound
 from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.query import JobQuery
-from mlora_sched.spec.state import JobState, Request, WaitReason
-from mlora_sched.store import listing, rows, schema, submissions
+from mlora_sched.spec.state import JobState, Request
+from mlora_sched.store import listing, requests, rows, schema, submissions
 from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
-from mlora_sched.store.quotas import QuotaSide, check_submission, check_upload
+from mlora_sched.store.quotas import QuotaSide, check_upload
 from mlora_sched.store.records import Drain, Release, Terms
 from mlora_sched.store.submissions import Submissions
+from mlora_sched.store.sweeps import SweepSide
 from mlora_sched.store.tokens import Tokens
 from mlora_sched.store.upkeep import Upkeep, job_row
 
@@ -51,7 +52,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
+class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Audit):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
@@ -80,13 +81,7 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             before = submissions.under_key(connection, owner, spec, files, terms)
             if before is not None:
                 return before
-            row = _new_row(job_id, spec, owner, base, now) | {"key": terms.key, "retries": terms.retries}
-            connection.execute(insert(schema.jobs).values(row))
-            for name, sha256 in files.items():
-                connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
-            check_submission(connection, job_id, owner)
-            submissions.begin_after(connection, job_id, terms.after)
-            add_event(connection, job_id, "submitted", now)
+            submissions.add_job(connection, job_id, spec, files, owner, base, now, terms)
             return rows.job_view(job_row(connection, job_id))
 
     def get(self, job_id: str) -> JobView:
@@ -149,18 +144,8 @@ class JobStore(DaemonSide, Submissions, Upkeep, Tokens, QuotaSide, Audit):
             NotFound: there is no such job.
             Refused: the job's state or an earlier request stands against it.
         """
-        assert request is not Request.NONE
         with writing(self._engine) as connection:
-            view = rows.job_view(job_row(connection, job_id))
-            if view.request is request:
-                return view
-            reason = _refusal(view, request)
-            if reason is not None:
-                raise Refused(f"job {job_id} {reason}")
-            where = schema.jobs.c.id == job_id
-            connection.execute(update(schema.jobs).where(where).values(request=request.value))
-            add_event(connection, job_id, f"{request.value} requested", now)
-            return rows.job_view(job_row(connection, job_id))
+            return requests.ask(connection, job_id, request, now)
 
     def detail(self, job_id: str) -> JobDetail:
         """Everything `show` prints; the newest events, oldest of them first.
@@ -350,37 +335,3 @@ def _fitting(connection: Connection, fits: ColumnElement[bool], owner: str | Non
     """The newest jobs of `owner` (None: of everybody) that fit, one more than a message names."""
     query = _JOBS.where(fits, *listing.conditions(owner, JobQuery())).order_by(schema.jobs.c.seq.desc())
     return connection.execute(query.limit(_MOST_NAMED + 1)).all()
-
-
-def _new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:
-    return {
-        "id": job_id,
-        "name": spec.name,
-        "owner": owner,
-        "base": base,
-        "spec": spec.model_dump_json(),
-        "method": spec.adapter.method,
-        "priority": spec.priority.value,
-        "state": JobState.PREPARING.value,
-        "request": Request.NONE.value,
-        "reason": WaitReason.PREPARING.value,
-        "epoch": 0,
-        "step": 0,
-        "tokens": 0,
-        "crashes": 0,
-        "exactness": "",
-        "created": now,
-    }
-
-
-def _refusal(view: JobView, wanted: Request) -> str | None:
-    """Why `wanted` cannot be asked of the job now, or None."""
-    if view.state.is_final:
-        return f"has ended ({view.state.value}); there is nothing to {wanted.value}"
-    if view.request is Request.CANCEL:
-        return "is being cancelled"
-    if wanted is Request.PAUSE and view.state is JobState.PAUSED and view.request is Request.NONE:
-        return "is paused already"
-    if wanted is Request.RESUME and view.state is not JobState.PAUSED and view.request is not Request.PAUSE:
-        return f"is {view.state.value}, not PAUSED; there is nothing to resume"
-    return None

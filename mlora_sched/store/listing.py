@@ -34,6 +34,10 @@ def conditions(scope: str | None, query: JobQuery) -> list[ColumnElement[bool]]:
         where.append(_JOBS.name.op("GLOB", is_comparison=True)(query.name.replace("[!", "[^")))
     if query.since is not None:
         where.append(_JOBS.created >= query.since)
+    if query.sweep is not None:
+        where.append(_JOBS.sweep == query.sweep)
+    if not query.trials:
+        where.append(_JOBS.sweep.is_(None))
     return where
 
 

@@ -105,6 +105,38 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialState:
+    """How a trial of a sweep stands.
+
+    Attributes:
+        every: steps between two figures, None while that is not known.
+        until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
+        figures: of the sweep's metric, by step, such that less is better.
+    """
+
+    job_id: str
+    number: int
+    state: JobState
+    step: int
+    total_steps: int | None
+    every: int | None
+    until: int | None
+    stop: StoppedBy | None
+    stopped_by: StoppedBy | None
+    figures: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialChange:
+    """What was decided of a trial: `until` and `stop` as in `spec.wire.JobStart`; `note` is for its events."""
+
+    job_id: str
+    until: int
+    stop: StoppedBy | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Dependence:
     """A live job `job_id` starts when the job `after_id`, of this name, has succeeded; that one is in `state` now."""
 

@@ -48,7 +48,7 @@ def apply(connection: Connection, report: JobReport, now: float, pace: Pace | No
         case StepDone():
             _step(connection, row, report, now, pace)
         case EvalDone():
-            _eval(connection, report)
+            _eval(connection, row, report)
         case CheckpointSaved():
             _checkpoint(connection, row, report, now)
         case JobFinished():
@@ -136,7 +136,7 @@ def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, p
     going = {"pace": None, "pace_spread": None} if pace is None else {"pace": pace.rate, "pace_spread": pace.spread}
     worked = schema.jobs.c.work_seconds + report.seconds
     _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens, work_seconds=worked, **going)
-    _charge(connection, row.owner, report.work or report.tokens)
+    _charge(connection, row.owner, report.work)
     count_tokens(connection, row.owner, report.tokens, now)
 
 
@@ -146,10 +146,12 @@ def _charge(connection: Connection, owner: str, work: float) -> None:
     connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
 
 
-def _eval(connection: Connection, report: EvalDone) -> None:
+def _eval(connection: Connection, row: Row[Any], report: EvalDone) -> None:
+    """An evaluation costs the device as much as its tokens do, so it is paid for like a step."""
     _upsert_metric(connection, report.job_id, MetricsLine.of(report))
     worked = schema.jobs.c.work_seconds + report.seconds
-    _set(connection, report.job_id, eval_loss=report.loss, work_seconds=worked)
+    _set(connection, row.id, eval_loss=report.loss, work_seconds=worked)
+    _charge(connection, row.owner, report.work)
 
 
 def _upsert_metric(connection: Connection, job_id: str, line: MetricsLine) -> None:

@@ -1,21 +1,24 @@
 """Statements that go with submitting: what has a key already, what starts after what, who waits, who comes first.
 
-The job's row itself is `JobStore.insert`'s; what becomes of jobs that wait for others is the loop's business.
+A job's row is made here, for `JobStore.insert` and for the trials of a sweep; what becomes of jobs that wait for others
+is the loop's business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from mlora_sched.errors import Refused
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec, Priority
-from mlora_sched.spec.state import JobState
+from mlora_sched.spec.state import JobState, Request, WaitReason
 from mlora_sched.store import rows, schema
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
+from mlora_sched.store.quotas import check_submission
 from mlora_sched.store.records import Terms
 from mlora_sched.store.upkeep import job_row
 
@@ -124,3 +127,46 @@ def begin_after(connection: Connection, job_id: str, after: Sequence[str]) -> No
                 f"so that this job would never start; submit that one anew, and name the new one"
             )
         connection.execute(insert(schema.job_after).values(job_id=job_id, after_id=other))
+
+
+def add_job(
+    connection: Connection,
+    job_id: str,
+    spec: JobSpec,
+    files: Mapping[str, str],
+    owner: str,
+    base: str,
+    now: float,
+    terms: Terms,
+    **columns: Any,
+) -> None:
+    """Add a job in PREPARING; see `JobStore.insert`. `columns` are further ones of its row."""
+    row = new_row(job_id, spec, owner, base, now) | {"key": terms.key, "retries": terms.retries, **columns}
+    connection.execute(insert(schema.jobs).values(row))
+    for name, sha256 in files.items():
+        connection.execute(insert(schema.job_files).values(job_id=job_id, name=name, sha256=sha256))
+    check_submission(connection, job_id, owner)
+    begin_after(connection, job_id, terms.after)
+    add_event(connection, job_id, "submitted", now)
+
+
+def new_row(job_id: str, spec: JobSpec, owner: str, base: str, now: float) -> dict[str, Any]:
+    """The columns of a job that was just submitted."""
+    return {
+        "id": job_id,
+        "name": spec.name,
+        "owner": owner,
+        "base": base,
+        "spec": spec.model_dump_json(),
+        "method": spec.adapter.method,
+        "priority": spec.priority.value,
+        "state": JobState.PREPARING.value,
+        "request": Request.NONE.value,
+        "reason": WaitReason.PREPARING.value,
+        "epoch": 0,
+        "step": 0,
+        "tokens": 0,
+        "crashes": 0,
+        "exactness": "",
+        "created": now,
+    }

@@ -52,6 +52,9 @@ class Upkeep:
             for table in (schema.metrics, schema.events, schema.checkpoints, schema.job_files):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(schema.jobs).where(schema.jobs.c.id == job_id))
+            if view.sweep is not None:  # goes with the last of its trials
+                others = exists(select(schema.jobs.c.id).where(schema.jobs.c.sweep == view.sweep))
+                connection.execute(delete(schema.sweeps).where(schema.sweeps.c.id == view.sweep, ~others))
             add_event(connection, None, f"job {job_id} ({view.name}) of {view.owner} removed by {caller}", now)
         return view, forgotten
 

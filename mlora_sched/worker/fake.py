@@ -7,6 +7,7 @@ directory, as with the real worker; nothing else is kept between two fakes. It t
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import assert_never
 
 from mlora_sched.files import checkpoint_dir, list_checkpoints
-from mlora_sched.spec.job import ADAPTER_FILES
+from mlora_sched.spec.job import ADAPTER_FILES, JobSpec
 from mlora_sched.spec.memory import BaseShape, JobBytes, MemoryReport
 from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 from mlora_sched.spec.state import StoppedBy
+from mlora_sched.spec.training import TrainingSpec
 from mlora_sched.spec.wire import (
     Attach,
     Attached,
@@ -315,10 +317,16 @@ class FakeWorker:
         training = job.start.spec.training
         best = False
         if isinstance(training.eval_every, int) and job.step % training.eval_every == 0:
-            loss = fake_loss(job.step) + 0.5
+            loss = fake_loss(job.step) + fake_penalty(job.start.spec) + 0.5
             best, job.lowest = loss < job.lowest, min(loss, job.lowest)
             evaluated = EvalDone(
-                job_id=job.start.job_id, epoch=job.start.epoch, step=job.step, loss=loss, accuracy=0.5, tokens=50
+                job_id=job.start.job_id,
+                epoch=job.start.epoch,
+                step=job.step,
+                loss=loss,
+                accuracy=0.5,
+                tokens=50,
+                work=50.0,
             )
             self._outbox.append(evaluated)
         if isinstance(training.save_every, int) and job.step % training.save_every == 0:
@@ -337,17 +345,24 @@ def fake_loss(step: int) -> float:
     return 1.0 / (1 + step)
 
 
+def fake_penalty(spec: JobSpec) -> float:
+    """What every loss of a job is higher by: the farther its learning rate is from the default one, the worse it is."""
+    usual: float = TrainingSpec.model_fields["learning_rate"].default
+    return abs(math.log10(spec.training.learning_rate) - math.log10(usual))
+
+
 def _step_done(job: _Resident) -> StepDone:
     return StepDone(
         job_id=job.start.job_id,
         epoch=job.start.epoch,
         step=job.step,
-        loss=fake_loss(job.step),
+        loss=fake_loss(job.step) + fake_penalty(job.start.spec),
         lr=1e-3,
         grad_norm=1.0,
         tokens=job.script.step_tokens,
         target_tokens=job.script.step_tokens // 2,
         seconds=0.25,
+        work=float(job.script.step_tokens),
     )
 
 

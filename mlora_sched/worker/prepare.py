@@ -14,6 +14,7 @@ import psutil
 
 from mlora_sched.data.chunk_bound import largest_chunk
 from mlora_sched.data.cursor import Cursor
+from mlora_sched.data.load import load_of
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
@@ -62,6 +63,7 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
         largest_chunk=largest_chunk(start.spec, data.train, data.validation),
         longest=max(int(rows.lengths.max()) for rows in (data.train, data.validation) if rows is not None),
         cache_entry=data.entry,
+        load=load_of(start.spec, data.train, data.validation),
     )
 
 

@@ -14,11 +14,18 @@ from pydantic_core import PydanticUndefined
 
 from docs.pages import blocks, quoted, rows, text_of
 from mlora_sched.spec.adapter import ALL_LINEAR, AdapterSpec, LoraSpec
-from mlora_sched.spec.job import JobSpec, parse_job
+from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.sweep import SweepSpec, parse_document
 
 PAGE = text_of("spec.md")
 METHODS = typing.get_args(typing.get_args(AdapterSpec)[0])
 COMMON = set(LoraSpec.model_fields)
+
+
+class Document(JobSpec):
+    """All that a spec's file may hold."""
+
+    sweep: SweepSpec | None = None
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -29,7 +36,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from models_in(part)
 
 
-def fields(model: type[BaseModel] = JobSpec, prefix: str = "") -> dict[str, dict[str, Any]]:
+def fields(model: type[BaseModel] = Document, prefix: str = "") -> dict[str, dict[str, Any]]:
     """Defaults by dotted field and by the class that has it."""
     found: dict[str, dict[str, Any]] = {}
     for name, info in model.model_fields.items():
@@ -54,7 +61,7 @@ def test_the_default_is_the_models(field: str) -> None:
     cell = documented()[field][-2]
     defaults = {name: default for name, default in fields()[field].items() if default is not PydanticUndefined}
     if field == "adapter.method":  # the job fills it in before the method is chosen
-        defaults = {"JobSpec": "lora"}
+        defaults = {"Document": "lora"}
     if not defaults:
         assert cell == "required"
         return
@@ -93,7 +100,7 @@ def test_choices_are_written_out() -> None:
 
 def choices(field: str) -> list[str]:
     """The values that a field's annotation allows, where it lists them."""
-    owners: list[type[BaseModel]] = [JobSpec]
+    owners: list[type[BaseModel]] = [Document]
     *parents, leaf = field.split(".")
     for parent in parents:
         owners = [model for owner in owners for model in models_in(owner.model_fields[parent].annotation)]
@@ -114,7 +121,7 @@ def _literals(annotation: Any) -> list[str]:
 
 @pytest.mark.parametrize("example", blocks(PAGE, "yaml"), ids=lambda text: text.partition("\n")[0])
 def test_examples_are_specs(example: str) -> None:
-    parse_job(yaml.safe_load(example))
+    parse_document(yaml.safe_load(example))
 
 
 def test_all_linear_is_what_the_page_calls_it() -> None:

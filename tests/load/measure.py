@@ -31,7 +31,7 @@ from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import JobState, Request
 from mlora_sched.store import schema
 from mlora_sched.store.db import open_database, writing
-from mlora_sched.store.jobs import _new_row
+from mlora_sched.store.submissions import new_row
 
 JOBS = 8
 QUIET_SECONDS, POLL_SECONDS, WINDOW_SECONDS, WINDOWS = 10.0, 15.0, 4.0, 8
@@ -109,7 +109,7 @@ def fill(database: Path) -> None:
     owner = pwd.getpwuid(os.geteuid()).pw_name
     spec = parse_job({"name": "old", "data": {"train": "a.jsonl"}})
     done = {"state": JobState.SUCCEEDED.value, "reason": "", "ended": time.time(), "loss": 0.5, "total_steps": 100}
-    rows = [_new_row(f"j-{secrets.token_hex(16)}", spec, owner, "demo", time.time()) | done for _ in range(FINISHED)]
+    rows = [new_row(f"j-{secrets.token_hex(16)}", spec, owner, "demo", time.time()) | done for _ in range(FINISHED)]
     engine = open_database(database)
     with writing(engine) as connection:
         connection.execute(insert(schema.jobs), rows)

@@ -227,7 +227,8 @@ class Run:
         for report in reports:
             match report:
                 case StepDone() | EvalDone():
-                    self.got[report.job_id].figures.append(report.model_dump_json(exclude={"seconds"}))
+                    # a trainer that does not know its memory counts work otherwise
+                    self.got[report.job_id].figures.append(report.model_dump_json(exclude={"seconds", "work"}))
                 case JobFailed():
                     self.got[report.job_id].failed = f"{report.code.value}: {report.message}"
                 case JobFinished():

@@ -98,6 +98,11 @@ class Served:
         write_adapter(self.settings.job_dir(job_id) / "adapter", "finished")
         self.store.record([JobFinished(job_id=job_id, epoch=epoch, step=10)], now=time.time())
 
+    def held_out(self, job_id: str, step: int, loss: float) -> None:
+        """Evaluate (again) after a step."""
+        line = EvalDone(job_id=job_id, epoch=self._epoch(job_id), step=step, loss=loss, accuracy=0.5, tokens=9)
+        self.store.record([line], now=time.time())
+
     def fail(self, job_id: str, message: str) -> None:
         failed = JobFailed(job_id=job_id, epoch=self._epoch(job_id), code=ErrorCode.NON_FINITE_LOSS, message=message)
         self.store.record([failed], now=time.time())

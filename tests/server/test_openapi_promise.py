@@ -27,8 +27,10 @@ from mlora_sched.server.app import create_app
 from mlora_sched.server.auth import Caller
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.sweep import Sweep, parse_document
 from mlora_sched.store.db import open_database
 from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import Terms
 
 load_all_checks()
 CHECKS: list[CheckFunction] = [
@@ -40,6 +42,7 @@ CHECKS: list[CheckFunction] = [
 ]
 UPLOADED = b'{"text": "a row"}\n'
 WHO = "x-test-caller"
+SWEEP = {"parameters": {"training.learning_rate": {"values": [1e-3, 1e-4]}}, "metric": "loss"}
 
 
 @pytest.fixture
@@ -55,6 +58,9 @@ def served(serve_settings: DaemonSettings) -> Any:
     for number in range(5):
         spec = parse_job({"name": "toy", "data": {"train": "a.jsonl"}})
         found.store.insert(job_id(number), spec, {"a.jsonl": digest}, "ann", "demo", time.time())
+    sweep = parse_document({"name": "toy", "data": {"train": "a.jsonl"}, "sweep": SWEEP})
+    assert isinstance(sweep, Sweep)
+    found.store.insert_sweep("s-" + "0" * 32, sweep, {"a.jsonl": digest}, "ann", "demo", time.time(), Terms())
     for number in (1, 2, 3):
         found.train(job_id(number), 3, save=(2, 3), best=2)
     found.finish(job_id(2))
@@ -90,6 +96,13 @@ def sensible(data: st.DataObject, operation: APIOperation, mode: GenerationMode)
         fixed = {} if ref is None else {"path_parameters": {"ref": ref}}
     case = data.draw(operation.as_strategy(generation_mode=mode, **fixed))
     case.headers[WHO] = data.draw(st.sampled_from(["ann", "bob"]))
+    if isinstance(case.body, dict) and "document" in case.body and mode is GenerationMode.POSITIVE:
+        try:
+            found = parse_document(case.body["document"]["spec"] | {"sweep": case.body["document"]["sweep"]})
+        except SpecError:
+            return case
+        assert isinstance(found, Sweep)
+        case.body["files"] = {name: hashlib.sha256(UPLOADED).hexdigest() for name in found.files}
     if isinstance(case.body, dict) and "spec" in case.body and mode is GenerationMode.POSITIVE:
         try:
             names = parse_job(case.body["spec"]).files

@@ -44,6 +44,14 @@ OF_A_JOB: dict[Route, Any] = {
 }
 """Routes of one job, with their bodies: NotFound for those whose it is not."""
 
+OF_A_SWEEP: dict[Route, Any] = {
+    ("GET", "/sweeps/{ref}"): None,
+    ("POST", "/sweeps/{ref}/pause"): None,
+    ("POST", "/sweeps/{ref}/resume"): None,
+    ("POST", "/sweeps/{ref}/cancel"): None,
+}
+"""Likewise, of one sweep."""
+
 FOR_ADMINISTRATORS: dict[Route, Any] = {
     ("POST", "/daemon/release"): {"seconds": 60},
     ("POST", "/daemon/reclaim"): None,
@@ -63,6 +71,8 @@ FOR_ADMINISTRATORS: dict[Route, Any] = {
 FOR_EVERYBODY: set[Route] = {
     ("GET", "/jobs"),
     ("POST", "/jobs"),
+    ("GET", "/sweeps"),
+    ("POST", "/sweeps"),
     ("HEAD", "/files/{sha256}"),
     ("PUT", "/files/{sha256}"),
     ("GET", "/daemon"),
@@ -74,6 +84,8 @@ FOR_EVERYBODY: set[Route] = {
 """Routes that answer everybody and tell nobody of others' jobs more than user, state and resource use."""
 
 SECRET = "do-not-tell"
+SECRET_SWEEP = "nor-this"
+SWEEP = {"parameters": {"training.learning_rate": {"values": [1e-3, 1e-4]}}, "metric": "loss"}
 KEY = "the-same-key"
 ROW = b'{"text": "of ann alone"}\n'
 SHA = hashlib.sha256(ROW).hexdigest()
@@ -116,7 +128,7 @@ def routes_of(app: FastAPI) -> set[Route]:
 
 
 def test_every_route_says_here_whom_it_answers(served: Served) -> None:
-    known = OF_A_JOB.keys() | FOR_ADMINISTRATORS.keys() | FOR_EVERYBODY
+    known = OF_A_JOB.keys() | OF_A_SWEEP.keys() | FOR_ADMINISTRATORS.keys() | FOR_EVERYBODY
     app = create_app(served.store, served.settings)
     assert routes_of(app) == known
     promised = {
@@ -129,38 +141,46 @@ def test_every_route_says_here_whom_it_answers(served: Served) -> None:
 
 def submitted(ask: Asking) -> str:
     spec = {"name": SECRET, "data": {"train": ["train.jsonl"]}, "metadata": {"note": SECRET}}
-    put, job = ask(
+    document = {"spec": spec | {"name": SECRET_SWEEP}, "sweep": SWEEP}
+    put, job, sweep = ask(
         [
             Ask("PUT", f"/files/{SHA}", raw=ROW.decode()),
             Ask("POST", "/jobs", {"spec": spec, "files": {"train.jsonl": SHA}, "key": KEY}),
+            Ask("POST", "/sweeps", {"document": document, "files": {"train.jsonl": SHA}, "key": KEY}),
         ]
     )
     assert (put.status, job.status) == (204, 201), job.text
+    assert sweep.status == 201, sweep.text
     return str(json.loads(job.text)["job"]["id"])
 
 
 def none_reaches(ask: Asking, served: Served, job_id: str) -> None:
     """Nobody who asks through `ask` finds the job, learns that it is there, or steers the daemon."""
-    names = (job_id, job_id[:10], SECRET)
-    asked = [
-        Ask(method, path.format(ref=ref), body)
-        for (method, path), body in OF_A_JOB.items()
-        for ref in (*names, UNKNOWN["ref"])
-    ]
-    answers = ask(asked)
-    for at in range(0, len(asked), len(names) + 1):
-        *of_ann, of_nobody = answers[at : at + len(names) + 1]
-        for name, answer in zip(names, of_ann, strict=True):
-            assert answer.status == of_nobody.status == 404, asked[at]
-            assert answer.text == of_nobody.text.replace(UNKNOWN["ref"], name), asked[at]
+    [sweep] = served.store.sweeps(None)
+    for routes, names, unknown in (
+        (OF_A_JOB, (job_id, job_id[:10], SECRET), UNKNOWN["ref"]),
+        (OF_A_SWEEP, (sweep.id, sweep.id[:10], SECRET_SWEEP), "s-" + "0" * 32),
+    ):
+        asked = [
+            Ask(method, path.format(ref=ref), body)
+            for (method, path), body in routes.items()
+            for ref in (*names, unknown)
+        ]
+        answers = ask(asked)
+        for at in range(0, len(asked), len(names) + 1):
+            *of_ann, of_nobody = answers[at : at + len(names) + 1]
+            for name, answer in zip(names, of_ann, strict=True):
+                assert answer.status == of_nobody.status == 404, asked[at]
+                assert answer.text == of_nobody.text.replace(unknown, name), asked[at]
     refused = ask([Ask(method, path.format(**UNKNOWN), body) for (method, path), body in FOR_ADMINISTRATORS.items()])
     assert {(answer.status, json.loads(answer.text)["error"]) for answer in refused} == {(409, "Refused")}
     assert "bob" not in {token.user for token in served.store.tokens() if token.admin}
     shown = ask([Ask(method, path) for method, path in sorted(FOR_EVERYBODY) if method == "GET"])
     shown += ask([Ask("GET", "/jobs?everyone=true"), Ask("GET", "/jobs?state=RUNNING")])
+    shown += ask([Ask("GET", "/jobs?trials=false&everyone=true"), Ask("GET", "/sweeps?everyone=true")])
     for answer in shown:
         assert answer.status == 200
-        for secret in (job_id[2:], SECRET, SHA):
+        for secret in (job_id[2:], sweep.id[2:], SECRET, SECRET_SWEEP, SHA):
             assert secret not in answer.text
     theirs, nobodys = (
         {"spec": {"name": "x", "data": {"train": ["x"]}}, "files": {"x": sha}} for sha in (SHA, UNKNOWN["sha256"])
@@ -179,6 +199,7 @@ def none_reaches(ask: Asking, served: Served, job_id: str) -> None:
     follows_none(ask, job_id)
     job = served.store.get(job_id)
     assert (job.state, job.request.value) == (JobState.RUNNING, "none")
+    assert served.store.sweeps(None) == [sweep]
     assert not served.store.release().wanted
     assert not served.store.drain().wanted
 

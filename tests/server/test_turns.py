@@ -19,7 +19,6 @@ from mlora_sched.server.tcp import Hosts
 from mlora_sched.server.turns import MOST_AT_ONCE, Turns
 from mlora_sched.spec.data import MAX_TRAIN_FILES
 from mlora_sched.spec.job import parse_job
-from mlora_sched.spec.submission import Submission
 
 
 def test_a_share_is_bounded_in_order_and_apart_from_others() -> None:
@@ -115,7 +114,7 @@ def test_files_are_asked_for_at_once() -> None:
         asked.append(set(wanted))
         return set(wanted)
 
-    check_files(Submission(spec=parse_job({"name": "a", "data": {"train": names}}), files=files), uploaded)
+    check_files("a", names, files, uploaded)
     assert asked == [set(files.values())]
 
 

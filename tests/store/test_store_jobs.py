@@ -56,11 +56,12 @@ def stepped(step: int, epoch: int = 0, loss: float = 1.5, tokens: int = 100) -> 
         tokens=tokens,
         target_tokens=50,
         extra={"aux_loss": 0.5},
+        work=tokens / 10,
     )
 
 
 def evaluated(step: int, loss: float = 2.0) -> EvalDone:
-    return EvalDone(job_id=ID, epoch=0, step=step, loss=loss, accuracy=0.25, tokens=30)
+    return EvalDone(job_id=ID, epoch=0, step=step, loss=loss, accuracy=0.25, tokens=30, work=2.5)
 
 
 def bring_to(store: JobStore, state: JobState) -> None:
@@ -317,7 +318,7 @@ def test_reports_of_a_whole_life(store: JobStore) -> None:
     store.record([stepped(3), stepped(4), JobFinished(job_id=ID, epoch=0, step=4)], 13.0)
     view = store.get(ID)
     assert (view.state, view.step, view.ended, view.reason) == (JobState.SUCCEEDED, 4, 13.0, "")
-    assert store.fairness().counters == {"ann": 400.0}
+    assert store.fairness().counters == {"ann": 42.5}, "its steps and its evaluation"
 
 
 def test_a_job_that_a_limit_has_stopped_says_so(store: JobStore) -> None:
@@ -391,7 +392,7 @@ def test_a_step_computed_again_keeps_its_row_and_counts_once(store: JobStore) ->
     assert [row for row, _ in lines] == rows
     assert [line.loss for _, line in lines] == [1.5, 9.0]
     assert store.get(ID).tokens == 180
-    assert store.fairness().counters == {"ann": 280.0}, "the device has worked for both"
+    assert store.fairness().counters == {"ann": 28.0}, "the device has worked for both"
 
 
 def test_metrics_are_in_canonical_order_and_read_from_a_cursor(store: JobStore) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from pydantic import JsonValue
 
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import json_option
-from mlora_sched.cli.specs import GivenSpec, read_spec, spec_arguments
+from mlora_sched.cli.specs import GivenSpec, GivenSweep, read_given, spec_arguments
 from mlora_sched.cli.style import say
 from mlora_sched.data.check import count_rows
 from mlora_sched.errors import DataError, MloraError, NotFound, UserError
@@ -20,6 +21,7 @@ from mlora_sched.settings import parse_base
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.override import Override
+from mlora_sched.spec.told import told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +36,8 @@ class Checked(Frozen):
         rows, validation_rows: rows to train on and held out.
         tokens: of the rows to train on, after truncation.
         truncated: rows cut to `data.max_length`.
-        total_steps: optimiser steps of the job.
+        total_steps: optimiser steps of the job; of a sweep those of the job without what varies.
+        trials: what each trial of a sweep sets; None for a job.
     """
 
     spec: str
@@ -47,6 +50,7 @@ class Checked(Frozen):
     tokens: int | None = None
     truncated: int | None = None
     total_steps: int | None = None
+    trials: tuple[dict[str, JsonValue], ...] | None = None
 
 
 @click.command()
@@ -63,7 +67,7 @@ def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str
     faults: list[MloraError] = []
     for path in specs:
         try:
-            checked.append(_check(read_spec(path, overrides), tokenizer))
+            checked.append(_check(read_given(path, overrides), tokenizer))
         except DataError as error:
             faults.append(DataError(f"{path}: {error.message}"))
         except (UserError, NotFound) as error:
@@ -73,6 +77,8 @@ def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str
     else:
         for item in checked:
             say(_line(item))
+            for number, values in enumerate(item.trials or (), 1):
+                say(f"  trial {number}: {told(values)}")
     if faults:
         raise _together(faults)
 
@@ -90,9 +96,16 @@ def _together(faults: Sequence[MloraError]) -> MloraError:
     return kind("\n".join(fault.message for fault in faults))
 
 
-def _check(given: GivenSpec, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
+def _check(given: GivenSpec | GivenSweep, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
     spec, files = given.spec, given.files()
-    known = {"spec": str(given.path), "name": spec.name, "method": spec.adapter.method, "files": spec.files}
+    known: dict[str, object] = {
+        "spec": str(given.path),
+        "name": spec.name,
+        "method": spec.adapter.method,
+        "files": tuple(files),
+    }
+    if isinstance(given, GivenSweep):
+        known["trials"] = tuple(dict(trial.values) for trial in given.trials)
     if tokenizer is None:
         return Checked.model_validate(known | {"rows_read": count_rows(spec.data, files)})
     return Checked.model_validate(known | _counts(spec, files, tokenizer))
@@ -110,7 +123,8 @@ def _counts(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedToken
 
 
 def _line(item: Checked) -> str:
-    start = f"{item.spec}: ok: {item.name}, {item.method}"
+    trials = "" if item.trials is None else f", {len(item.trials)} trials"
+    start = f"{item.spec}: ok: {item.name}, {item.method}{trials}"
     if item.rows is None:
         return f"{start}, {item.rows_read} rows (tokens not counted: that takes --base)"
     held_out = f", {item.validation_rows} held out" if item.validation_rows else ""

@@ -48,6 +48,8 @@ _TIME = Parsed("time", _since)
     help="What to order by.",
 )
 @click.option("-r", "--reverse", is_flag=True, help="The other way round.")
+@click.option("--sweep", metavar="SWEEP", help="Only the trials of this sweep.")
+@click.option("--trials", is_flag=True, help="Trials one by one, instead of a line for their sweep.")
 @click.option("--everyone", is_flag=True, help="Jobs of all users; of others' what you may see.")
 @click.option(
     "--limit",
@@ -65,6 +67,8 @@ def ls(
     since: float | None,
     sort: str,
     reverse: bool,
+    sweep: str | None,
+    trials: bool,
     everyone: bool,
     limit: int | None,
     every: bool,
@@ -83,13 +87,16 @@ def ls(
         sort=JobSort(sort),
         reverse=reverse,
         limit=limit,
+        sweep=sweep,
     )
     if queue:
-        if query != JobQuery() or every or everyone:
+        if query != JobQuery() or every or everyone or trials:
             raise click.UsageError("--queue shows every live job in its place; leave the other options out")
         _queue(socket, as_json)
     else:
         narrow = query != JobQuery(sort=query.sort, reverse=reverse, limit=limit)
+        if not (narrow or trials or as_json):
+            query = query.model_copy(update={"trials": False})
         _jobs(query, everyone, every, socket, as_json, "no job fits" if narrow else _NO_JOBS)
 
 
@@ -114,7 +121,7 @@ def _queue(socket: Where, as_json: bool) -> None:
 
 def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: bool, none: str) -> None:
     """Print the jobs that fit; `none` says on standard error that there are none."""
-    from mlora_sched.cli.listing import fits, foreign_row, job_columns, job_row
+    from mlora_sched.cli.listing import fits, foreign_row, job_columns, job_row, sweep_row
     from mlora_sched.cli.table import print_rows
 
     if query.limit is None and not every and not as_json:
@@ -130,7 +137,8 @@ def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: 
         jobs = [*(job.model_dump(mode="json") for job in page.jobs), *map(_unseen, foreign)]
         click.echo(json.dumps(jobs, indent=2))
         return
-    rows = [job_row(job, owners=owners) for job in page.jobs]
+    rows = [sweep_row(sweep, owners=owners) for sweep in page.sweeps]
+    rows += [job_row(job, owners=owners) for job in page.jobs]
     print_rows(job_columns(owners=owners), rows + [foreign_row(job) for job in foreign])
     if not rows and not foreign:
         click.echo(none, err=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from mlora_sched.cli.output import print_job_line, print_json
 from mlora_sched.client import HOST_VARIABLE, SOCKET_VARIABLE, Client, HttpTarget, SshTarget, Where, default_where
-from mlora_sched.errors import UserError
+from mlora_sched.client.sweeping import is_sweep_id
+from mlora_sched.errors import NotFound, UserError
 from mlora_sched.memory.sizes import parse_size
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.duration import parse_duration
 from mlora_sched.spec.state import JobState, Request
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.sweep_view import SweepDetail
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -90,10 +94,27 @@ def outcome(jobs: Sequence[JobView]) -> int:
 
 
 def send_request(ref: str, request: Request, socket: Where, *, as_json: bool) -> None:
-    """Ask for a pause, resume or cancel of a job and print how it stands now."""
+    """Ask for a pause, resume or cancel of a job, or of all trials of a sweep, and print how it stands now."""
     with Client(socket) as client:
-        job = client.request(ref, request)
+        asked = _asked(client, ref, request)
     if as_json:
-        print_json(job)
+        print_json(asked)
+    elif isinstance(asked, JobView):
+        print_job_line(asked)
     else:
-        print_job_line(job)
+        from mlora_sched.cli.output import print_sweep_line
+
+        print_sweep_line(asked.sweep)
+
+
+def _asked(client: Client, ref: str, request: Request) -> JobView | SweepDetail:
+    """A name is a sweep's where no job has it."""
+    if is_sweep_id(ref):
+        return client.request_of_sweep(ref, request)
+    try:
+        return client.request(ref, request)
+    except NotFound as missing:
+        try:
+            return client.request_of_sweep(ref, request)
+        except NotFound:
+            raise missing from None

@@ -11,6 +11,7 @@ from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.cli.style import say
 from mlora_sched.client import Client, Where
+from mlora_sched.spec.told import told
 
 
 class _Checkpoint(click.ParamType[str]):
@@ -30,10 +31,16 @@ class _Checkpoint(click.ParamType[str]):
 @click.option(
     "--checkpoint", type=_Checkpoint(), metavar=_Checkpoint.name, help="A saved step instead of the finished adapter."
 )
+@click.option("--best", is_flag=True, help="ID is a sweep that has ended: the adapter of its best trial.")
 @daemon_options
-def pull(job: str, folder: Path, checkpoint: str | None, socket: Where, as_json: bool) -> None:
+def pull(job: str, folder: Path, checkpoint: str | None, best: bool, socket: Where, as_json: bool) -> None:
     """Fetch a job's adapter into DIR, which is made; it loads with PEFT."""
     with Client(socket) as client:
+        if best:
+            trial = client.best_trial(job)
+            job = trial.job.id
+            if not as_json:
+                say(f"{trial.job.name}: {told(trial.values)}", err=True)
         written = client.pull(job, folder, checkpoint)
     names = [path.relative_to(folder).as_posix() for path in written]
     if as_json:

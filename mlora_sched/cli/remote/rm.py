@@ -19,11 +19,11 @@ from mlora_sched.spec.api import JobView
 def rm(jobs: tuple[str, ...], socket: Where, as_json: bool) -> None:
     """Remove jobs that have ended: adapter, checkpoints, figures, and uploads that none of your other jobs names.
 
-    None is removed when one of them has not ended or is not there.
+    None is removed when one of them has not ended or is not there. A sweep goes with all its trials.
     """
     removed: list[JobView] = []
     with Client(socket) as client:
-        found = {job.id: job for job in map(client.get, jobs)}
+        found = {job.id: job for ref in jobs for job in client.meant(ref)}
         live = [f"{job.name} ({job.id}, {job.shown_state})" for job in found.values() if not job.state.is_final]
         if live:
             raise Refused(f"not ended: {', '.join(live)}; `mlora-sched cancel` and `mlora-sched wait` first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +14,7 @@ from mlora_sched.cli.first_rows import first_rows
 from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.remote.waiting import waiting_for
-from mlora_sched.cli.specs import GivenSpec, SpecPaths, read_spec, spec_arguments
+from mlora_sched.cli.specs import GivenSpec, GivenSweep, SpecPaths, read_given, spec_arguments
 from mlora_sched.cli.style import SHORT_ID, say
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import SpecError
@@ -23,6 +24,12 @@ from mlora_sched.spec.job import Priority
 from mlora_sched.spec.override import Override
 from mlora_sched.spec.state import JobState
 from mlora_sched.spec.submission import MAX_RETRIES, Submitted
+
+if TYPE_CHECKING:
+    from mlora_sched.spec.sweep_view import SweepSubmitted
+
+    _Answer = Submitted | SweepSubmitted
+    _Given = GivenSpec | GivenSweep
 
 
 @click.command()
@@ -54,26 +61,30 @@ def submit(
     socket: Where,
     as_json: bool,
 ) -> int:
-    """Submit jobs from spec files, quoted globs, or - for standard input.
+    """Submit jobs from spec files, quoted globs, or - for standard input. One with `sweep:` in it becomes many.
 
     All specs are checked before the first is sent. The data files they name travel with them.
     """
-    given = [read_spec(path, overrides) for path in specs]
+    given = [read_given(path, overrides) for path in specs]
     files = [one.files() for one in given]
     keys = _keys(key, given, single=specs.single)
-    answers: list[Submitted] = []
+    answers: list[_Answer] = []
     ended: list[JobView] = []
     with Client(socket) as client:
         try:
             for one, paths, own_key in zip(given, files, keys, strict=True):
-                answers.append(client.hand_in(one.spec, paths, key=own_key, after=after, retries=retries))
+                if isinstance(one, GivenSweep):
+                    sent = client.hand_in_sweep(one.sweep, paths, key=own_key, after=after, retries=retries)
+                    answers.append(sent)
+                else:
+                    answers.append(client.hand_in(one.spec, paths, key=own_key, after=after, retries=retries))
                 if not as_json:
                     say(_line(answers[-1]))
             if not as_json:
                 _advise(answers, given, files)
             if wait_for_end:
-                with waiting_for([answer.job.id[:SHORT_ID] for answer in answers]):
-                    ended = client.wait([answer.job.id for answer in answers])
+                with waiting_for([_id_of(answer)[:SHORT_ID] for answer in answers]):
+                    ended = client.wait([_id_of(answer) for answer in answers])
         except KeyboardInterrupt:
             _tell_rest(given[len(answers) :])
             raise
@@ -86,7 +97,7 @@ def submit(
     return outcome(ended)
 
 
-def _keys(key: str | None, given: Sequence[GivenSpec], *, single: bool) -> list[str | None]:
+def _keys(key: str | None, given: Sequence[_Given], *, single: bool) -> list[str | None]:
     """One key for each spec: KEY for a single one, else KEY/NAME; a glob means the same however many it matches.
 
     Raises:
@@ -103,7 +114,15 @@ def _keys(key: str | None, given: Sequence[GivenSpec], *, single: bool) -> list[
     return [f"{key}/{name}" for name in names]
 
 
-def _line(answer: Submitted) -> str:
+def _id_of(answer: _Answer) -> str:
+    return answer.job.id if isinstance(answer, Submitted) else answer.sweep.id
+
+
+def _line(answer: _Answer) -> str:
+    if not isinstance(answer, Submitted):
+        view = answer.sweep
+        parts = [view.id[:SHORT_ID], view.name, f"{view.trials} trials", *filter(None, [view.rule])]
+        return "  ".join([*parts, *(["already submitted"] if answer.repeated else [])])
     job = answer.job
     parts = [job.id[:SHORT_ID], job.name, job.shown_state]
     if answer.position is not None:
@@ -126,41 +145,47 @@ def duration_text(seconds: float) -> str:
     return f"{max(1, seconds):.0f} s"
 
 
-def _advise(answers: Sequence[Submitted], given: Sequence[GivenSpec], files: Sequence[Mapping[str, Path]]) -> None:
+def _advise(answers: Sequence[_Answer], given: Sequence[_Given], files: Sequence[Mapping[str, Path]]) -> None:
     """On standard error, so that a pipe gets the jobs alone."""
-    first = answers[0].first and not answers[0].repeated
+    first = isinstance(answers[0], Submitted) and answers[0].first and not answers[0].repeated
     lines = first_rows(given[0].spec.data, files[0]) if first else []
     if any(one.spec.priority is Priority.HIGH for one in given):
         lines.append("priority orders your own jobs only; what others get does not depend on it")
     lines += [
-        f"{answer.job.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
-        for answer in answers
+        f"{one.spec.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
+        for answer, one in zip(answers, given, strict=True)
         if answer.not_kept
     ]
-    job = answers[-1].job
-    ref = job.id[:SHORT_ID]
-    pull = f"`mlora-sched pull {ref} DIR`"
-    if not job.state.is_final:
-        lines.append(f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, {pull} when it has ended")
-    elif job.state is JobState.SUCCEEDED:
-        lines.append(f"next: {pull}")
-    for line in lines:
+    for line in [*lines, *_next(answers[-1])]:
         say(line, err=True)
 
 
-def _tell_rest(rest: Sequence[GivenSpec]) -> None:
+def _next(answer: _Answer) -> list[str]:
+    """What one may do with what was submitted last."""
+    ref = _id_of(answer)[:SHORT_ID]
+    if not isinstance(answer, Submitted):
+        return [f"next: `mlora-sched sweep show {ref}`, `mlora-sched pull {ref} DIR --best` when it has ended"]
+    pull = f"`mlora-sched pull {ref} DIR`"
+    if not answer.job.state.is_final:
+        return [f"next: `mlora-sched watch`, `mlora-sched logs -f {ref}`, {pull} when it has ended"]
+    return [f"next: {pull}"] if answer.job.state is JobState.SUCCEEDED else []
+
+
+def _tell_rest(rest: Sequence[_Given]) -> None:
     """After Ctrl-C: which specs have not become jobs, as far as is known."""
     if rest:
         names = ", ".join(one.spec.name for one in rest)
         say(f"not submitted: {names} (maybe {rest[0].spec.name}: `mlora-sched ls` tells)", err=True)
 
 
-def _plain(answers: Sequence[Submitted], ended: Sequence[JobView]) -> list[dict[str, object]]:
-    """The jobs as they stand now, each with what the daemon said to it."""
+def _plain(answers: Sequence[_Answer], ended: Sequence[JobView]) -> list[dict[str, object]]:
+    """The jobs and sweeps as they stand now, each with what the daemon said to it."""
     jobs = {job.id: job.model_dump(mode="json") for job in ended}
     return [
         answer.job.model_dump(mode="json")
         | answer.model_dump(mode="json", exclude={"job"})
         | jobs.get(answer.job.id, {})
+        if isinstance(answer, Submitted)
+        else answer.model_dump(mode="json")
         for answer in answers
     ]

@@ -78,7 +78,7 @@ def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Con
     base = served_base(body.spec, context.settings)
     check_memory(body.spec, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
-    check_files(body, lambda wanted: context.use_files(wanted, caller))
+    check_files(body.spec.name, body.spec.files, body.files, lambda wanted: context.use_files(wanted, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
     terms = Terms(key=body.key, after=after, retries=body.retries)
     now = time.time()
@@ -108,12 +108,29 @@ def list_jobs(
     sort: Annotated[JobSort, Query(description="What the jobs are ordered by.")] = JobSort.CREATED,
     reverse: Annotated[bool, Query(description="The other way round.")] = False,
     limit: Annotated[int | None, Query(ge=1, le=MAX_LIMIT, description="Only so many, the first. Else all.")] = None,
+    sweep: Annotated[str | None, Query(max_length=200, description="Only trials of this sweep.")] = None,
+    trials: Annotated[bool, Query(description="Trials of sweeps, too; else the sweeps in their place.")] = True,
 ) -> JobsPage:
     """Jobs, newest first unless another order is asked for."""
     scope = caller.scope if everyone or user is not None else caller.user
     states = None if state is None else tuple(state)
-    query = JobQuery(states=states, user=user, name=name, since=since, sort=sort, reverse=reverse, limit=limit)
-    return context.store.page(scope, query)
+    sweep_id = None if sweep is None else context.sweep_id(sweep, caller)
+    query = JobQuery(
+        states=states,
+        user=user,
+        name=name,
+        since=since,
+        sort=sort,
+        reverse=reverse,
+        limit=limit,
+        sweep=sweep_id,
+        trials=trials,
+    )
+    page = context.store.page(scope, query)
+    if trials:
+        return page
+    whose = scope if user is None else user
+    return page.model_copy(update={"sweeps": tuple(context.store.sweeps(whose, limit))})
 
 
 @router.get("/{ref}")

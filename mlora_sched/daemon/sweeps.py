@@ -1,0 +1,176 @@
+"""Stop the trials of sweeps at their rungs, let the good ones go on and the others end, as `sched.sweep` decides.
+
+What was decided stands in the database (`jobs.until`, `jobs.stop`), so a daemon that was restarted goes on from there.
+A trial that waits for others stays in the queue and is kept back here; one that is given up is attached once more, to
+end with its adapter. Nothing here looks at figures unless a trial has got somewhere since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mlora_sched.sched.sweep import Decision, Standing, Trial, Verdict, below_median, halving, rungs
+from mlora_sched.spec.state import JobState, StoppedBy, WaitReason
+from mlora_sched.spec.sweep import AshaStop, MedianStop, SweepSpec
+from mlora_sched.store.jobs import JobStore
+from mlora_sched.store.records import LiveJob, TrialChange, TrialState
+
+_Seen = tuple[object, ...]
+
+_PARTS = 20
+"""Of a trial without evaluations: so often in its course it is compared with the median."""
+_MEDIAN_FROM = 8
+"""No trial is compared with the median in this part of its steps, unless the spec says otherwise."""
+
+_STANDINGS = {
+    JobState.PAUSED: Standing.PAUSED,
+    JobState.SUCCEEDED: Standing.SUCCEEDED,
+    JobState.FAILED: Standing.GONE,
+    JobState.CANCELLED: Standing.GONE,
+}
+
+
+class Sweeps:
+    """Looks at the trials once a round.
+
+    Args:
+        let_go: take a job that the worker has out of its hands, so that it comes back with what was decided.
+    """
+
+    def __init__(self, store: JobStore, let_go: Callable[[str], None]) -> None:
+        self._store = store
+        self._let_go = let_go
+        self._specs: dict[str, SweepSpec] = {}
+        """A sweep never changes, so those of the live trials are read once."""
+        self._seen: dict[str, _Seen] = {}
+        self._waits: dict[str, dict[str, str]] = {}
+        """By sweep the trials that wait at a rung, and why."""
+
+    def look(self, live: Sequence[LiveJob], now: float) -> bool:
+        """Decide what can be decided; True when something of a job has changed."""
+        trials: dict[str, list[LiveJob]] = {}
+        for job in live:
+            if job.sweep is not None:
+                trials.setdefault(job.sweep, []).append(job)
+        for known in (self._specs, self._seen, self._waits):
+            for gone in known.keys() - trials.keys():
+                del known[gone]
+        changed = [self._look_at(sweep_id, jobs, now) for sweep_id, jobs in trials.items()]  # each of them
+        return any(changed)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The trials that wait at a rung, and why."""
+        return {job_id: reason for waits in self._waits.values() for job_id, reason in waits.items()}
+
+    def _look_at(self, sweep_id: str, jobs: Sequence[LiveJob], now: float) -> bool:
+        if sweep_id not in self._specs:
+            self._specs[sweep_id] = self._store.sweep_spec(sweep_id)
+        spec = self._specs[sweep_id]
+        if spec.stop is None:
+            return False
+        seen = tuple(_got_to(job, spec.stop) for job in jobs)
+        if self._seen.get(sweep_id) == seen:
+            return False
+        states = self._store.trial_states(sweep_id, spec.metric)
+        if isinstance(spec.stop, AshaStop):
+            changes = self._by_rungs(sweep_id, states, spec.stop)
+        else:
+            changes = _by_median(states, spec.stop)
+        if changes:
+            self._store.set_trials(changes, now)
+            at_once = {state.job_id for state in states if state.until is None}
+            for change in changes:
+                if change.stop is not None and change.job_id in at_once:
+                    self._let_go(change.job_id)
+        if not any(_figure_is_missing(state) for state in states):
+            self._seen[sweep_id] = seen
+        return bool(changes)
+
+    def _by_rungs(self, sweep_id: str, states: Sequence[TrialState], stop: AshaStop) -> list[TrialChange]:
+        known = [state for state in states if state.total_steps is not None]
+        trials = [_trial(state, _rungs(state, stop)) for state in states]
+        by_number = {trial.number: trial for trial in trials}
+        decided = halving(trials, stop.factor)
+        changes = [
+            TrialChange(state.job_id, _until(state, by_number[state.number], 0))
+            for state in known
+            if state.until is None and not state.state.is_final
+        ]
+        waits = {}
+        for state in known:
+            decision, trial = decided.get(state.number), by_number[state.number]
+            if decision is None or state.until is None or state.stop is not None:
+                continue
+            match decision.verdict:
+                case Verdict.WAIT:
+                    waits[state.job_id] = _reason(state, decision)
+                case Verdict.PRUNE:
+                    note = f"sweep: given up at step {state.until}, {_placed(decision)}"
+                    changes.append(TrialChange(state.job_id, state.until, StoppedBy.PRUNED, note))
+                case Verdict.GO_ON:
+                    until = _until(state, trial, trial.passed + 1)
+                    note = f"sweep: goes on at step {state.until}, {_placed(decision)}"
+                    changes.append(TrialChange(state.job_id, until, note=note))
+        self._waits[sweep_id] = waits
+        return changes
+
+
+def _got_to(job: LiveJob, stop: AshaStop | MedianStop) -> tuple[object, ...]:
+    """What of a job can change what is decided: an evaluation is certainly known when the step after it is."""
+    if isinstance(stop, AshaStop):
+        there: object = job.until is not None and job.step >= job.until
+    else:
+        every = max(1, (job.total_steps or 0) // _PARTS)
+        if isinstance(job.spec.training.eval_every, int):
+            every = job.spec.training.eval_every
+        elif job.load is not None and job.load.eval_steps is not None:
+            every = job.load.eval_steps
+        there = (job.step - 1) // every
+    return job.id, job.state, job.total_steps, job.until, job.stop, there
+
+
+def _figure_is_missing(state: TrialState) -> bool:
+    """The trial has done the steps to its rung, and the evaluation there has not been heard of."""
+    at_rung = state.until is not None and state.until <= state.step and state.stop is None
+    return at_rung and not state.state.is_final and state.until not in state.figures
+
+
+def _rungs(state: TrialState, stop: AshaStop) -> tuple[int, ...]:
+    """None where it is not known when there are figures: such a trial goes to its end."""
+    if state.total_steps is None or state.every is None:
+        return ()
+    return rungs(state.total_steps, stop.factor, stop.min_steps, state.every)
+
+
+def _trial(state: TrialState, steps: tuple[int, ...]) -> Trial:
+    standing = _STANDINGS.get(state.state, Standing.GOING)
+    if state.stop is StoppedBy.PRUNED or state.stopped_by is StoppedBy.PRUNED:
+        standing = Standing.PRUNED if standing is not Standing.GONE else standing
+    passed = 0 if state.until is None else sum(step < state.until for step in steps)
+    return Trial(state.number, standing, steps, passed, state.figures)
+
+
+def _until(state: TrialState, trial: Trial, rung: int) -> int:
+    """Where a trial that may go on to a rung stops; behind the last one nowhere, which is a step that never comes."""
+    assert state.total_steps is not None
+    return trial.rungs[rung] if rung < len(trial.rungs) else state.total_steps + 1
+
+
+def _reason(state: TrialState, decision: Decision) -> str:
+    others = "1 other trial" if decision.waits_for == 1 else f"{decision.waits_for} other trials"
+    return f"{WaitReason.SWEEP.value}: waits at step {state.until} for {others}"
+
+
+def _placed(decision: Decision) -> str:
+    return f"{decision.place} of {decision.of} that were there"
+
+
+def _by_median(states: Sequence[TrialState], stop: MedianStop) -> list[TrialChange]:
+    least = {state.number: stop.min_steps or (state.total_steps or 0) // _MEDIAN_FROM for state in states}
+    given_up = below_median([_trial(state, ()) for state in states], least, stop.min_trials)
+    ids = {state.number: state.job_id for state in states}
+    return [
+        TrialChange(ids[number], step, StoppedBy.PRUNED, f"sweep: given up at step {step}, worse than the median")
+        for number, step in given_up.items()
+    ]

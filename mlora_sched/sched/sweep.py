@@ -1,0 +1,156 @@
+"""Which trials of a sweep go on, wait or are given up: asynchronous successive halving, and median stopping.
+
+Pure: figures in, decisions out. A figure is such that less is better. What is decided depends on the figures that are
+there and on nothing else: not on the order in which they came, nor on clocks. Who carries it out is the daemon.
+
+Asynchronous successive halving (Li et al., MLSys 2020) in the form that promotes: a trial stops at every *rung*, a
+number of its steps, and goes on as soon as it is among the best `1/factor` of those that have been there. Where nobody
+else can come any more, the best `1/factor` (one at least) go on and the others are given up; so is, at once, whoever
+could not be among them even if all came and were worse.
+
+Median stopping (Golovin et al., KDD 2017): a trial that trains on ends when its best figure so far is worse than the
+median of the averages that others had by the same step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class Standing(Enum):
+    """Whether anything may still be heard of a trial.
+
+    It trains or will; its owner has paused it, so nobody waits for it; it has succeeded, or is to end here; it failed
+    or was cancelled and is not compared.
+    """
+
+    GOING = auto()
+    PAUSED = auto()
+    SUCCEEDED = auto()
+    PRUNED = auto()
+    GONE = auto()
+
+
+class Verdict(Enum):
+    """What becomes of a trial at a rung."""
+
+    GO_ON = auto()
+    WAIT = auto()
+    PRUNE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Of one trial at a rung; `waits_for` others whose figures may still come, `of` trials have been there."""
+
+    verdict: Verdict
+    waits_for: int
+    place: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial as its figures tell of it.
+
+    Attributes:
+        number: from 1; who has the same figure comes in this order.
+        rungs: the steps at which it stops, ascending.
+        passed: so many rungs it has been let past.
+        figures: by step, of all evaluations so far (the one before the first step, which says nothing, left out).
+    """
+
+    number: int
+    standing: Standing
+    rungs: tuple[int, ...]
+    passed: int
+    figures: Mapping[int, float]
+
+    @property
+    def waits_at(self) -> int | None:
+        """The rung that it has reached and was not let past; None where there is none."""
+        if self.standing not in (Standing.GOING, Standing.PAUSED) or self.passed >= len(self.rungs):
+            return None
+        return self.passed if self.rungs[self.passed] in self.figures else None
+
+    def at_rung(self, rung: int) -> float | None:
+        """Its figure at a rung, or its last one where it has succeeded before; None where it has not been there."""
+        if rung < len(self.rungs) and self.rungs[rung] in self.figures:
+            return self.figures[self.rungs[rung]]
+        if self.standing is Standing.SUCCEEDED and self.figures:
+            return self.figures[max(self.figures)]
+        return None
+
+
+def rungs(total: int, factor: int, min_steps: int | None, every: int) -> tuple[int, ...]:
+    """The steps at which a trial of `total` steps stops: `min_steps`, `factor` times as many, and so on.
+
+    Args:
+        min_steps: None for `total` over `factor`³.
+        every: steps between two figures, to which they are rounded up.
+    """
+    first = min_steps or max(1, total // factor**3)
+    found: list[int] = []
+    step = first
+    while step < total:
+        rounded = -(-step // every) * every
+        if rounded < total and rounded not in found:
+            found.append(rounded)
+        step *= factor
+    return tuple(found)
+
+
+def halving(trials: Sequence[Trial], factor: int) -> dict[int, Decision]:
+    """What becomes of every trial that waits at a rung, by its number."""
+    found = {}
+    for trial in trials:
+        rung = trial.waits_at
+        if rung is not None:
+            found[trial.number] = _at_rung(trial, rung, trials, factor)
+    return found
+
+
+def _at_rung(trial: Trial, rung: int, trials: Sequence[Trial], factor: int) -> Decision:
+    figures = {
+        each.number: figure
+        for each in trials
+        if each.standing is not Standing.GONE and (figure := each.at_rung(rung)) is not None
+    }
+    to_come = [each.standing for each in trials if each.number not in figures]
+    coming, paused = to_come.count(Standing.GOING), to_come.count(Standing.PAUSED)
+    mine = (figures[trial.number], trial.number)
+    place = sum((figure, number) < mine for number, figure in figures.items())
+    been = len(figures)
+    if place < been // factor or (coming == 0 and place == 0):
+        verdict = Verdict.GO_ON
+    elif coming == 0 or place >= max(1, (been + coming + paused) // factor):
+        verdict = Verdict.PRUNE
+    else:
+        verdict = Verdict.WAIT
+    return Decision(verdict, coming, place + 1, been)
+
+
+def below_median(trials: Sequence[Trial], min_steps: Mapping[int, int], min_trials: int) -> dict[int, int]:
+    """The trials that are given up, by number, and the step at which they were judged: their newest figure's.
+
+    Args:
+        min_steps: of a trial that is judged, by its number.
+        min_trials: so many others have to have got as far.
+    """
+    found = {}
+    for trial in trials:
+        step = max(trial.figures, default=0)
+        if trial.standing is not Standing.GOING or step < max(1, min_steps[trial.number]):
+            continue
+        averages = [
+            statistics.fmean(figure for at, figure in other.figures.items() if at <= step)
+            for other in trials
+            if other is not trial and other.standing is not Standing.GONE and max(other.figures, default=0) >= step
+            if min(other.figures) <= step
+        ]
+        if len(averages) >= min_trials and min(trial.figures.values()) > statistics.median(averages):
+            found[trial.number] = step
+    return found
