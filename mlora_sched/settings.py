@@ -103,7 +103,8 @@ class DaemonSettings(Frozen):
     Attributes:
         state_dir: where the database, the spool, the cache and every job's directory live; the daemon's own.
         socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
-        bases: the bases it serves, at least one, with distinct names; the worker holds the first.
+        bases: the bases it serves, at least one, with distinct names; the worker holds one at a time.
+        base_slice: seconds after which a base that has work makes room for another that has, too.
         device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
@@ -130,6 +131,7 @@ class DaemonSettings(Frozen):
     state_dir: Path
     socket: Path
     bases: tuple[BaseRef, ...] = Field(min_length=1)
+    base_slice: float = Field(default=600.0, gt=0)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: Quantize = "none"
@@ -174,6 +176,10 @@ class DaemonSettings(Frozen):
             if names.count(name) > 1:
                 raise ValueError(f"two bases are called {name}; write --base NAME=DIR with different names")
         return bases
+
+    def location(self, base: str) -> str:
+        """Where one of the bases lies, by its name."""
+        return next(each.location for each in self.bases if each.name == base)
 
     @property
     def database(self) -> Path:

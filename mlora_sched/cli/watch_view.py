@@ -80,7 +80,7 @@ class _Filled:
 def _title(scene: Scene, width: int) -> list[Text]:
     """Who answers and how the worker is; where nobody answers, since when, and below it why and what would help."""
     daemon, lost = scene.view.daemon, scene.lost
-    title = Text.assemble((", ".join(daemon.bases), "bold"), daemon.place)
+    title = Text.assemble((daemon.base_names, "bold"), daemon.place)
     if lost is None:
         title.append(f": {one_line(daemon.worker)}")
     else:

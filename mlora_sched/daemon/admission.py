@@ -14,7 +14,7 @@ from mlora_sched.memory.formula import FORMULA_REVISION
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.sched.work import WorkModel
-from mlora_sched.settings import DaemonSettings
+from mlora_sched.settings import BaseRef, DaemonSettings
 from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState
@@ -38,17 +38,20 @@ _NOTHING = Needs(0, 0)
 
 
 class Admission:
-    """What the loop knows of the device's memory.
+    """What the loop knows of the device's memory while the worker holds a base.
 
     Args:
         store: where corrections are kept.
-        settings: of the daemon; they name what corrections hold for.
+        settings: of the daemon; they name what corrections hold for, with the base.
+        base: the one that it is about: of each there is an own `Admission`.
         estimating: how estimates are made.
     """
 
-    def __init__(self, store: JobStore, settings: DaemonSettings, estimating: Estimating = corrected) -> None:
-        self._store, self._settings, self._estimating = store, settings, estimating
-        self._key = corrections_key(settings)
+    def __init__(
+        self, store: JobStore, settings: DaemonSettings, base: BaseRef, estimating: Estimating = corrected
+    ) -> None:
+        self._store, self._settings, self._base, self._estimating = store, settings, base, estimating
+        self._key = corrections_key(settings, base)
         self._corrections = store.corrections(self._key)
         self._shape: BaseShape | None = None
         self._work: WorkModel | None = None
@@ -65,7 +68,7 @@ class Admission:
     def config(self) -> WorkerConfig:
         """What the next worker is started with."""
         learned = {"corrections": self._corrections, **self._bound}
-        return worker_config(self._settings).model_copy(update=learned)
+        return worker_config(self._settings, self._base).model_copy(update=learned)
 
     def shrink(self) -> str:
         """The kernel has ended the worker for want of memory: the next one gets less. Returns what is to be told.
@@ -218,9 +221,8 @@ class Admission:
         return bool(found)
 
 
-def worker_config(settings: DaemonSettings) -> WorkerConfig:
-    """What a daemon's worker is started with."""
-    base = settings.bases[0]
+def worker_config(settings: DaemonSettings, base: BaseRef) -> WorkerConfig:
+    """What a daemon's worker is started with that holds a base."""
     return WorkerConfig(
         base_name=base.name,
         base=base.location,
@@ -239,9 +241,8 @@ def worker_config(settings: DaemonSettings) -> WorkerConfig:
     )
 
 
-def corrections_key(settings: DaemonSettings) -> str:
+def corrections_key(settings: DaemonSettings, base: BaseRef) -> str:
     """All that decides how right the estimates are: corrections hold for a base under these options."""
-    base = settings.bases[0]
     options = [settings.dtype, settings.quantize, settings.device.partition(":")[0]]
     options += ["recomputed"] * settings.checkpoint_activations + ["compiled"] * settings.compile
     return " ".join([base.name, base.location, f"formula {FORMULA_REVISION}", *options])

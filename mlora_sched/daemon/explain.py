@@ -21,11 +21,6 @@ class Queue:
     order: Sequence[str]
 
 
-def not_served(live: Sequence[LiveJob], base: str) -> dict[str, str]:
-    """Jobs of other bases than the one that is loaded."""
-    return {job.id: f"{WaitReason.BASE.value}: {base} is loaded" for job in live if job.base != base}
-
-
 def no_worker(jobs: Sequence[LiveJob], state: str) -> dict[str, str]:
     """Jobs that could be attached if the worker, whose state in words is given, were ready."""
     return {job.id: f"{WaitReason.WORKER.value}: {state}" for job in jobs if job.state is JobState.QUEUED}

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from mlora_sched.daemon.admission import Admission
+from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.blame import Blame
+from mlora_sched.daemon.departure import Departure
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
-from mlora_sched.daemon.explain import Queue, explain, no_worker, not_served
+from mlora_sched.daemon.explain import Queue, explain, no_worker
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.holds import Holds
@@ -21,7 +23,8 @@ from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
 from mlora_sched.daemon.outage import Outage
 from mlora_sched.daemon.preparing import Preparing
-from mlora_sched.daemon.release import Absence, Patience
+from mlora_sched.daemon.presence import Presence
+from mlora_sched.daemon.release import Absence
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.daemon.scheduling import Doors, Scheduling
@@ -33,10 +36,8 @@ from mlora_sched.errors import DeviceFault, MloraError, StorageTrouble, from_nam
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
-from mlora_sched.spec.state import WorkerPhase
 from mlora_sched.spec.wire import (
     AtWork,
-    CheckpointSaved,
     Detached,
     Fatal,
     Init,
@@ -60,7 +61,7 @@ class DaemonLoop:
 
     Args:
         store: the jobs.
-        settings: of the daemon; the worker holds the first base.
+        settings: of the daemon.
         worker, preparer: start the training and the preparing process; called again after a death.
         clock: seconds since the Unix epoch.
         poll_seconds: how long a tick waits for the worker's next report, which bounds the delay of a request.
@@ -86,7 +87,6 @@ class DaemonLoop:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._admission = Admission(store, settings, estimating)
         self._worker = Supervisor("worker", worker, self._init, Limits(settings.worker_silence, settings.worker_hang))
         self._preparer = Supervisor("preparer", preparer, self._init, Limits(settings.worker_silence))
         self._preparing = Preparing(store, self._preparer, settings)
@@ -98,15 +98,24 @@ class DaemonLoop:
         self._hands = Hands(self._worker.send)
         self._slices = Slices(self._worker.send, settings.slice_seconds)
         self._inbox = Inbox(store)
-        self._blame = Blame(store, lambda note: self._inbox.put(self._worker, note))
+        self._bases = Bases(store, settings, estimating, lambda note: self._inbox.put(self._worker, note))
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
         self._holds = Holds(store, self._hands.recall)
         self._alive = alive
-        doors = Doors(self._admission, self._gate, self._blame)
-        self._scheduling = Scheduling(store, settings, self._hands, self._slices, doors)
-        self._absence = Absence(store, settings.idle_unload)
-        self._patience: Patience | None = None
+        self._scheduling = Scheduling(store, settings, self._hands, self._slices, Doors(self._bases, self._gate))
+        self._departure = Departure(self._worker, self._hands, self._inbox, settings.drain_seconds)
+        self._presence = Presence(
+            store,
+            self._worker,
+            self._hands,
+            self._board,
+            self._departure,
+            absence=Absence(store, settings.idle_unload),
+            bases=self._bases,
+            gate=self._gate,
+            settle=self._settle,
+        )
         self._kills = KernelKills(kernel_kills)
         self._outage = Outage()
         self._disk = DiskWatch(store, settings, disk_space)
@@ -165,20 +174,14 @@ class DaemonLoop:
         self._disk.tend((job for job in live if job.id not in self._hands.all), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
-        served = [job for job in live if job.base == self._base]
+        served = self._bases.served(live)
         self._preparing.next(self._holds.may_prepare(served), now)
         ready = self._holds.may_train(served)
-        away = self._absence.reason(ready, now)
-        if away is not None:
-            self._send_away(*away, now)
-        else:
-            self._be_there(now)
-        queue = self._scheduling.schedule(ready, now) if self._ready and away is None else self._not_ready(ready, now)
-        others = (
-            not_served(live, self._base)
-            | self._gate.reasons(self._scheduling.waiting(served))
-            | self._holds.reasons(live)
-        )
+        stays = self._presence.see_to(ready, now, ready=self._ready)
+        here = self._bases.here(ready)
+        queue = self._scheduling.schedule(here, now) if self._ready and stays else self._not_ready(here, now)
+        others = self._preparing.reasons(served) | self._bases.reasons(live)
+        others |= self._gate.reasons(self._scheduling.waiting(served)) | self._holds.reasons(live)
         explain(self._store, live, queue, others)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
@@ -186,49 +189,20 @@ class DaemonLoop:
         self._retention.bite(now)
 
     def _drain(self) -> None:
-        self._patience = Patience(self._settings.drain_seconds)
-        self._let_all_go()
-        while self._hands.all and not self._patience.over:
+        while self._departure.waits():
             try:
                 self._hear(self._clock())
             except StorageTrouble as trouble:
                 self._outage.met(trouble, self._clock())
                 time.sleep(self._poll_seconds)
             self._alive()
-            self._let_all_go()  # one that was being parked is asked for again
         if self._hands.all:
             self._worker.kill()  # who has not answered in all this time will not end by itself
 
-    def _let_all_go(self) -> None:
-        if self._worker.running:  # else its death has not been taken in yet
-            self._hands.let_all_go()
-
-    def _be_there(self, now: float) -> None:
-        """A worker runs, or one is started."""
-        self._patience = None
-        if self._board.phase in (WorkerPhase.RELEASED, WorkerPhase.UNLOADED):
-            self._board.starting()
-        self._worker.ensure(now)
-
-    def _send_away(self, phase: WorkerPhase, why: str, now: float) -> None:
-        """Let every job save itself and end the worker; called until it has happened, and after."""
-        if self._patience is None:
-            self._patience = Patience(self._settings.drain_seconds)
-        if self._worker.running and self._ready:
-            self._hands.let_all_go()
-            if self._hands.all and not self._patience.over:
-                return
-            self._worker.close()
-        else:
-            self._worker.kill()  # it is loading the base, and has nothing to save
-        if self._ready or self._hands.all:
-            note = "the worker was ended before it was saved; to go on from the last checkpoint"
-            self._inbox.put(self._worker, Ended(note))
+    def _settle(self, now: float) -> None:
+        """The worker has been ended."""
         self._slices.clear()
         self._inbox.take(self._take, now)
-        if self._board.state != why:
-            self._store.note(None, f"the worker is {why}", now)
-            self._board.away(phase, why)
 
     def _forget_worker(self) -> None:
         """There is no worker any more, nor anything in its hands."""
@@ -240,8 +214,12 @@ class DaemonLoop:
         return Init(config=self._admission.config())
 
     @property
-    def _base(self) -> str:
-        return self._settings.bases[0].name
+    def _admission(self) -> Admission:
+        return self._bases.admission
+
+    @property
+    def _blame(self) -> Blame:
+        return self._bases.blame
 
     # ------------------------------------------------------------ what the processes report
 
@@ -272,7 +250,7 @@ class DaemonLoop:
         else:
             self._take_general(source, news, now)
             if source is self._preparer:
-                self._preparing.take(news)
+                self._preparing.take(news, now)
             else:
                 self._take_report(news, now)
 
@@ -287,17 +265,26 @@ class DaemonLoop:
         elif isinstance(report, Fatal):
             self._store.note(None, f"fatal: {report.message}", now)
             source.last_words = from_name(report.error, report.message)
+            if source is self._worker and self._left_for_another(report.message, now):
+                return
             if source is self._worker or not self._was_ready:
                 self._board.failed(report.message)
             if not self._was_ready:
                 raise source.last_words
 
+    def _left_for_another(self, why: str, now: float) -> bool:
+        """The worker has ended; whether it could not load its base, and there is another that may do better."""
+        if self._ready or not self._bases.failed(why, now):
+            return False
+        self._worker.progressed()  # that base is left alone for a while, and the daemon can serve
+        return True
+
     def _take_report(self, report: Report, now: float) -> None:
-        if self._patience is not None and isinstance(report, CheckpointSaved | Detached | JobFinished | JobFailed):
-            self._patience.progressed()
+        self._departure.hear(report)
         match report:
             case Ready():
                 self._ready = self._was_ready = True
+                self._bases.ready(now)
                 self._blame.new_worker()
                 self._admission.ready(report)
                 self._board.ready(report)
@@ -325,6 +312,8 @@ class DaemonLoop:
         It is none when the kernel did for want of memory (the next worker gets less of it), or when the device failed.
         """
         self._store.requeue_running(now, "the worker died; to go on from the last checkpoint")
+        if death.last_words is None:
+            self._left_for_another("the worker died while it loaded the base; its log says more", now)
         by_kernel = death.killed and self._kills.grew()
         nobody = by_kernel or death.last_words == DeviceFault.__name__
         if not nobody and self._blame.died(self._hands.all, now, killed=death.killed):
@@ -337,10 +326,9 @@ class DaemonLoop:
     # ------------------------------------------------------------ jobs that wait
 
     def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        waiting = self._scheduling.waiting(jobs)
-        return [job for job in waiting if job.base == self._base and job.id not in self._hands.all]
+        waiting = self._scheduling.waiting(self._bases.here(jobs))
+        return [job for job in waiting if job.id not in self._hands.all]
 
     def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
-        going = self._patience is not None and self._worker.running
-        why = no_worker(jobs, "is being ended" if going else self._board.state)
+        why = no_worker(jobs, "is being ended" if self._departure.goes else self._board.state)
         return Queue(why, self._scheduling.order(jobs, now))

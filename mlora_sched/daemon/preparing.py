@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlora_sched.daemon.broken import Broken
 from mlora_sched.daemon.supervisor import Supervisor
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.state import ErrorCode, JobState
-from mlora_sched.spec.wire import JobFailed, JobStart, Prepare, Prepared, Report
+from mlora_sched.spec.state import ErrorCode, JobState, WaitReason
+from mlora_sched.spec.wire import JobFailed, JobStart, NoTokenizer, Prepare, Prepared, Report
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
 from mlora_sched.store.rows import failed
@@ -25,9 +26,10 @@ PREPARE_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """The job that the preparer works on, and since when (seconds since the Unix epoch)."""
+    """The job that the preparer works on, its base, and since when (seconds since the Unix epoch)."""
 
     job_id: str
+    base: str
     began: float
 
 
@@ -40,17 +42,25 @@ class Preparing:
         self._settings = settings
         self._task: _Task | None = None
         self._deaths: dict[str, int] = {}
+        self._broken = Broken()
+        """Bases whose tokenizers cannot be loaded."""
         self._turns = 0
         self._last_turn: dict[str, int] = {}
         """By owner: somebody with many slow jobs holds up everybody else by one of them at a time."""
 
-    def take(self, report: Report) -> None:
+    def take(self, report: Report, now: float) -> None:
         """Take in what the preparer said."""
-        if isinstance(report, Prepared | JobFailed):
-            self._preparer.progressed()
-            self._deaths.pop(report.job_id, None)
-            if self._task is not None and report.job_id == self._task.job_id:
-                self._task = None
+        if not isinstance(report, Prepared | JobFailed | NoTokenizer):
+            return
+        self._preparer.progressed()
+        self._deaths.pop(report.job_id, None)
+        if self._task is None or report.job_id != self._task.job_id:
+            return
+        if isinstance(report, NoTokenizer):
+            self._broken.failed(self._task.base, report.message, now)
+        else:
+            self._broken.well(self._task.base)
+        self._task = None
 
     def died(self, now: float) -> None:
         """The preparer has died; a job that has ended it too often fails."""
@@ -71,8 +81,10 @@ class Preparing:
 
     def next(self, jobs: Sequence[LiveJob], now: float) -> None:
         """Give the preparer its next job when it is idle; end it when its work is wanted no more or takes too long."""
-        waiting = [job for job in jobs if job.state is JobState.PREPARING]
-        if self._task is not None and all(job.id != self._task.job_id for job in waiting):
+        barred = self._broken.barred(now)
+        wanted = [job for job in jobs if job.state is JobState.PREPARING]
+        waiting = [job for job in wanted if job.base not in barred]
+        if self._task is not None and all(job.id != self._task.job_id for job in wanted):
             self._abandon()
         elif self._task is not None and now - self._task.began > PREPARE_SECONDS:
             message = f"reading its data took longer than {PREPARE_SECONDS:.0f} s"
@@ -82,8 +94,19 @@ class Preparing:
             job = min(waiting, key=lambda job: self._last_turn.get(job.owner, 0))
             self._turns += 1
             self._last_turn[job.owner] = self._turns
-            self._task = _Task(job.id, now)
-            self._preparer.send(Prepare(start=job_start(self._settings, job, job.epoch)))
+            self._task = _Task(job.id, job.base, now)
+            start = job_start(self._settings, job, job.epoch)
+            self._preparer.send(Prepare(start=start, base=self._settings.location(job.base)))
+
+    def reasons(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+        """Why the jobs among these wait whose data is not tokenised yet; `jobs` are of bases that are served."""
+        found = {}
+        for job in jobs:
+            if job.state is JobState.PREPARING:
+                why = self._broken.known.get(job.base)
+                broken = f"{WaitReason.BASE.value}: {job.base} cannot be loaded: {why}"
+                found[job.id] = WaitReason.PREPARING.value if why is None else broken
+        return found
 
     def close(self) -> None:
         """End the preparer; it is not waited for when it is busy, since the next daemon does its work anew."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlora_sched.daemon.admission import Admission
-from mlora_sched.daemon.blame import Blame
+from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.explain import Queue
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
@@ -31,9 +31,8 @@ from mlora_sched.store.records import Fairness, LiveJob
 class Doors:
     """What decides whom the policy may choose from."""
 
-    admission: Admission
+    bases: Bases
     gate: Gate
-    blame: Blame
 
 
 class Scheduling:
@@ -45,14 +44,17 @@ class Scheduling:
 
     def __init__(self, store: JobStore, settings: DaemonSettings, hands: Hands, slices: Slices, doors: Doors) -> None:
         self._store, self._settings, self._hands, self._slices = store, settings, hands, slices
-        self._admission, self._gate, self._blame = doors.admission, doors.gate, doors.blame
+        self._bases, self._gate = doors.bases, doors.gate
         self._policy = find_policy(settings.policy)
         self._board = Board(self._policy)
         self._served_floor = 0.0
 
     def served(self, floor: float) -> None:
-        """What every owner has paid at least, by the worker, that was not kept waiting; see `sched.ledger`."""
-        if self._policy.by_owner:
+        """What every owner has paid at least, by the worker, that was not kept waiting; see `sched.ledger`.
+
+        Who waits for another base is kept waiting, and the worker does not know of them.
+        """
+        if self._policy.by_owner and not self._bases.elsewhere:
             self._served_floor = max(self._served_floor, floor)
 
     def waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
@@ -82,6 +84,10 @@ class Scheduling:
         full = replace(snapshot, leaving=snapshot.limits.max_resident)  # no place is free
         return [waiting.job_id for waiting in queue(self._policy, full, plan(self._policy, full))]
 
+    @property
+    def _admission(self) -> Admission:
+        return self._bases.admission
+
     def _carry_out(self, decided: Plan, jobs: Mapping[str, LiveJob], now: float, *, park: bool) -> None:
         for job_id in decided.detach:
             self._hands.let_go(job_id, save=True, park=park)
@@ -94,7 +100,7 @@ class Scheduling:
 
     def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
         """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
-        company = self._blame.company(list(jobs.values()), now)
+        company = self._bases.blame.company(list(jobs.values()), now)
         if company is None:
             return None
         limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
@@ -119,6 +125,7 @@ class Scheduling:
             counters=fairness.counters,
             floor=max(fairness.floor, self._served_floor),
             limits=self._admission.limits(self._gate.device(jobs), now),
+            elsewhere=self._bases.elsewhere,
             weights=self._settings.weights,
         )
 

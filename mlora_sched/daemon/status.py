@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from mlora_sched.errors import StorageTrouble
 from mlora_sched.spec.memory import MemoryReport
@@ -47,6 +48,15 @@ class StatusBoard:
     def starting(self) -> None:
         """A worker is being started, for the first time or after it was away on purpose."""
         self._write(phase=WorkerPhase.LOADING, state="starting")
+
+    def bases(self, loaded: str, broken: Mapping[str, str]) -> None:
+        """Which base the worker holds or is to hold; what was told of another holds no more."""
+        if loaded != self._status.base:
+            self._rate = self._fill = 0.0
+            nothing = {"shape": None, "buckets": (), "memory": None, "exactness": "", "numerics": None}
+            self._write(base=loaded, tokens_per_second=0.0, fill=0.0, **nothing)
+        if broken != self._status.broken:
+            self._write(broken=broken)
 
     def ready(self, report: Ready) -> None:
         """The worker serves."""

@@ -33,6 +33,7 @@ _LARGE_LOG = 256 << 20
 
 def daemon_checks(context: Context, caller: Caller, now: float) -> Iterator[Check]:
     """Everything that this caller may know, one check after another; what fails does not keep the rest from it."""
+    status: WorkerStatus | None = None
     try:
         status = context.store.worker_status()
         yield _worker(status)
@@ -41,7 +42,7 @@ def daemon_checks(context: Context, caller: Caller, now: float) -> Iterator[Chec
         yield _queue(context, now)
     except MloraError as error:
         yield Check(name="database", outcome=Outcome.FAIL, found=error.message)
-    yield _bases(context, caller)
+    yield _bases(context, caller, status)
     yield _disk(context)
     yield _socket(context.settings.socket, caller)
     if caller.is_admin:
@@ -116,14 +117,20 @@ def _queue(context: Context, now: float) -> Check:
     return Check(name="queue", outcome=Outcome.OK, found=live)
 
 
-def _bases(context: Context, caller: Caller) -> Check:
+def _bases(context: Context, caller: Caller, status: WorkerStatus | None) -> Check:
     bases = context.settings.bases
     gone = [base for base in bases if base.location.startswith("/") and not Path(base.location).is_dir()]
     if gone:
         found = "; ".join(f"{base.name}: its directory is gone: {_place(base.location, caller)}" for base in gone)
         remedy = "put it back: jobs go on, but a worker that starts anew cannot load it"
         return Check(name="base", outcome=Outcome.FAIL, found=found, remedy=remedy)
-    return Check(name="base", outcome=Outcome.OK, found=", ".join(base.name for base in bases))
+    if status is not None and status.broken:
+        found = "; ".join(f"{base} cannot be loaded: {why}" for base, why in status.broken.items())
+        remedy = "its jobs wait, and it is tried again in turn; put it right, or start the daemon without it"
+        return Check(name="base", outcome=Outcome.FAIL, found=found, remedy=remedy)
+    loaded = status.base if status is not None and status.phase is WorkerPhase.READY and len(bases) > 1 else None
+    names = (f"{base.name} (loaded)" if base.name == loaded else base.name for base in bases)
+    return Check(name="base", outcome=Outcome.OK, found=", ".join(names))
 
 
 def _place(path: str, caller: Caller) -> str:

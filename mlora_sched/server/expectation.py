@@ -48,8 +48,10 @@ def expectation(
         position=position,
         queue=queue,
         waits_for=waits_for,
-        estimated_bytes=_bytes(spec, status, settings, estimating),
-        estimated_seconds=_seconds(spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings)),
+        estimated_bytes=_bytes(job.base, spec, status, settings, estimating),
+        estimated_seconds=_seconds(
+            job.base, spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings)
+        ),
     )
 
 
@@ -59,23 +61,25 @@ def _waits_for(job: JobView, store: JobStore) -> tuple[str, ...]:
     )
 
 
-def _bytes(spec: JobSpec, status: WorkerStatus, settings: DaemonSettings, estimating: Estimating) -> int | None:
+def _bytes(
+    base: str, spec: JobSpec, status: WorkerStatus, settings: DaemonSettings, estimating: Estimating
+) -> int | None:
     """By its spec alone, and so at most: the data is read later."""
-    fit = fit_of(status, settings, estimating)
+    fit = fit_of(base, status, settings, estimating)
     return None if fit is None else fit.needs(spec.adapter, Sizes.of_spec(spec)).total
 
 
-def fit_of(status: WorkerStatus, settings: DaemonSettings, estimating: Estimating) -> Fit | None:
-    """Estimates for the base as the worker has described it; None before it has."""
-    if status.shape is None or status.memory is None:
+def fit_of(base: str, status: WorkerStatus, settings: DaemonSettings, estimating: Estimating) -> Fit | None:
+    """Estimates for a base as the worker has described it; None before it has, and while it holds another."""
+    if status.base != base or status.shape is None or status.memory is None:
         return None
     return Fit(status.shape, status.buckets, unshrunk(status.memory, settings.memory_budget), estimating)
 
 
-def _seconds(spec: JobSpec, status: WorkerStatus, tokens: float | None) -> float | None:
-    """By the device's pace of late; as if the job had the device for itself."""
+def _seconds(base: str, spec: JobSpec, status: WorkerStatus, tokens: float | None) -> float | None:
+    """By the device's pace of late with the base; as if the job had the device for itself."""
     limits = spec.limits
-    if status.tokens_per_second <= 0 or tokens is None:
+    if status.base != base or status.tokens_per_second <= 0 or tokens is None:
         return None
     seconds = min(tokens, limits.max_tokens or tokens) / status.tokens_per_second
     return seconds if limits.max_time is None else min(seconds, limits.max_time)

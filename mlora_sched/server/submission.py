@@ -70,14 +70,18 @@ def without_secrets(spec: JobSpec) -> tuple[JobSpec, tuple[str, ...]]:
     return spec.model_copy(update={"metadata": metadata}), tuple(f"metadata.{path}" for path in found)
 
 
-def check_memory(spec: JobSpec, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str) -> None:
+def check_memory(
+    spec: JobSpec, base: str, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str
+) -> None:
     """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
+
+    Of a base that is not loaded nothing is known: a job that does not fit fails when its base is.
 
     Raises:
         SpecError: it does not, whoever leaves; the message says what would make it fit.
         Refused: it alone holds more than its owner's quota allows.
     """
-    fit = fit_of(store.worker_status(), settings, estimating)
+    fit = fit_of(base, store.worker_status(), settings, estimating)
     if fit is None:
         return
     refusal = fit.refusal(spec, Sizes.of_spec(spec))

@@ -36,6 +36,8 @@ class DrainView(Frozen):
 class DaemonView(Frozen):
     """Who answers at the socket. `worker` is the worker's state in words, `phase` where it is.
 
+    Of `bases` the worker holds `loaded`, or will when it is there; None from a daemon of before there were several.
+
     `warnings` are what everybody should know of, such as a database that refuses; a sentence each.
     """
 
@@ -52,6 +54,14 @@ class DaemonView(Frozen):
     release: ReleaseView | None = None
     warnings: tuple[str, ...] = ()
     drain: DrainView | None = None
+    loaded: str | None = None
+
+    @property
+    def base_names(self) -> str:
+        """The bases as people are told them, the loaded one first: `a (and b, c in turn)`."""
+        loaded = self.bases[0] if self.loaded is None else self.loaded
+        others = ", ".join(base for base in self.bases if base != loaded)
+        return f"{loaded} (and {others} in turn)" if others else loaded
 
     @property
     def place(self) -> str:

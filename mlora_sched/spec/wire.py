@@ -110,10 +110,14 @@ class Init(Frozen):
 
 
 class Prepare(Frozen):
-    """Read, check and tokenise a job's data into the cache; answer `Prepared` or `JobFailed`. Never touches a pack."""
+    """Read, check and tokenise a job's data into the cache; answer `Prepared`, `JobFailed` or `NoTokenizer`.
+
+    `base` is where the job's base lies, as in `WorkerConfig`. Never touches a pack.
+    """
 
     kind: Literal["prepare"] = "prepare"
     start: JobStart
+    base: str
 
 
 class Attach(Frozen):
@@ -211,6 +215,15 @@ class Prepared(Frozen):
     longest: int = 0
     cache_entry: str = ""
     load: JobLoad | None = None
+
+
+class NoTokenizer(Frozen):
+    """A job's data cannot be tokenised yet: its base's tokenizer cannot be loaded. The job has not failed."""
+
+    kind: Literal["no_tokenizer"] = "no_tokenizer"
+    job_id: str
+    epoch: int
+    message: str
 
 
 class Attached(Frozen):
@@ -387,6 +400,7 @@ JobReport = Prepared | Attached | StepDone | EvalDone | CheckpointSaved | JobFin
 Report = Annotated[
     Ready
     | Prepared
+    | NoTokenizer
     | Attached
     | StepDone
     | EvalDone

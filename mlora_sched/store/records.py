@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec, Priority
 from mlora_sched.spec.load import JobLoad
@@ -196,8 +198,10 @@ class WorkerStatus(Frozen):
     """How the worker process fares. Written by the daemon's loop only, read by the server.
 
     Attributes:
-        phase, state: where it is, and the same in words: "starting", "ready", "restarting: …", "failed: …",
-            "released …" or "unloaded: …".
+        base: the base that it holds, loads, or is to load when it is started; empty before the daemon has begun.
+        broken: bases that could not be loaded when that was last tried, by name, with why.
+        phase, state: where it is, and the same in words: "starting", "loading …", "ready", "restarting: …",
+            "failed: …", "released …" or "unloaded: …".
         exactness: the probe's verdict in words, empty before the worker is ready.
         numerics: what decides the bits, None before the worker is ready.
         device: e.g. "cpu", empty before the worker is ready.
@@ -210,6 +214,8 @@ class WorkerStatus(Frozen):
         draining: how many jobs are attached while no waiting one is started; None while they are.
     """
 
+    base: str = ""
+    broken: Mapping[str, str] = Field(default_factory=dict)
     phase: WorkerPhase = WorkerPhase.LOADING
     state: str = "starting"
     exactness: str = ""
@@ -228,7 +234,8 @@ class WorkerStatus(Frozen):
     def warnings(self) -> tuple[str, ...]:
         """What people who look at their jobs should know."""
         storage = f"{self.storage}; jobs go on when that is over" if self.storage else ""
-        return tuple(warning for warning in (storage, self.disk) if warning)
+        broken = [f"base {base} cannot be loaded, and its jobs wait: {why}" for base, why in self.broken.items()]
+        return tuple(warning for warning in (storage, self.disk, *broken) if warning)
 
     @property
     def in_words(self) -> str:

@@ -1,12 +1,14 @@
 """The preparer's program: reads, checks and tokenises jobs' data into the cache, apart from training.
 
-It loads the base's tokenizer only. A tokenizer that dies on somebody's row takes this process down, not the trainer;
-so does a template that asks for more and more memory. One that never ends is the daemon's to end.
+Of the bases it loads the tokenizers only, each when it is first needed. A tokenizer that dies on somebody's row takes
+this process down, not the trainer; so does a template that asks for more and more memory. One that never ends is the
+daemon's to end.
 """
 
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from mlora_sched.data.load import load_of
 from mlora_sched.data.tokens import load_tokenizer, prepare
 from mlora_sched.errors import DataError, MloraError, NotFound, SpecError
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Command, JobFailed, JobStart, Prepare, Prepared, Report, Shutdown
-from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, last_words, run_program
+from mlora_sched.spec.wire import Command, JobFailed, JobStart, NoTokenizer, Prepare, Prepared, Report, Shutdown
+from mlora_sched.worker.handshake import IDLE_SECONDS, first_command, run_program
 from mlora_sched.worker.protocol import Channel
 
 MEMORY_SHARE = 0.5
@@ -67,20 +69,39 @@ def prepare_job(start: JobStart, tokenizer: Any) -> Prepared | JobFailed:
     )
 
 
+class _Tokenizers:
+    """Tokenizers by where their bases lie; they are small, and stay."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def of(self, base: str) -> Any:
+        if base not in self._loaded:
+            self._loaded[base] = load_tokenizer(base)
+        return self._loaded[base]
+
+
+def _prepared(command: Prepare, tokenizers: _Tokenizers) -> Prepared | JobFailed | NoTokenizer:
+    start = command.start
+    try:
+        tokenizer = tokenizers.of(command.base)
+    except MloraError as error:
+        return NoTokenizer(job_id=start.job_id, epoch=start.epoch, message=error.message)
+    return prepare_job(start, tokenizer)
+
+
 def serve(channel: Channel[Command, Report]) -> int:
     """Prepare jobs one after another until told to stop. Returns the process's exit code."""
     init = first_command(channel)
     if init is None:
         return 0
-    try:
-        tokenizer = load_tokenizer(init.config.base)
-    except MloraError as error:
-        channel.write(last_words(error))
-        return error.exit_code
+    tokenizers = _Tokenizers()
+    with suppress(MloraError):  # told to whose job it is needed for
+        tokenizers.of(init.config.base)
     while not channel.closed:
         for command in channel.read(IDLE_SECONDS):
             if isinstance(command, Prepare):
-                channel.write(prepare_job(command.start, tokenizer))
+                channel.write(_prepared(command, tokenizers))
             elif isinstance(command, Shutdown):
                 return 0
     return 0

@@ -193,7 +193,8 @@ def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys
         ([], 2, "Missing option '--base'"),
         (["--base", "demo=/nowhere"], 2, "Missing option '--state'"),
         (["--base", "demo=/nowhere", "--state", "{tmp}"], 2, "/nowhere is no directory"),
-        (["--base", "a={tmp}", "--base", "b={tmp}", "--state", "{tmp}/s"], 2, "a daemon serves one base"),
+        (["--base", "a={tmp}", "--base", "a={tmp}", "--state", "{tmp}/s"], 2, "two bases are called a"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--base-slice", "0m"], 2, "'0m' is no duration; write a number"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
@@ -215,7 +216,7 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
     options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
     options += ["--memory-budget", "20GiB", "--memory-margin", "0.1", "--host-memory", "512 MiB"]
-    options += ["--idle-unload", "15m"]
+    options += ["--idle-unload", "15m", "--base", f"b={tmp_path}", "--base-slice", "2m"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
     assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
@@ -223,7 +224,9 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
     assert (settings.memory_budget, settings.memory_margin) == (20 << 30, 0.1)
     assert (settings.host_memory, settings.idle_unload) == (512 << 20, 900.0)
-    config = worker_config(settings)
+    assert ([base.name for base in settings.bases], settings.base_slice) == (["a", "b"], 120.0)
+    config = worker_config(settings, settings.bases[1])
+    assert config.base_name == "b"
     shared = settings.model_dump(include=set(WorkerConfig.model_fields) & set(DaemonSettings.model_fields))
     assert config.model_dump(exclude={"base_name", "base", "corrections"}) == shared, (
         "every option of the worker's reaches it"

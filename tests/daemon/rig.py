@@ -75,6 +75,7 @@ class Rig:
     kernel_kills: Callable[[], int] = lambda: 0
     disk_space: Look = space_of
     busy_seconds: float = BUSY_SECONDS
+    bases: tuple[str, ...] = ("demo",)
     options: dict[str, object] = field(default_factory=dict)
     workers: list[RecordingWorker] = field(default_factory=list)
     preparers: list[RecordingWorker] = field(default_factory=list)
@@ -91,7 +92,7 @@ class Rig:
         """Start a daemon on the state directory, as after a crash of the one before."""
         settings = DaemonSettings(
             state_dir=self.state_dir,
-            bases=(BaseRef(name="demo", location="/base"),),
+            bases=tuple(BaseRef(name=name, location=f"/{name}") for name in self.bases),
             max_resident_jobs=self.max_resident,
             **self.options,  # type: ignore[arg-type]
         )

@@ -17,12 +17,13 @@ from mlora_sched.worker.fake import READY
 from .rig import Rig
 from .stand_in import MIB, SHAPE, report, stand_in
 
-SETTINGS = DaemonSettings(state_dir=Path("/x"), bases=(BaseRef(name="demo", location="/base"),))
+BASE = BaseRef(name="demo", location="/base")
+SETTINGS = DaemonSettings(state_dir=Path("/x"), bases=(BASE,))
 
 
 def ready(store: JobStore) -> Admission:
     """Of a device with 850 MiB for jobs, 1000 in all."""
-    admission = Admission(store, SETTINGS, stand_in)
+    admission = Admission(store, SETTINGS, BASE, stand_in)
     admission.ready(READY.model_copy(update={"shape": SHAPE, "memory": report(850)}))
     return admission
 
@@ -48,7 +49,7 @@ def test_a_fall_counts_at_once_and_a_small_rise_when_it_has_lasted(rig: Rig) -> 
 
 
 def test_without_a_report_there_is_no_bound(rig: Rig) -> None:
-    admission = Admission(rig.store, SETTINGS, stand_in)
+    admission = Admission(rig.store, SETTINGS, BASE, stand_in)
     assert admission.limits({}, 0.0).memory is None
     admission.ready(READY)
     assert admission.limits({}, 0.0).memory is None
@@ -62,16 +63,20 @@ def test_without_a_report_there_is_no_bound(rig: Rig) -> None:
         {"checkpoint_activations": True},
         {"compile": True},
         {"device": "cuda:0"},
-        {"bases": (BaseRef(name="demo", location="/other"),)},
     ],
 )
 def test_all_that_decides_estimates_is_in_the_key_of_corrections(options: dict[str, object]) -> None:
-    assert corrections_key(SETTINGS.model_copy(update=options)) != corrections_key(SETTINGS)
+    assert corrections_key(SETTINGS.model_copy(update=options), BASE) != corrections_key(SETTINGS, BASE)
+
+
+def test_the_base_and_its_place_are_in_the_key_of_corrections() -> None:
+    others = [BaseRef(name="demo", location="/other"), BaseRef(name="other", location="/base")]
+    assert len({corrections_key(SETTINGS, base) for base in (BASE, *others)}) == 3
 
 
 def test_two_devices_of_a_kind_share_corrections() -> None:
     one, two = (SETTINGS.model_copy(update={"device": device}) for device in ("cuda:0", "cuda:1"))
-    assert corrections_key(one) == corrections_key(two)
+    assert corrections_key(one, BASE) == corrections_key(two, BASE)
 
 
 def live(step: int = 0, r: int = 8, largest_chunk: int | None = 900) -> LiveJob:

@@ -111,7 +111,7 @@ def test_files_directories_and_config_reach_the_worker(rig: Rig) -> None:
     rig.finish()
     init, attach = rig.workers[0].told[:2]
     assert isinstance(init, Init)
-    assert (init.config.base_name, init.config.base) == ("demo", "/base")
+    assert (init.config.base_name, init.config.base) == ("demo", "/demo")
     assert attach.kind == "attach"
     assert attach.start.files == {"a.jsonl": str(rig.state_dir / "spool" / ("1" * 64))}
     assert attach.start.job_dir == str(rig.state_dir / "jobs" / "j-job")
@@ -127,12 +127,15 @@ def test_a_job_keeps_the_verdict_of_the_worker_it_trained_on(rig: Rig) -> None:
     assert rig.store.detail(job).exactness == "exact"
 
 
-def test_jobs_of_another_base_wait_with_the_reason(rig: Rig) -> None:
+def test_jobs_of_a_base_that_is_not_served_wait_with_the_reason(rig: Rig) -> None:
     other = rig.submit("other", base="big")
     mine = rig.submit("mine")
     rig.until_state(mine, JobState.SUCCEEDED)
     assert rig.state(other) is JobState.PREPARING
-    assert rig.store.get(other).reason == "base: demo is loaded"
+    assert (
+        rig.store.get(other).reason
+        == "base: this daemon does not serve big; an administrator must start it with `--base big=DIR`"
+    )
 
 
 def test_waiting_jobs_say_why(start: Callable[..., Rig]) -> None:

@@ -113,7 +113,8 @@ def test_a_job_waits_for_what_others_hold_and_does_not_fail(start: Start) -> Non
 
 
 def key() -> str:
-    return corrections_key(DaemonSettings(state_dir=Path("/x"), bases=(BaseRef(name="demo", location="/base"),)))
+    base = BaseRef(name="demo", location="/demo")
+    return corrections_key(DaemonSettings(state_dir=Path("/x"), bases=(base,)), base)
 
 
 def config_of(worker: RecordingWorker) -> Init:

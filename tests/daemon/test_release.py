@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from mlora_sched.daemon import loop as daemon_loop
+from mlora_sched.daemon import departure
 from mlora_sched.daemon.release import Patience
 from mlora_sched.spec.state import JobState, Request, WorkerPhase
 from mlora_sched.spec.wire import CheckpointSaved, Detach, Note, Report, Slice
@@ -201,7 +201,7 @@ def test_jobs_that_save_themselves_one_after_another_are_waited_for(
     jobs = [rig.submit(f"job{n}", steps=60) for n in range(4)]
     rig.until(lambda: all(rig.store.get(job).step >= 3 for job in jobs))
     worker, now = rig.workers[0], [0.0]
-    monkeypatch.setattr(daemon_loop, "Patience", partial(Patience, clock=lambda: now[0]))
+    monkeypatch.setattr(departure, "Patience", partial(Patience, clock=lambda: now[0]))
     poll, kept = worker.poll, list[Report]()
 
     def slowly(timeout: float) -> list[Report]:

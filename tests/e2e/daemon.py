@@ -26,17 +26,17 @@ class Daemon:
     """A daemon; verbs go to it as command lines, questions through the client.
 
     Args:
-        state: its state directory, from which a later start goes on. socket: a short path.
+        state: its state directory, from which a later start goes on. socket: a short path. more: options of `serve`.
     """
 
-    def __init__(self, base: Path, state: Path, socket: Path) -> None:
-        self.base, self.state, self.socket = base, state, socket
+    def __init__(self, base: Path, state: Path, socket: Path, *more: str) -> None:
+        self.base, self.state, self.socket, self.more = base, state, socket, more
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[str]:
         """Start the process and wait until its worker is ready."""
         where = ["--base", f"tiny={self.base}", "--state", self.state, "--socket", self.socket]
-        args = command("serve", *where, "--device", "cpu", "--threads", "1", "--pack-tokens", "320")
+        args = command("serve", *where, "--device", "cpu", "--threads", "1", "--pack-tokens", "320", *self.more)
         process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
         assert process.stdout is not None
         said: list[str] = []
@@ -90,6 +90,12 @@ class Daemon:
     def ask(self, name: str, request: Request) -> None:
         with Client(self.socket) as client:
             client.request(name, request)
+
+    def sent_back(self, name: str) -> list[str]:
+        """How often a job went from the worker back to the queue, as its events tell."""
+        with Client(self.socket) as client:
+            messages = [event.message for event in client.events(name).events]
+        return [message for message in messages if message.startswith("RUNNING → QUEUED")]
 
     def pull(self, name: str, folder: Path) -> Path:
         with Client(self.socket) as client:

@@ -26,11 +26,14 @@ JOBS: dict[str, dict[str, Any]] = {
 """The adapters of the jobs that most tests train, by job name."""
 
 
-def make_base(folder: Path) -> Path:
-    """An ordinary Hugging Face directory: a random Llama of some ten thousand weights, bytes as tokens."""
+def make_base(folder: Path, scale: float = 3.0) -> Path:
+    """An ordinary Hugging Face directory: a random Llama of some ten thousand weights, bytes as tokens.
+
+    With another `scale` it is another base.
+    """
     config = llama_config()
     config.vocab_size, config.eos_token_id, config.bos_token_id = 260, 0, 0
-    model_of(config, scale=3.0).save_pretrained(folder)
+    model_of(config, scale=scale).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

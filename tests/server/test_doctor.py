@@ -90,6 +90,17 @@ def test_workers_and_results(context: Context, status: dict[str, object], name: 
     assert bool(check.remedy) == (outcome in (Outcome.WARN, Outcome.FAIL))
 
 
+def test_bases_in_turn(context: Context, tmp_path: Path) -> None:
+    bases = tuple(BaseRef(name=name, location=str(tmp_path)) for name in ("a", "b"))
+    several = dataclasses.replace(context, settings=context.settings.model_copy(update={"bases": bases}))
+    several.store.set_worker_status(READY.model_copy(update={"base": "b"}))
+    assert found(several)["base"].found == "a, b (loaded)"
+    several.store.set_worker_status(READY.model_copy(update={"base": "b", "broken": {"a": "no weights"}}))
+    check = found(several)["base"]
+    assert (check.outcome, check.found) == (Outcome.FAIL, "a cannot be loaded: no weights")
+    assert check.remedy
+
+
 def test_a_released_device_is_not_where_the_worker_is(context: Context) -> None:
     words = "released, asked for by root"
     context.store.set_worker_status(READY.model_copy(update={"phase": WorkerPhase.RELEASED, "state": words}))

@@ -38,7 +38,13 @@ def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Caller], None]:
 
 def serve_memory(served: Served, room: int, **more: Any) -> None:
     status = WorkerStatus(
-        phase=WorkerPhase.READY, state="ready", device="cpu", shape=SHAPE, buckets=(1024,), memory=report(room, **more)
+        base="demo",
+        phase=WorkerPhase.READY,
+        state="ready",
+        device="cpu",
+        shape=SHAPE,
+        buckets=(1024,),
+        memory=report(room, **more),
     )
     served.store.set_worker_status(status)
 

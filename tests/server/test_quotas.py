@@ -169,7 +169,7 @@ def test_who_has_more_uploads_than_allowed_submits_nothing(served: Served, act_a
 
 
 def test_what_never_fits_the_device_quota_is_refused(served: Served, act_as: ActAs, spec: SpecMaker) -> None:
-    served.store.set_worker_status(WorkerStatus(shape=SHAPE, buckets=(64, 2048), memory=report(4000)))
+    served.store.set_worker_status(WorkerStatus(base="demo", shape=SHAPE, buckets=(64, 2048), memory=report(4000)))
     ann, bob = act_as(ANN), act_as(BOB)
     allow(served, "ann", device=1)
     with pytest.raises(Refused, match=r"quota: device: .* asked for by one job, 1 B are allowed; choose a smaller"):

@@ -47,7 +47,7 @@ def names(served: Served) -> list[str]:
 
 
 def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture) -> None:
-    status = WorkerStatus(shape=SHAPE, buckets=(64, 128), memory=report(100_000), tokens_per_second=0.01)
+    status = WorkerStatus(base="demo", shape=SHAPE, buckets=(64, 128), memory=report(100_000), tokens_per_second=0.01)
     served.store.set_worker_status(status)
     lines, advice = told(capsys, str(spec("one")), str(spec("two", priority="high")))
     first, second = (served.store.resolve(name, None)[:10] for name in ("one", "two"))
@@ -66,6 +66,16 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
     assert "priority" not in advice
 
 
+def test_nothing_is_expected_of_a_base_by_what_another_one_takes(
+    served: Served, spec: SpecMaker, capsys: Capture
+) -> None:
+    status = WorkerStatus(base="other", shape=SHAPE, buckets=(64, 128), memory=report(1), tokens_per_second=0.01)
+    served.store.set_worker_status(status)
+    assert run(["submit", str(spec()), "--json"]) == 0, "nor refused"
+    [job] = json.loads(capsys.readouterr().out)
+    assert (job["estimated_bytes"], job["estimated_seconds"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("suffix", "rows", "seconds"),
     [
@@ -78,7 +88,7 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
 def test_the_time_of_counted_steps(
     served: Served, client: Client, tmp_path: Path, suffix: str, rows: list[str], seconds: float | None
 ) -> None:
-    served.store.set_worker_status(WorkerStatus(tokens_per_second=1.0))
+    served.store.set_worker_status(WorkerStatus(base="demo", tokens_per_second=1.0))
     data = tmp_path / f"rows.{suffix}"
     data.write_text("\n".join(rows))
     training = {"max_steps": 5, "batch_size": 4}

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, Prepare, Prepared, Report, WorkerConfig
+from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, NoTokenizer, Prepare, Prepared, Report, WorkerConfig
 from mlora_sched.worker.local import LocalWorker, Role
 from mlora_sched.worker.prepare import prepare_job
 
@@ -83,13 +83,18 @@ def told(worker: LocalWorker, seconds: float) -> list[Report]:
 
 
 def test_a_template_that_never_ends_keeps_its_process_busy_until_it_is_killed(
-    preparer: LocalWorker, tmp_path: Path
+    preparer: LocalWorker, base: Path, tmp_path: Path
 ) -> None:
-    preparer.send(Prepare(start=start_of(tmp_path, "good", None)))
+    gone = str(tmp_path / "gone")
+    preparer.send(Prepare(start=start_of(tmp_path, "good", None), base=gone))
+    (first,) = answers(preparer)
+    assert isinstance(first, NoTokenizer), "it is not the job's fault, and the process goes on"
+    assert gone in first.message
+    preparer.send(Prepare(start=start_of(tmp_path, "good", None), base=str(base)))
     (first,) = answers(preparer)
     assert isinstance(first, Prepared)
     assert first.largest_chunk == first.longest == first.tokens, "it has one row"
-    preparer.send(Prepare(start=start_of(tmp_path, "endless", ENDLESS)))
+    preparer.send(Prepare(start=start_of(tmp_path, "endless", ENDLESS), base=str(base)))
     process = psutil.Process(preparer._process.pid)
     spent = process.cpu_times().user
     while process.cpu_times().user < spent + 1.0:  # it renders, and will for hours

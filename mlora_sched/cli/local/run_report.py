@@ -35,6 +35,7 @@ from mlora_sched.spec.wire import (
     JobFinished,
     JobStart,
     Note,
+    NoTokenizer,
     Prepared,
     Ready,
     Report,
@@ -128,7 +129,9 @@ class RunReport:
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
                 self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
-            case CheckpointSaved() | Detached() | Prepared() | Ready() | MemoryReport() | AtWork() | Beat() | Fatal():
+            case CheckpointSaved() | Detached() | Ready() | MemoryReport() | AtWork() | Beat() | Fatal():
+                pass
+            case Prepared() | NoTokenizer():  # a preparer's
                 pass
             case _:
                 assert_never(report)

@@ -23,7 +23,21 @@ from mlora_sched.worker.local import LocalWorker, Role
 
 
 @click.command()
-@click.option("--base", "bases", multiple=True, required=True, metavar="NAME=DIR|REPO[@REV]", help="Base to serve.")
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    required=True,
+    metavar="NAME=DIR|REPO[@REV]",
+    help="Base to serve; several in turn.",
+)
+@click.option(
+    "--base-slice",
+    type=DURATION,
+    default=600.0,
+    show_default="10m",
+    help="How long one of several bases stays loaded while jobs wait for another.",
+)
 @click.option(
     "--state", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory of the daemon's own."
 )
@@ -97,6 +111,7 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--policy", type=click.Choice(policy_names()), default="fair", show_default=True, help="Who trains next.")
 def serve(
     bases: tuple[str, ...],
+    base_slice: float,
     state: Path,
     socket: Path,
     device: str,
@@ -125,17 +140,16 @@ def serve(
     allow_hosts: tuple[str, ...],
     policy: str,
 ) -> None:
-    """Start the training daemon: one frozen base model, jobs of everybody.
+    """Start the training daemon: a frozen base model, jobs of everybody.
 
     Ends at SIGTERM or Ctrl-C, when every job has saved its state; the next daemon on the same state goes on. A second
     one ends it at once.
     """
-    if len(bases) > 1:
-        raise UserError(f"--base: {len(bases)} are given; a daemon serves one base: start one daemon for each")
     raw = {
         "state_dir": state.absolute(),
         "socket": socket.absolute(),
         "bases": [parse_base(text) for text in bases],
+        "base_slice": base_slice,
         "device": device,
         "dtype": dtype,
         "quantize": quantize,
@@ -184,7 +198,7 @@ def serve(
 
 
 def _announce(settings: DaemonSettings, status: WorkerStatus) -> None:
-    name = settings.bases[0].name
+    name = status.base or settings.bases[0].name
     for warning in status.warnings:
         say(f"{name} at {settings.socket}: {warning}")
     if status.state == "ready":

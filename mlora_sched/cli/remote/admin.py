@@ -100,4 +100,4 @@ def _show(view: DaemonView, *, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        say(f"{', '.join(view.bases)}{view.place}: {view.worker}")
+        say(f"{view.base_names}{view.place}: {view.worker}")

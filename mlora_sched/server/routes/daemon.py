@@ -39,6 +39,7 @@ def get_daemon(context: ContextOf, caller: CallerOf) -> DaemonView:
         version=__version__,
         pid=os.getpid(),
         bases=tuple(base.name for base in context.settings.bases),
+        loaded=status.base or context.settings.bases[0].name,
         device=status.device or context.settings.device,
         exactness=status.exactness,
         worker=status.in_words,
