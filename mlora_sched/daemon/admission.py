@@ -121,6 +121,15 @@ class Admission:
                 self._shape, self._buckets, unshrunk(report, self._settings.memory_budget), self._estimating
             )
 
+    @property
+    def estimates(self) -> tuple[object, object]:
+        """What facts are made from beside the job and the moment: others when it has changed."""
+        return self._fit, self._work
+
+    def is_large(self, job: LiveJob) -> bool:
+        """The facts of the job depend on the budget of the moment, too."""
+        return self._report is not None and self.needs(job).total > capacity(self._report)
+
     def needs(self, job: LiveJob) -> Needs:
         """What a job takes; nothing while that cannot be estimated."""
         return _NOTHING if self._fit is None else self._fit.needs(job.spec.adapter, _sizes(job))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from mlora_sched.spec.memory import Correction
@@ -13,8 +13,14 @@ from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.living import Living
+from mlora_sched.store.living import Living, in_parts
 from mlora_sched.store.records import Dependence, Drain, Fairness, Pace, Release, Wait, WorkerStatus
+
+_SET_WAIT = (
+    update(schema.jobs)
+    .where(schema.jobs.c.id == bindparam("job"))
+    .values(reason=bindparam("reason"), position=bindparam("position"))
+)
 
 
 class DaemonSide(Living):
@@ -46,20 +52,25 @@ class DaemonSide(Living):
             row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
             moves.fail(connection, row, code, message, now, crashes=crashes)
 
-    def dependences(self) -> list[Dependence]:
-        """Which live jobs start after which others, in the order of submission."""
-        live, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
+    def dependences_of(self, job_ids: Collection[str]) -> list[Dependence]:
+        """After which others these jobs start, in the order of submission."""
+        job, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
         query = (
-            select(table.c.job_id, table.c.after_id, other.c.name, other.c.state)
-            .join(live, live.c.id == table.c.job_id)
+            select(job.c.seq, table.c.job_id, table.c.after_id, other.c.name, other.c.state)
+            .join(job, job.c.id == table.c.job_id)
             .join(other, other.c.id == table.c.after_id)
-            .where(live.c.state.not_in([state.value for state in schema.FINAL_STATES]))
-            .order_by(live.c.seq, other.c.seq)
+            .order_by(job.c.seq, other.c.seq)
         )
+        if not job_ids:
+            return []
         with reading(self._engine) as connection:
-            return [
-                Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in connection.execute(query)
+            found = [
+                row
+                for some in in_parts(sorted(job_ids))
+                for row in connection.execute(query.where(table.c.job_id.in_(some)))
             ]
+        found.sort(key=lambda row: int(row.seq))
+        return [Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in found]
 
     def clear_request(self, job_id: str, done: Request) -> None:
         """Reset a request that is void (resuming a job that runs), unless the user has asked anew since."""
@@ -115,10 +126,9 @@ class DaemonSide(Living):
 
     def set_waits(self, waits: Mapping[str, Wait]) -> None:
         """Why each of these jobs does not train right now, and when its turn comes."""
+        told = [{"job": job_id, "reason": wait.reason, "position": wait.position} for job_id, wait in waits.items()]
         with writing(self._engine) as connection:
-            for job_id, wait in waits.items():
-                values = {"reason": wait.reason, "position": wait.position}
-                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(values))
+            connection.execute(_SET_WAIT, told)
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
         """Add an event; None for the daemon itself. One of a job that is not there is dropped."""

@@ -76,7 +76,7 @@ class Living:
         """Those of these jobs that are there, as they are now."""
         with reading(self._engine) as connection:
             found: list[Row[Any]] = []
-            for some in _parts(job_ids):
+            for some in in_parts(job_ids):
                 found += connection.execute(select(_JOBS).where(_JOBS.c.id.in_(some)))
             return self._taken(connection, found)
 
@@ -95,11 +95,12 @@ class Living:
 def _read(connection: Connection, found: Sequence[Row[Any]]) -> dict[str, _Asked]:
     table = schema.job_files
     files: dict[str, dict[str, str]] = {row.id: {} for row in found}
-    for some in _parts(list(files)):
+    for some in in_parts(list(files)):
         for file in connection.execute(select(table).where(table.c.job_id.in_(some))):
             files[file.job_id][file.name] = file.sha256
     return {row.id: (JobSpec.model_validate_json(row.spec), files[row.id]) for row in found}
 
 
-def _parts(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def in_parts(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Few enough for one statement."""
     return (job_ids[at : at + _AT_ONCE] for at in range(0, len(job_ids), _AT_ONCE))
