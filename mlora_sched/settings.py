@@ -105,7 +105,7 @@ class DaemonSettings(Frozen):
         socket: the Unix socket it answers at; `mlora.sock` in the state directory unless told otherwise.
         bases: the bases it serves, at least one, with distinct names; the worker holds one at a time.
         base_slice: seconds after which a base that has work makes room for another that has, too.
-        device, dtype, quantize, threads, pack_tokens, checkpoint_activations, compile: as in
+        device, dtype, quantize, threads, pack_tokens, pack_seconds, checkpoint_activations, compile: as in
             `mlora_sched.spec.wire.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
@@ -137,6 +137,7 @@ class DaemonSettings(Frozen):
     quantize: Quantize = "none"
     threads: int = Field(default=0, ge=0)
     pack_tokens: int = Field(default=2048, ge=64)
+    pack_seconds: float = Field(default=1.0, gt=0)
     checkpoint_activations: bool = False
     compile: bool = False
     memory_budget: int | None = Field(default=None, ge=1)

@@ -240,6 +240,7 @@ def worker_config(settings: DaemonSettings, base: BaseRef) -> WorkerConfig:
         quantize=settings.quantize,
         threads=settings.threads,
         pack_tokens=settings.pack_tokens,
+        pack_seconds=settings.pack_seconds,
         checkpoint_activations=settings.checkpoint_activations,
         compile=settings.compile,
         memory_budget=settings.memory_budget,

@@ -10,6 +10,7 @@ that nothing of the failure is left. No process, pipe or database is known here.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
 from mlora_sched.engine.packer import Choice, Packer, kept_waiting, unfinished
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
-from mlora_sched.engine.reports import attached, detached, eval_done, failed, held, put_off, step_done
+from mlora_sched.engine.reports import Served, attached, detached, eval_done, failed, held, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
 from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
@@ -37,7 +38,7 @@ from mlora_sched.model.device import free_caches, is_out_of_memory
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.plan import Account
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import JobStart, Note, Report, Slice, SliceDone
+from mlora_sched.spec.wire import JobStart, Note, Report, Slice
 
 TRIES_ALONE = 3
 """How often in a row a pack of one chunk may run out of memory, for no reason that is known, before its job fails."""
@@ -51,6 +52,7 @@ class Trainer:
         pack_tokens: most tokens of a pack; a larger chunk runs alone, as long as a bucket holds it.
         memory: sizes the packs by what there is; without it they are `pack_tokens` large until memory runs out.
         saving: how jobs are saved; unless told otherwise only where they ask for it, and at once.
+        pack_seconds: most time of a pack, as far as that is known beforehand; a chunk that takes longer runs alone.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Trainer:
         pack_tokens: int,
         memory: TrainerMemory | None = None,
         saving: Saving | None = None,
+        pack_seconds: float = math.inf,
     ) -> None:
         self.base, self.tokenizer, self.origin, self.memory = base, tokenizer, origin, memory
         self.saver = Saver(origin, saving or Saving())
-        self.packer = Packer(origin.verdict.buckets, pack_tokens)
+        self.packer = Packer(origin.verdict.buckets, pack_tokens, pack_seconds)
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
         self._delays = Delays(memory)
@@ -198,11 +201,10 @@ class Trainer:
 
         Jobs may be attached and detached between two packs. `begin` is told the jobs of each before it runs.
         """
-        began = time.monotonic()
-        packs = tokens = rows = 0
+        served = Served()
         self._hear(wanted)
         named = {turn.job_id for turn in wanted.turns}
-        while time.monotonic() - began < wanted.seconds:
+        while served.seconds < wanted.seconds:
             present = [one for name, one in self.residents.items() if name in named or not one.named]
             accounts = self._ledger.with_unfinished(unfinished(present))
             choice = self.packer.choose(present, accounts, self._fits())
@@ -218,11 +220,9 @@ class Trainer:
             left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
             self._ledger.served(left_out)
-            packs, tokens, rows = packs + 1, tokens + choice.tokens, rows + length
+            served.add(choice.tokens, length)
             yield reports + self.saver.written()
-        seconds = time.monotonic() - began
-        floor = self._ledger.floor
-        yield [SliceDone(slice_id=wanted.slice_id, packs=packs, tokens=tokens, rows=rows, seconds=seconds, floor=floor)]
+        yield [served.report(wanted.slice_id, self._ledger.floor, self.packer.times.known)]
 
     def _hear(self, wanted: Slice) -> None:
         """Whom the slice names, in which order, and how far their figures are recorded."""
@@ -297,13 +297,14 @@ class Trainer:
             choice.charge(time.monotonic() - began)
         if said is not None:
             return self._recover(choice, plan, found, said), pack.length
-        self.packer.went_well()
         if self.memory is not None:
             self.memory.record(plan, found, self.residents.values())
         for chunk in choice.chunks:
             resident = choice.members[chunk.job_id]
             resident.starved, resident.ran = 0, True
-        return self._take(results, choice.phase), pack.length
+        reports = self._take(results, choice.phase)
+        self.packer.went_well(choice, time.monotonic() - began)
+        return reports, pack.length
 
     # ------------------------------------------------------------------ packs that fail
 

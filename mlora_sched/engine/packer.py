@@ -1,5 +1,7 @@
 """Which chunks the next pack holds: all of one phase, as many as the room and the memory allow.
 
+Where it is known how long packs take (`times`), they are also kept under a bound of seconds.
+
 The phase is that of the job whose turn it is. Among the jobs of that phase `sched.packing.next_pack` chooses by the
 groups' accounts and a room; where what it chooses would not fit the memory, the largest room is sought at which it
 does. More jobs on the device thus mean fewer tokens in a pack. Nothing is measured or allocated here.
@@ -7,6 +9,7 @@ does. More jobs on the device thus mean fewer tokens in a pack. Nothing is measu
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
 from mlora_sched.sched.plan import Account
+from mlora_sched.sched.step_time import Pack, StepTimeModel
 
 RECOVERY = 32
 """Packs that must go well before packs that were made smaller may be twice as large again."""
@@ -24,11 +28,15 @@ RECOVERY = 32
 
 @dataclass(frozen=True)
 class Choice:
-    """A pack to be: its chunks in pack order, their jobs, and what they are all for. Empty when there is no work."""
+    """A pack to be: its chunks in pack order, their jobs, and what they are all for. Empty when there is no work.
+
+    `work` is what they cost, in the unit of `sched.work`.
+    """
 
     chunks: tuple[Chunk, ...]
     members: dict[str, Resident]
     phase: Phase
+    work: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -48,13 +56,15 @@ class Packer:
     Args:
         buckets: pack lengths in use, ascending.
         most: most tokens of a pack; a larger chunk runs alone, as long as a bucket holds it.
+        seconds: likewise its time, as far as that is known.
 
     Attributes:
+        times: what is known of how long packs take.
         room: most tokens of a pack now: less than `most` for a while after a pack has run out of memory.
     """
 
-    def __init__(self, buckets: Sequence[int], most: int) -> None:
-        self.buckets = tuple(buckets)
+    def __init__(self, buckets: Sequence[int], most: int, seconds: float = math.inf) -> None:
+        self.buckets, self.seconds, self.times = tuple(buckets), seconds, StepTimeModel()
         self.most = self.room = min(most, self.buckets[-1])
         self._well = 0
 
@@ -80,7 +90,8 @@ class Packer:
     def next_alone(self, resident: Resident) -> Choice:
         """The next chunk of one job, by itself."""
         state = resident.state
-        return Choice(tuple(state.waiting_chunks[:1]), {state.job_id: resident}, state.phase)
+        chunks = tuple(state.waiting_chunks[:1])
+        return Choice(chunks, {state.job_id: resident}, state.phase, sum(map(state.work, chunks)))
 
     def plan(self, choice: Choice) -> PackPlan:
         """The pack as far as its memory goes."""
@@ -104,8 +115,9 @@ class Packer:
         """A pack of so many tokens has run out of memory: the next ones are at most half as large."""
         self.room, self._well = max(1, min(self.room, tokens) // 2), 0
 
-    def went_well(self) -> None:
-        """A pack has run. After enough of them packs may be larger again."""
+    def went_well(self, choice: Choice, seconds: float) -> None:
+        """A pack has run and has taken so long. After enough of them packs may be larger again."""
+        self.times.learn(self._timed(choice), seconds)
         self._well += 1
         if self._well >= RECOVERY:
             self.room, self._well = min(self.most, 2 * self.room), 0
@@ -117,7 +129,7 @@ class Packer:
         phase: Phase,
         fits: Callable[[PackPlan], bool] | None,
     ) -> Choice:
-        whole = _fill(members, accounts, phase, self.room)
+        whole = self._fill(members, accounts, phase, self.room)
         if fits is None or not whole.chunks or fits(self.plan(whole)):
             return whole
         alone = {resident.state.job_id: self.next_alone(resident) for resident in members}
@@ -129,12 +141,28 @@ class Packer:
         low, high = 0, len(rooms)
         while low < high:
             middle = (low + high) // 2
-            choice = _fill(able, accounts, phase, rooms[middle])
+            choice = self._fill(able, accounts, phase, rooms[middle])
             if fits(self.plan(choice)):
                 best, low = choice, middle + 1
             else:
                 high = middle
         return best
+
+    def _fill(self, members: Sequence[Resident], accounts: Mapping[str, Account], phase: Phase, tokens: int) -> Choice:
+        """A pack of at most so many tokens that takes no longer than it may; one chunk may take any time."""
+        work = math.inf
+        while True:
+            choice = _fill(members, accounts, phase, Room(tokens, work))
+            over = self.times.seconds(self._timed(choice)) / self.seconds if len(choice.chunks) > 1 else 0.0
+            if over <= 1:
+                return choice
+            work = choice.work / max(over, 1.05)
+
+    def _timed(self, choice: Choice) -> Pack:
+        """The pack as far as its time goes."""
+        rows = bucket_for(choice.tokens, self.buckets)
+        assert rows is not None
+        return Pack(choice.work, rows - choice.tokens, len(choice.members))
 
 
 def in_turn(residents: Sequence[Resident], accounts: Mapping[str, Account]) -> list[Resident]:
@@ -161,7 +189,7 @@ def kept_waiting(residents: Sequence[Resident], choice: Choice) -> set[str]:
     return {one.turn.group for one in residents if len(one.state.waiting_chunks) > taken[one.state.job_id]}
 
 
-def _fill(members: Sequence[Resident], accounts: Mapping[str, Account], phase: Phase, room: int) -> Choice:
+def _fill(members: Sequence[Resident], accounts: Mapping[str, Account], phase: Phase, room: Room) -> Choice:
     """What `next_pack` takes of these jobs' waiting chunks."""
     waiting = {resident.state.job_id: resident.state.waiting_chunks for resident in members}
     candidates = [
@@ -174,6 +202,7 @@ def _fill(members: Sequence[Resident], accounts: Mapping[str, Account], phase: P
         for resident in members
     ]
     residents = {resident.state.job_id: resident for resident in members}
-    chosen = next_pack(candidates, accounts, Room(room))
+    chosen = next_pack(candidates, accounts, room)
     chunks = tuple(chunk for choice in chosen for chunk in waiting[choice.job_id][: choice.chunks])
-    return Choice(chunks, {choice.job_id: residents[choice.job_id] for choice in chosen}, phase)
+    work = sum(residents[chunk.job_id].state.work(chunk) for chunk in chunks)
+    return Choice(chunks, {choice.job_id: residents[choice.job_id] for choice in chosen}, phase, work)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlora_sched.engine.parking import ParkedJob
@@ -12,7 +14,7 @@ from mlora_sched.errors import DataError, JobFault, NotFound, SpecError
 from mlora_sched.files import list_checkpoints
 from mlora_sched.spec.memory import JobBytes
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobStart, StepDone
+from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobStart, SliceDone, StepDone, StepTime
 
 
 def attached(resident: Resident) -> Attached:
@@ -60,6 +62,37 @@ def held(residents: Iterable[Resident], parked: Iterable[ParkedJob]) -> tuple[Jo
     here = [JobBytes(job_id=one.start.job_id, device=one.bytes, host=0) for one in residents]
     away = [JobBytes(job_id=one.resident.start.job_id, device=0, host=one.bytes) for one in parked]
     return (*here, *away)
+
+
+@dataclass
+class Served:
+    """What a slice has done so far; `began` by a monotonic clock in seconds."""
+
+    began: float = field(default_factory=time.monotonic)
+    packs: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    def add(self, tokens: int, rows: int) -> None:
+        """A pack has run."""
+        self.packs, self.tokens, self.rows = self.packs + 1, self.tokens + tokens, self.rows + rows
+
+    def report(self, slice_id: int, floor: float, step_time: StepTime | None) -> SliceDone:
+        """It has ended."""
+        return SliceDone(
+            slice_id=slice_id,
+            packs=self.packs,
+            tokens=self.tokens,
+            rows=self.rows,
+            seconds=self.seconds,
+            step_time=step_time,
+            floor=floor,
+        )
 
 
 def step_done(resident: Resident, figures: StepFigures) -> StepDone:

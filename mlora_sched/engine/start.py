@@ -70,7 +70,7 @@ def start_trainer(config: WorkerConfig, saving: Saving | None = None) -> Trainer
     )
     origin = Origin(config.base_name, base.portable_name, hash_base(base), numerics, verdict)
     memory = _memory(config, base, verdict.buckets, reader, runtime)
-    return Trainer(base, tokenizer, origin, config.pack_tokens, memory, saving)
+    return Trainer(base, tokenizer, origin, config.pack_tokens, memory, saving, config.pack_seconds)
 
 
 def _memory(

@@ -197,6 +197,7 @@ def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--base-slice", "0m"], 2, "'0m' is no duration; write a number"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--pack-seconds", "0"], 2, "--pack-seconds"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--quantize", "int8"], 2, "'int8' is not"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--memory-budget", "20"], 2, "'20' is no size; write a number"),
@@ -216,10 +217,11 @@ def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.M
     options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
     options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
     options += ["--memory-budget", "20GiB", "--memory-margin", "0.1", "--host-memory", "512 MiB"]
-    options += ["--idle-unload", "15m", "--base", f"b={tmp_path}", "--base-slice", "2m"]
+    options += ["--idle-unload", "15m", "--base", f"b={tmp_path}", "--base-slice", "2m", "--pack-seconds", "0.25"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
-    assert (settings.pack_tokens, settings.max_resident_jobs, settings.policy) == (512, 3, "fair")
+    assert (settings.pack_tokens, settings.pack_seconds) == (512, 0.25)
+    assert (settings.max_resident_jobs, settings.policy) == (3, "fair")
     assert (settings.threads, settings.dtype) == (2, "bfloat16")
     assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
     assert (settings.memory_budget, settings.memory_margin) == (20 << 30, 0.1)

@@ -151,16 +151,17 @@ def test_the_plan_says_what_the_pack_holds() -> None:
 def test_room_halves_with_each_failure_and_comes_back(packs: list[int | None]) -> None:
     """None is a pack that went well, a number the tokens of one that did not."""
     packer = Packer(BUCKETS, 320)
+    went = packer.next_alone(member("a", (40,)))
     for tokens in packs:
         before = packer.room
         if tokens is None:
-            packer.went_well()
+            packer.went_well(went, 0.0)
             assert packer.room in (before, min(320, 2 * before))
         else:
             packer.shrink(tokens)
             assert packer.room == max(1, min(tokens, before) // 2)
     for _ in range(10 * RECOVERY):
-        packer.went_well()
+        packer.went_well(went, 0.0)
     assert packer.room == 320
 
 
@@ -183,3 +184,21 @@ def test_who_is_kept_waiting_and_what_is_not_finished() -> None:
     assert kept_waiting(company, choice) == {"ann"}
     cast(Any, company[0]).state.unfinished_work = 5.0
     assert unfinished(company) == {"ann": 5.0, "bob": 0.0, "cid": 0.0}
+
+
+SIZES = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+@given(sizes=SIZES, tokens_a_second=st.integers(50, 4000), most=st.sampled_from([0.01, 0.05, 0.2]))
+def test_packs_keep_their_time_where_it_is_known(sizes: list[list[int]], tokens_a_second: int, most: float) -> None:
+    """Here a token is a unit of work. A chunk that takes longer by itself runs alone."""
+    packer = Packer(BUCKETS, 320, most)
+    jobs = [member(f"job-{at}", tuple(chunks)) for at, chunks in enumerate(sizes)]
+    unknown = choose(packer, jobs)
+    assert unknown.tokens == choose(Packer(BUCKETS, 320), jobs).tokens, "nothing is bounded before something is known"
+    for tokens in (10, 200, 35, 120, 64, 300, 20, 90, 150, 240) * 3:
+        packer.went_well(packer.next_alone(member("other", (tokens,))), tokens / tokens_a_second)
+    choice = choose(packer, jobs)
+    assert choice.chunks
+    if len(choice.chunks) > 1:
+        assert choice.tokens / tokens_a_second <= 1.1 * most

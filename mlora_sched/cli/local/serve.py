@@ -53,6 +53,13 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option("--quantize", type=click.Choice(["none", "nf4"]), default="none", show_default=True, help="Of the base.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of the worker; 0 for all cores.")
 @click.option("--pack-tokens", type=click.IntRange(min=64), default=2048, show_default=True, help="Most of one pack.")
+@click.option(
+    "--pack-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Most time of one pack, as far as it is known beforehand.",
+)
 @click.option("--checkpoint-activations", is_flag=True, help="Keep less for backward and compute it again.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the base's row-wise pieces.")
 @click.option("--memory-budget", type=SIZE, help="Most memory of the device, base included, such as 20GiB.")
@@ -119,6 +126,7 @@ def serve(
     quantize: str,
     threads: int,
     pack_tokens: int,
+    pack_seconds: float,
     checkpoint_activations: bool,
     compiled: bool,
     memory_budget: int | None,
@@ -155,6 +163,7 @@ def serve(
         "quantize": quantize,
         "threads": threads,
         "pack_tokens": pack_tokens,
+        "pack_seconds": pack_seconds,
         "checkpoint_activations": checkpoint_activations,
         "compile": compiled,
         "memory_budget": memory_budget,

@@ -70,7 +70,7 @@ def _accept(
         )
         if needs not in sizes:  # trials that take the same memory are looked at once
             sizes.add(needs)
-            check_memory(trial.spec, context.store, context.settings, context.estimating, caller.user)
+            check_memory(trial.spec, base, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
     check_files(document.spec.name, wanted, body.files, lambda files: context.use_files(files, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
