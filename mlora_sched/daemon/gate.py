@@ -54,4 +54,6 @@ class Gate:
         draining = f"{WaitReason.DRAINING.value}: no job is started, asked for by {self._wish.caller}"
         if self.closed:
             return {job.id: draining for job in waiting}
-        return {job.id: self._quotas.reason(job.owner) for job in self.expelled(waiting)}
+        jobs = list(waiting)
+        spent = {owner: self._quotas.reason(owner) for owner in self.shut({job.owner for job in jobs})}
+        return {job.id: spent[job.owner] for job in jobs if job.owner in spent}

@@ -22,6 +22,8 @@ _SET_WAIT = (
     .values(reason=bindparam("reason"), position=bindparam("position"))
 )
 
+_COUNTERS = select(schema.counters.c.owner, schema.counters.c.work)
+
 
 class DaemonSide(Living):
     """Transitions, reports, fairness counters, corrections, the release and the worker's status."""
@@ -140,9 +142,9 @@ class DaemonSide(Living):
     def fairness(self) -> Fairness:
         """The virtual token counters as last written, with the tokens trained since."""
         with reading(self._engine) as connection:
-            counted = connection.execute(select(schema.counters)).all()
+            counted = {owner: work for owner, work in connection.execute(_COUNTERS)}  # noqa: C416 (typed)
             floor = connection.scalar(select(func.max(schema.virtual_time.c.floor)))
-        return Fairness({row.owner: row.work for row in counted}, floor or 0.0)
+        return Fairness(counted, floor or 0.0)
 
     def set_fairness(self, fairness: Fairness) -> None:
         """Write lifted counters and the floor."""
