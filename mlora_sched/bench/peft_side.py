@@ -63,9 +63,9 @@ class PeftJobs:
     def __init__(self, model: Any, jobs: Sequence[BenchJob], rounds: int, *batchings: Batching) -> None:
         self.jobs = tuple(jobs)
         first, *others = jobs
-        self.model = with_peft(model, _config(first.spec), first.name)
+        self.model = with_peft(model, lora_config(first.spec), first.name)
         for job in others:
-            self.model.add_adapter(job.name, _config(job.spec))
+            self.model.add_adapter(job.name, lora_config(job.spec))
         self.model.train()
         self._optimizers = {job.name: self._optimizer(job) for job in jobs}
         self._batches = {
@@ -119,7 +119,8 @@ def train_step(model: Any, optimizer: torch.optim.AdamW, batch: Batch, spec: Job
     optimizer.zero_grad(set_to_none=True)
 
 
-def _config(spec: JobSpec) -> Any:
+def lora_config(spec: JobSpec) -> Any:
+    """PEFT's configuration of a LoRA job."""
     adapter = spec.adapter
     return peft_library().LoraConfig(
         r=adapter.r,

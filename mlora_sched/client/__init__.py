@@ -170,7 +170,10 @@ class Client(Sweeping):
             if left <= 0:
                 raise WaitTimeout(f"after {timeout:g} s still going on: {_named(open_jobs)}; they go on")
             time.sleep(min(poll, left))
-            jobs = [job if job.state.is_final else self.get(job.id) for job in jobs]
+            # as long as one goes on the others need not be asked for: a sweep has many
+            at_last = deadline is not None and left <= poll
+            if at_last or self.get(open_jobs[0].id).state.is_final:
+                jobs = [job if job.state.is_final else self.get(job.id) for job in jobs]
         return jobs
 
     # ------------------------------------------------------------------ asking for something

@@ -145,29 +145,33 @@ class Trainer:
         """
         resident, parked = self.residents.pop(job_id, None), self.parking.jobs.get(job_id)
         if resident is not None:
-            return (self._park(resident) if keep and park else None) or self._let_go(resident, None, keep=keep)
+            told: list[Report] = []
+            if keep and park and self._park(resident, told):
+                return told
+            return told + self._let_go(resident, None, keep=keep)
         if parked is None:
             return self.saver.abandon(job_id) or []
         if keep and park:
             return [detached(parked.resident, parked=True)]
         return self._unpark(parked, keep=keep)
 
-    def _park(self, resident: Resident) -> list[Report] | None:
-        """Move a job to the host's memory; None where it does not fit there."""
-        need, reports = parked_bytes(resident), self.saver.settle(resident.start.job_id)
+    def _park(self, resident: Resident, told: list[Report]) -> bool:
+        """Move a job to the host's memory, False where it does not fit there; `told` gets what is to be reported."""
+        need = parked_bytes(resident)
         if need > self.parking.limit:
-            return None
+            return False
+        told += self.saver.settle(resident.start.job_id)
         for job in self.parking.excess(need):
-            reports += self._unpark(job)
+            told += self._unpark(job)
         try:
             parked = self.parking.add(resident)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return None  # the limit was more than the host has; what was saved for it stays saved
-        told = [*reports, Note(message=parked.note, job_id=resident.start.job_id), detached(resident, parked=True)]
+            return False  # the limit was more than the host has; what was saved for it stays saved
+        told += [Note(message=parked.note, job_id=resident.start.job_id), detached(resident, parked=True)]
         self.saver.back_up(resident, parked.settled())
-        return told
+        return True
 
     def _unpark(self, job: ParkedJob, *, keep: bool = True) -> list[Report]:
         """Save a parked job and drop it; it goes on from its checkpoint."""

@@ -3,10 +3,12 @@
 Pure: figures in, decisions out. A figure is such that less is better. What is decided depends on the figures that are
 there and on nothing else: not on the order in which they came, nor on clocks. Who carries it out is the daemon.
 
-Asynchronous successive halving (Li et al., MLSys 2020) in the form that promotes: a trial stops at every *rung*, a
-number of its steps, and goes on as soon as it is among the best `1/factor` of those that have been there. Where nobody
-else can come any more, the best `1/factor` (one at least) go on and the others are given up; so is, at once, whoever
-could not be among them even if all came and were worse.
+Successive halving, decided asynchronously (after ASHA, Li et al., MLSys 2020): a trial stops at every *rung*, a number
+of its steps. It goes on as soon as it is certain to be among the best `1/factor` (one at least) of all that come
+there, and is given up as soon as it is certain not to be; until then it waits, and whoever else trains has the room.
+ASHA itself lets a trial on that is among the best of those that came *so far*, lest machines idle. One device that
+trains all trials side by side does not, and where they come in an unlucky order, each better than those before, nearly
+all of them would go on.
 
 Median stopping (Golovin et al., KDD 2017): a trial that trains on ends when its best figure so far is worse than the
 median of the averages that others had by the same step.
@@ -124,7 +126,7 @@ def _at_rung(trial: Trial, rung: int, trials: Sequence[Trial], factor: int) -> D
     mine = (figures[trial.number], trial.number)
     place = sum((figure, number) < mine for number, figure in figures.items())
     been = len(figures)
-    if place < been // factor or (coming == 0 and place == 0):
+    if place + coming < max(1, (been + coming) // factor):
         verdict = Verdict.GO_ON
     elif coming == 0 or place >= max(1, (been + coming + paused) // factor):
         verdict = Verdict.PRUNE

@@ -46,7 +46,8 @@ def check_name(spec: JobSpec) -> None:
         SpecError: it is.
     """
     if _LIKE_AN_ID.fullmatch(spec.name):
-        raise SpecError(f"{spec.name}: name: is written like an id; choose another, such as {spec.name}-run")
+        whose = "a sweep's" if spec.name.startswith("s") else "a job's"
+        raise SpecError(f"{spec.name}: name: is written like {whose} id; choose another, such as {spec.name}-run")
 
 
 MAX_SPEC_BYTES = 128 << 10

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from e2e.daemon import Daemon, stepped
+from e2e.daemon import PATIENCE, Daemon, stepped
 from e2e.program import MODEL, listing, run_args, spoil_row, write_spec
 from mlora_sched.cli import main
-from mlora_sched.spec.state import ErrorCode, JobState, Request
+from mlora_sched.client import Client
+from mlora_sched.spec.job import local_files
+from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
+from mlora_sched.spec.sweep import Sweep, parse_document
 
 STEPS = {"lora": 100, "loraplus": 50, "dora": 80, "mixlora": 30}
 SAVED = ("dora", "mixlora")
@@ -163,3 +167,36 @@ def _renamed(spec: Path, name: str) -> Path:
     path = spec.with_name(f"{name}.yaml")
     path.write_text(spec.read_text().replace(f"name: {spec.stem}\n", f"name: {name}\n"))
     return path
+
+
+def test_trials_of_a_sweep_get_what_they_would_have_got_alone(daemon: Daemon, base: Path, tmp_path: Path) -> None:
+    """Whether a trial waited at a rung and won or was given up there; its data was tokenised once for all."""
+    path = write_spec(tmp_path, "swept", {"method": "lora"}, max_steps=9, eval_every=1)
+    rates = {"training.learning_rate": {"values": [1e-2, 1e-5, 3e-3, 1e-6]}}
+    raw = yaml.safe_load(path.read_text()) | {"sweep": {"parameters": rates, "stop": {"rule": "asha", "min_steps": 3}}}
+    sweep = parse_document(raw)
+    assert isinstance(sweep, Sweep)
+    entries = len(list((daemon.state / "cache").glob("*.safetensors")))
+    with Client(daemon.socket) as client:
+        client.hand_in_sweep(sweep, local_files(sweep.spec, tmp_path))
+        client.wait(["swept"], timeout=PATIENCE, poll=0.1)
+        trials = client.sweep("swept").trials
+        assert trials[0].job.id == client.best_trial("swept").job.id
+    assert len(list((daemon.state / "cache").glob("*.safetensors"))) == entries + 1
+    ends = [(trial.job.step, trial.job.stopped_by) for trial in trials]
+    assert ends[0] == (9, None)
+    assert ends.count((3, StoppedBy.PRUNED)) >= 2
+
+    compared = [trials[0].job, trials[-1].job]
+    by_name = {trial.spec.name: trial.spec for trial in sweep.trials()}
+    specs = [tmp_path / f"{job.name}.yaml" for job in compared]
+    for job, spec in zip(compared, specs, strict=True):
+        spec.write_text(by_name[job.name].model_dump_json())
+    with pytest.raises(SystemExit) as ended:
+        main.run([str(arg) for arg in run_args(base, tmp_path / "alone", specs)])
+    assert ended.value.code == 0
+    for job in compared:
+        pulled, alone = daemon.pull(job.id, tmp_path / "pulled" / job.name), tmp_path / "alone" / job.name
+        lines, whole = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (pulled, alone))
+        assert lines == whole[: len(lines)]
+        assert ((pulled / MODEL).read_bytes() == (alone / MODEL).read_bytes()) == (job.stopped_by is None)

@@ -17,6 +17,7 @@ from engine.memory_kit import memory_of
 from engine.test_trainer_resume import job_of
 from mlora_sched.engine import parking
 from mlora_sched.engine.resident import Resident
+from mlora_sched.engine.saver import Saving
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.memory.meter import bytes_of
@@ -279,6 +280,22 @@ def test_who_does_not_fit_the_host_is_saved(tmp_path: Path) -> None:
         Detached(job_id="job", epoch=1, step=2),
     ]
     assert bench.trainer.parking.jobs == {}
+
+
+@pytest.mark.parametrize("limit", [0, 118_784])
+def test_what_is_told_of_others_meanwhile_is_not_lost(tmp_path: Path, limit: int) -> None:
+    """A job that is parked, or finds no room to be, finds the last words of one that was saved before it."""
+    bench = Bench(tmp_path, saving=Saving(beside=True))
+    bench.trainer.parking.limit = limit
+    for name in ("first", "second"):
+        bench.attach(bench.start(name, max_steps=5))
+    bench.packs(2)
+    bench.detach("first", keep=True)
+    bench.trainer.saver._writer.wait()  # written, and not told yet
+    bench.detach("second", keep=True, park=True)
+    bench.reports += bench.trainer.close()
+    assert [report.job_id for report in bench.of(Detached, "first")] == ["first"]
+    assert bench.of(Detached, "second")
 
 
 def test_a_host_that_has_less_than_the_limit_saves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

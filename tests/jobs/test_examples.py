@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.sweep import Sweep, read_document
 from mlora_sched.toybase.tasks import HELD_OUT_ROWS, TASKS, TRAIN_ROWS, Task, write_all
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -79,3 +80,12 @@ def test_every_method_and_many_settings_are_shown(specs: dict[str, JobSpec]) -> 
         lambda job: isinstance(job.data.validation, str),
     ):
         assert len({setting(job) for job in jobs}) >= 2
+
+
+@pytest.mark.parametrize("path", sorted((JOBS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweeps_become_trials_whose_files_are_there(path: Path) -> None:
+    sweep = read_document(path.read_bytes(), str(path))
+    assert isinstance(sweep, Sweep)
+    trials = sweep.trials()
+    assert len({trial.spec.model_dump_json() for trial in trials}) == len(trials) >= 10
+    assert set(local_files(trials[0].spec, path.parent)) == set(sweep.files)

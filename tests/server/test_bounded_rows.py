@@ -61,9 +61,9 @@ def test_the_oldest_of_too_many_events_are_cleared_away(
     assert [text for job, text in left if job is None] == [f"event {n}" for n in range(4)]
 
 
-@pytest.mark.parametrize("name", ["j-0", "j-00ff00ff", "j-" + "0" * 32])
+@pytest.mark.parametrize("name", ["j-0", "j-00ff00ff", "j-" + "0" * 32, "s-00ff00ff"])
 def test_no_job_is_called_like_an_id(served: Served, spec: SpecMaker, client: Client, name: str) -> None:
-    with pytest.raises(SpecError, match=rf"{name}: name: is written like a job's id; choose another"):
+    with pytest.raises(SpecError, match=rf"{name}: name: is written like a (job|sweep)'s id; choose another"):
         client.submit(spec(name))
     assert served.store.list() == []
 

@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from serving import Served, SpecMaker
 
+from mlora_sched.cli.completing import complete_sweeps
 from mlora_sched.cli.main import run
 from mlora_sched.client import Client
 from mlora_sched.errors import NotFound, Refused
@@ -172,3 +174,10 @@ def test_validate_lists_the_trials(sweep_file: Path, capsys: Capture) -> None:
     assert "ok: lr, lora, 3 trials, 2 rows" in said[0]
     assert said[1:] == [f"  trial {n}: learning_rate={rate:.4g}" for n, rate in enumerate(RATES, 1)]
     assert answer(capsys, "validate", str(sweep_file))[0]["trials"][2] == {"training.learning_rate": 0.001}
+
+
+def test_a_shell_completes_sweeps(served: Served, sweep_file: Path, capsys: Capture) -> None:
+    sweep = submit(capsys, sweep_file)["sweep"]["id"]
+    context, argument = click.Context(click.Command("show")), click.Argument(["ref"])
+    for begun, expected in (("", ["lr"]), ("l", ["lr"]), (sweep[:6], [sweep]), ("x", [])):
+        assert [item.value for item in complete_sweeps(context, argument, begun)] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mlora_sched.cli.completing import complete_sweeps
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
 from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, progress, say, sweep_progress, why
@@ -47,7 +48,7 @@ def ls(everyone: bool, socket: Where, as_json: bool) -> None:
 
 
 @sweep.command()
-@click.argument("ref", metavar="SWEEP")
+@click.argument("ref", metavar="SWEEP", shell_complete=complete_sweeps)
 @daemon_options
 def show(ref: str, socket: Where, as_json: bool) -> None:
     """Show a sweep's trials, best first."""
@@ -64,7 +65,7 @@ def show(ref: str, socket: Where, as_json: bool) -> None:
 
 
 @sweep.command()
-@click.argument("ref", metavar="SWEEP")
+@click.argument("ref", metavar="SWEEP", shell_complete=complete_sweeps)
 @daemon_options
 def best(ref: str, socket: Where, as_json: bool) -> None:
     """Name the best trial of a sweep that has ended."""
