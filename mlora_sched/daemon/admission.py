@@ -166,12 +166,18 @@ class Admission:
             owner_memory=owner_memory,
         )
 
-    def remaining(self, job: LiveJob) -> float:
-        """The work that a job has still to do, in GFLOP.
+    @property
+    def knows_work(self) -> bool:
+        """The base's shape has told what steps cost."""
+        return self._work is not None
+
+    def remaining(self, job: LiveJob, steps: int | None = None) -> float:
+        """The work that a job has still to do, in GFLOP; that of its next `steps` where these are given.
 
         By its tokens alone before the base's shape is known, by its steps before its data have told how long those are.
         """
-        steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+        if steps is None:
+            steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
         if job.load is None:
             return float(steps)
         if self._work is None:

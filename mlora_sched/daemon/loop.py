@@ -42,6 +42,7 @@ from mlora_sched.spec.state import JobState
 from mlora_sched.spec.wire import (
     AtWork,
     Detached,
+    EvalDone,
     Fatal,
     Init,
     JobFailed,
@@ -186,7 +187,7 @@ class DaemonLoop:
         serves = self._ready and stays
         if serves:
             self._scheduling.schedule(now)
-        self._explainer.explain(lambda live: self._why(live, now, serves=serves))
+        self._explainer.explain(lambda live: self._why(live, now, serves=serves), now)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
@@ -299,13 +300,16 @@ class DaemonLoop:
             case StepDone():
                 self._worker.progressed()
                 self._blame.hear(report)
+                self._scheduling.heard(report)
+            case EvalDone():
+                self._scheduling.heard(report)
             case AtWork():
                 self._blame.hear(report)
             case JobFinished() | JobFailed() | Detached():
                 self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
-                self._scheduling.served(report.floor)
+                self._scheduling.heard(report)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
@@ -337,10 +341,10 @@ class DaemonLoop:
         others = self._preparing.reasons(served) | self._bases.reasons(live)
         others |= self._gate.reasons(self._gated(served)) | self._holds.reasons(live)
         if serves:
-            return Why(self._scheduling.queue(now), others)
+            return Why(self._scheduling.queue(now), others, self._scheduling.expected(now))
         here = (job for job in self._may_train() if job.base == self._bases.loaded)
         why = no_worker(here, "is being ended" if self._departure.goes else self._board.state)
-        return Why(Queue(why, self._scheduling.order(now)), others)
+        return Why(Queue(why, self._scheduling.order(now)), others, {})
 
     def _gated(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
         """Those that the gate may keep from being attached."""

@@ -13,6 +13,7 @@ from mlora_sched.daemon.explain import Queue
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.lineup import Doors, Lineup, trains
 from mlora_sched.daemon.preparing import job_start
+from mlora_sched.daemon.prospects import Prospects
 from mlora_sched.daemon.roster import Roster, by_submission
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.suspects import Company
@@ -21,8 +22,9 @@ from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import plan
 from mlora_sched.settings import DaemonSettings
+from mlora_sched.spec.wire import EvalDone, SliceDone, StepDone
 from mlora_sched.store.jobs import JobStore
-from mlora_sched.store.records import Fairness, LiveJob
+from mlora_sched.store.records import Expected, Fairness, LiveJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,17 @@ class Scheduling:
         self._policy = find_policy(settings.policy)
         self._lineup = Lineup(roster, self._policy, hands, doors)
         self._served_floor = 0.0
+        self._prospects = Prospects(self._policy)
         self._last: _Decision | None = None
 
-    def served(self, floor: float) -> None:
-        """What every owner has paid at least, by the worker, that was not kept waiting; see `sched.ledger`.
+    def heard(self, report: StepDone | EvalDone | SliceDone) -> None:
+        """Take in what was done; and what every owner has paid at least that was not kept waiting (`sched.ledger`).
 
         Who waits for another base is kept waiting, and the worker does not know of them.
         """
-        if self._policy.by_owner and not self._bases.elsewhere:
-            self._served_floor = max(self._served_floor, floor)
+        self._prospects.hear(report)
+        if isinstance(report, SliceDone) and self._policy.by_owner and not self._bases.elsewhere:
+            self._served_floor = max(self._served_floor, report.floor)
 
     def fail_impossible(self, now: float) -> bool:
         """End jobs that can never run; True when there was one."""
@@ -91,6 +95,14 @@ class Scheduling:
         reasons |= {waiting.job_id: waiting.reason for waiting in places}
         held_back = company is not None or self._gate.closed
         return Queue(reasons, self.order(now) if held_back else [waiting.job_id for waiting in places])
+
+    def expected(self, now: float) -> dict[str, Expected]:
+        """What is to be expected of jobs; like `queue`. Nothing while some are alone on the device for a while."""
+        assert self._last is not None
+        if self._last.company is not None:
+            return {}
+        jobs = trains(self._roster, self._bases.loaded, self._holds)
+        return self._prospects.foretell(self._last.snapshot, self._last.plan, jobs, self._admission, now)
 
     def order(self, now: float) -> list[str]:
         """Who waits, in the order in which the policy would take them when it may."""

@@ -19,7 +19,7 @@ from mlora_sched.store.records import Dependence, Drain, Fairness, Pace, Release
 _SET_WAIT = (
     update(schema.jobs)
     .where(schema.jobs.c.id == bindparam("job"))
-    .values(reason=bindparam("reason"), position=bindparam("position"))
+    .values({name: bindparam(name) for name in schema.OUTLOOK})
 )
 
 _COUNTERS = select(schema.counters.c.owner, schema.counters.c.work)
@@ -127,8 +127,8 @@ class DaemonSide(Living):
             connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
 
     def set_waits(self, waits: Mapping[str, Wait]) -> None:
-        """Why each of these jobs does not train right now, and when its turn comes."""
-        told = [{"job": job_id, "reason": wait.reason, "position": wait.position} for job_id, wait in waits.items()]
+        """Why each of these jobs does not train right now, when its turn comes and when it ends."""
+        told = [{"job": job_id, **rows.wait_values(wait)} for job_id, wait in waits.items()]
         with writing(self._engine) as connection:
             connection.execute(_SET_WAIT, told)
 

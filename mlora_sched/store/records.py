@@ -16,6 +16,14 @@ from mlora_sched.spec.state import JobState, Request, StoppedBy, WorkerPhase
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Between which times a job starts, None when it has a place, and ends; seconds since the Unix epoch."""
+
+    starts: tuple[float, float] | None
+    ends: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class LiveJob:
     """A job that has not ended, as the daemon's loop needs it.
 
@@ -27,8 +35,8 @@ class LiveJob:
         crashes: how often a worker died while this job was alone in it.
         retried: how often it was tried again after it had failed.
         largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
-        reason, position: why it waits, and its place in the queue, 1 for the next, None when it has none; both as they
-            were when something else of the job was changed last (`store.live` gives them as they are).
+        reason, position: why it waits, and its place in the queue, 1 for the next, None when it has none; they and
+            `expected` as they were when something else of the job was changed last (`store.live`: as they are).
         created: when it was submitted, in seconds since the Unix epoch.
         load: how much work it is, None before the data is prepared.
         sweep: the sweep that it is a trial of. until, stop: as in `spec.wire.JobStart`.
@@ -57,6 +65,7 @@ class LiveJob:
     sweep: str | None = None
     until: int | None = None
     stop: StoppedBy | None = None
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +87,12 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a job does not train right now, and its place in the queue: 1 for the next, None when it has none."""
+    """Why a job does not train right now, and its place in the queue, 1 for the next, None when it has none; and what
+    is to be expected of it, None when nobody knows."""
 
     reason: str
     position: int | None = None
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)

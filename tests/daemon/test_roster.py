@@ -29,7 +29,7 @@ IDS = st.integers(0, 5).map(lambda number: f"j-{number}")
 
 
 def without_words(job: LiveJob) -> LiveJob:
-    return replace(job, reason="", position=None)
+    return replace(job, reason="", position=None, expected=None)
 
 
 class Changes(RuleBasedStateMachine):
