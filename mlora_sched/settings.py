@@ -5,6 +5,7 @@ Nothing of one job: that is `mlora_sched.spec.job`. Nothing here reads the envir
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,22 @@ def source_of(location: str) -> BaseSource:
         return BaseSource(str(path), {"local_files_only": True})
     repository, _, revision = location.partition("@")
     return BaseSource(repository, {"revision": revision} if revision else {})
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """Read `USER=WEIGHT`.
+
+    Raises:
+        UserError: it is not of that form, or the weight is no number above 0.
+    """
+    user, _, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not user or not 0 < weight < math.inf:
+        raise UserError(f"--weight {text}: write USER=WEIGHT, with a number above 0, such as ann=2")
+    return user, weight
 
 
 def parse_base(text: str) -> BaseRef:

@@ -219,7 +219,7 @@ def warmup_share(steps: int, total: int) -> float:
         share = round(steps / total, digits)
         if math.ceil(share * total) == steps:
             return share
-    return steps / total
+    return math.nextafter(steps / total, 0.0)  # the quotient itself may be rounded to more than that many steps
 
 
 def _optimizer(key: Key) -> Outcome:

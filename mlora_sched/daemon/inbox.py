@@ -8,7 +8,7 @@ before it. What the database must not miss is lost only with the daemon, and the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -43,10 +43,11 @@ class Inbox:
 
     Args:
         store: where reports about jobs are written.
+        weights: of owners, as in `DaemonSettings`.
     """
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, store: JobStore, weights: Mapping[str, float]) -> None:
+        self._store, self._weights = store, weights
         self._unwritten: list[JobReport] = []
         self._news: deque[tuple[Supervisor, News]] = deque()
         self._paces = Paces()
@@ -73,7 +74,7 @@ class Inbox:
             StorageTrouble: the database refuses; what was not taken in is still here.
         """
         if self._unwritten:
-            self._store.record(self._unwritten, now, self._paces.known)
+            self._store.record(self._unwritten, now, self._paces.known, self._weights)
             self._unwritten = []
         while self._news:
             handle(*self._news[0], now)

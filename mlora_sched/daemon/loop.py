@@ -101,7 +101,7 @@ class DaemonLoop:
         self._was_ready = False
         self._hands = Hands(self._worker.send)
         self._slices = Slices(self._worker.send, settings.slice_seconds)
-        self._inbox = Inbox(store)
+        self._inbox = Inbox(store, settings.weights)
         self._bases = Bases(store, settings, estimating, lambda note: self._inbox.put(self._worker, note))
         self._roster = Roster(store)
         self._requests = Requests(store, self._hands)

@@ -51,18 +51,23 @@ class Scheduling:
         self._bases, self._gate, self._holds = doors.bases, doors.gate, doors.holds
         self._policy = find_policy(settings.policy)
         self._lineup = Lineup(roster, self._policy, hands, doors)
-        self._served_floor = 0.0
         self._prospects = Prospects(self._policy)
         self._last: _Decision | None = None
 
     def heard(self, report: StepDone | EvalDone | SliceDone) -> None:
-        """Take in what was done; and what every owner has paid at least that was not kept waiting (`sched.ledger`).
-
-        Who waits for another base is kept waiting, and the worker does not know of them.
-        """
+        """Take in what was done."""
+        if isinstance(report, SliceDone):
+            self._served(report.lifted)
         self._prospects.hear(report)
-        if isinstance(report, SliceDone) and self._policy.by_owner and not self._bases.elsewhere:
-            self._served_floor = max(self._served_floor, report.floor)
+
+    def _served(self, lifted: Mapping[str, float]) -> None:
+        """What owners count as having paid, by the worker, who got all they asked for; see `sched.ledger`."""
+        if not self._policy.by_owner:
+            return
+        recorded = self._store.fairness()
+        more = {owner: paid for owner, paid in lifted.items() if paid > recorded.counters.get(owner, 0.0)}
+        if more:
+            self._store.set_fairness(Fairness(more, recorded.floor))
 
     def fail_impossible(self, now: float) -> bool:
         """End jobs that can never run; True when there was one."""
@@ -167,7 +172,7 @@ class Scheduling:
             leaving=len(all_attached - staying),
             leaving_bytes=admission.held(job for job in attached if job.id not in staying),
             counters=fairness.counters,
-            floor=max(fairness.floor, self._served_floor),
+            floor=fairness.floor,
             limits=admission.limits(self._gate.device(self._roster.owners()), now),
             elsewhere=self._bases.elsewhere,
             weights=self._settings.weights,

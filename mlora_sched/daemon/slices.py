@@ -41,7 +41,7 @@ class Slices:
         told = tuple(
             Turn(job_id=turn.job_id, group=turn.group, level=turn.level, step=steps[turn.job_id]) for turn in turns
         )
-        paid = tuple(GroupAccount(group=group, paid=each.paid, weight=each.weight) for group, each in accounts.items())
+        paid = tuple(GroupAccount(group=group, **each._asdict()) for group, each in accounts.items())
         while len(self._ahead) < SLICES_AHEAD:
             self._last += 1
             self._ahead.add(self._last)

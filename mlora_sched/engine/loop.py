@@ -223,15 +223,18 @@ class Trainer:
             begin(choice.members)
             left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
-            self._ledger.served(left_out)
+            self._ledger.served(left_out, unfinished(self._still_here(present)))
             served.add(choice.tokens, length)
             yield reports + self.saver.written()
-        yield [served.report(wanted.slice_id, self._ledger.floor, self.packer.times.known)]
+        yield [served.report(wanted.slice_id, self._ledger.lifted(), self.packer.times.known)]
+
+    def _still_here(self, jobs: Iterable[Resident]) -> list[Resident]:
+        return [one for one in jobs if one.start.job_id in self.residents]
 
     def _hear(self, wanted: Slice) -> None:
         """Whom the slice names, in which order, and how far their figures are recorded."""
         self.saver.thin = wanted.thin
-        self._ledger.hear({one.group: Account(one.paid, one.weight) for one in wanted.accounts})
+        self._ledger.hear({one.group: Account(one.paid, one.weight, one.waits) for one in wanted.accounts})
         for turn in wanted.turns:
             resident = self.residents.get(turn.job_id)
             if resident is not None:

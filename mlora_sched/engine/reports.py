@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Served:
         """A pack has run."""
         self.packs, self.tokens, self.rows = self.packs + 1, self.tokens + tokens, self.rows + rows
 
-    def report(self, slice_id: int, floor: float, step_time: StepTime | None) -> SliceDone:
+    def report(self, slice_id: int, lifted: Mapping[str, float], step_time: StepTime | None) -> SliceDone:
         """It has ended."""
         return SliceDone(
             slice_id=slice_id,
@@ -91,7 +91,7 @@ class Served:
             rows=self.rows,
             seconds=self.seconds,
             step_time=step_time,
-            floor=floor,
+            lifted=lifted,
         )
 
 

@@ -1,60 +1,72 @@
 """What groups have paid, as whoever forms packs knows it between two words of the daemon.
 
 A group pays for a step when the step is committed; what of an unfinished step has run counts while packs are formed and
-is forgotten with the step. The daemon tells what is recorded, which is late by a slice or two and never more than what
-is known here, unless a group was lifted: so the larger of the two is right.
+is forgotten with the step. What the daemon has recorded is late by a slice or two and never more than what is known
+here, unless a group was lifted there: so the larger of the two is right.
 
-A group all of whose chunks went into a pack was not kept waiting by anybody, and has no claim to be served for that
-later: it is lifted to the lowest of those that were (as an owner is who comes back). That lowest is the floor.
+A group that got all it asked for in a pack was not kept waiting by anybody, and has no claim to be served for that
+later: it is lifted to just behind the lowest of those that were kept waiting, in the pack or for a place, as an owner
+is who comes back; or, when nobody was, to who has paid most. A group that was kept waiting is never lifted here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from mlora_sched.sched.plan import Account
 
 
 class Ledger:
-    """The accounts of groups that take part.
-
-    Attributes:
-        floor: what every group has paid at least that has no claim on the others.
-    """
+    """The accounts of groups that take part."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
-        self.floor = 0.0
+        self._lifted: set[str] = set()
 
     def hear(self, told: Mapping[str, Account]) -> None:
-        """What the daemon has recorded of the groups that take part from now on, and their weights."""
+        """What the daemon has recorded of the groups that take part from now on, and of one that waits for a place."""
         self._accounts = {
-            group: Account(max(account.paid, self._paid(group)), account.weight) for group, account in told.items()
+            group: account._replace(paid=max(account.paid, self._paid(group))) for group, account in told.items()
         }
+        self._lifted &= told.keys()
 
     def commit(self, group: str, work: float) -> None:
         """A step or an evaluation of so much work is done for good."""
         account = self._accounts.get(group)
         if account is not None:
-            self._accounts[group] = account._replace(paid=account.paid + work / account.weight)
+            self._accounts[group] = account.after(work)
 
     def with_unfinished(self, work: Mapping[str, float]) -> dict[str, Account]:
-        """The accounts with what has run of unfinished steps, by group; a group that is new has paid the floor."""
-        known = {group: self._accounts.get(group, Account(self.floor)) for group in self._accounts.keys() | work.keys()}
-        return {
-            group: account._replace(paid=account.paid + work.get(group, 0.0) / account.weight)
-            for group, account in known.items()
-        }
+        """The accounts with what has run of unfinished steps, by group; a group that is new is as the lowest is."""
+        known = {group: account.after(work.get(group, 0.0)) for group, account in self._accounts.items()}
+        lowest = min((account.paid for account in known.values()), default=0.0)
+        return known | {group: Account(lowest).after(done) for group, done in work.items() if group not in known}
 
-    def served(self, kept_waiting: Iterable[str]) -> None:
-        """A pack has run; the groups that had more chunks than it took were kept waiting."""
-        left_out = [self._accounts[group].paid for group in kept_waiting if group in self._accounts]
-        if not left_out:
-            return
-        self.floor = max(self.floor, min(left_out))
+    def served(self, kept_waiting: Iterable[str], unfinished: Mapping[str, float]) -> None:
+        """A pack has run.
+
+        Args:
+            kept_waiting: groups that had more chunks than it took.
+            unfinished: work of steps that are not done yet, by group.
+        """
+        waits = {group for group, account in self._accounts.items() if account.waits} | set(kept_waiting)
+        known = self.with_unfinished(unfinished)
+        claims = [account.paid for group, account in known.items() if group in waits]
+        if claims:
+            level = math.nextafter(min(claims), math.inf)
+        else:
+            level = max((account.paid for account in known.values()), default=0.0)
         for group, account in self._accounts.items():
-            if account.paid < self.floor:
-                self._accounts[group] = account._replace(paid=self.floor)
+            if group not in waits and account.paid < level:
+                self._accounts[group] = account._replace(paid=level)
+                self._lifted.add(group)
+
+    def lifted(self) -> dict[str, float]:
+        """What groups count as having paid that were lifted since this was last asked."""
+        found = {group: self._accounts[group].paid for group in sorted(self._lifted)}
+        self._lifted.clear()
+        return found
 
     def _paid(self, group: str) -> float:
         return self._accounts[group].paid if group in self._accounts else 0.0

@@ -71,7 +71,7 @@ class Snapshot:
         queues: jobs that are ready to be attached, by the policy's groups, each in its order, best first (`board`).
         leaving: how many more jobs still hold a place, since the worker is letting them go.
         counters: what owners have paid, divided by their weights; an owner who is missing has 0.
-        floor: the counter to which an owner is lifted who comes back.
+        floor: the counter to which an owner is lifted who comes back; nobody with work is below it.
         leaving_bytes: what those that leave still hold of the device, by owner.
         elsewhere: owners whose work waits for something else than this device's places, such as another base: they
             have not gone, so that the floor does not pass them.
@@ -91,10 +91,15 @@ class Snapshot:
 
 
 class Account(NamedTuple):
-    """What a group has paid, divided by its `weight`: who has least goes first."""
+    """What a group has paid, divided by its `weight`: who has least goes first. `waits`: jobs of it have no place."""
 
     paid: float
     weight: float = 1.0
+    waits: bool = False
+
+    def after(self, work: float) -> Account:
+        """The account when the group has paid for so much work more."""
+        return self._replace(paid=self.paid + work / self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ class Plan:
         wanted: who should be resident, by id; those of them that are waiting and not attached now are being made room.
         attach: waiting jobs to attach now, in this order; there is a free place for each, and memory.
         detach: resident jobs to let go; places and memory are free once the worker has let them go.
-        turns: every resident job that stays. accounts: of their groups.
+        turns: every resident job that stays.
+        accounts: of their groups, and of the lowest one that has no place at all.
         counters: the owners' counters after lifting; only those that changed.
         floor: the new floor.
     """
@@ -138,7 +144,10 @@ class Plan:
 
 
 Merit = tuple[float, float, int]
-"""A job's place in its group, smallest first: level of urgency, work still to do, order of submission."""
+"""A job's place in its group, smallest first: level of urgency, work still to do, order of submission.
+
+A job of a level below 0 is more urgent than any can be that has just come: it has waited too long.
+"""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ and no owner with work is below it.
 Places change hands with hysteresis: a job keeps its place for `Limits.min_slice` seconds; a counter must be ahead by
 `Limits.slack`; and a job that trains is displaced for a shorter one of its owner only when that has less than half as
 much to do.
+
+A job that needs much memory would wait for ever where smaller ones of its owner, taken in its stead, keep the owner's
+counter up with everybody's. So an owner whose best job is there for too long (`plan.Merit`) has the slack as one more
+advantage: first in line, others make room for that job, and the owner pays for it as for any.
 """
 
 from __future__ import annotations
@@ -33,8 +37,7 @@ SHORTER = 0.5
 def plan(policy: Policy, snapshot: Snapshot) -> Plan:
     """Decide who holds a place, and in which order those who do are served."""
     counters = _lifted(policy, snapshot)
-    paid = counters if policy.by_owner else {"": 0.0}
-    wanted = list(_deal(policy, snapshot, paid))
+    wanted = list(_deal(policy, snapshot, counters))
     wanted_ids = frozenset(job.id for job in wanted)
     stay = _stay(snapshot, wanted_ids)
     staying = {job.id for job in stay}
@@ -43,13 +46,24 @@ def plan(policy: Policy, snapshot: Snapshot) -> Plan:
         attach=tuple(job.id for job in _attach(policy, snapshot, wanted)),
         detach=tuple(job.id for job in snapshot.resident if job.id not in staying),
         turns=_turns(policy, stay, snapshot.now),
-        accounts={
-            group: Account(paid[group], snapshot.weights.get(group, 1.0) if policy.by_owner else 1.0)
-            for group in sorted({policy.group(job) for job in stay})
-        },
+        accounts=_accounts(policy, snapshot, counters, stay),
         counters={owner: count for owner, count in counters.items() if snapshot.counters.get(owner) != count},
         floor=max(snapshot.floor, min(counters.values(), default=0.0)),
     )
+
+
+def _accounts(
+    policy: Policy, snapshot: Snapshot, counters: Mapping[str, float], stay: Iterable[JobFacts]
+) -> dict[str, Account]:
+    """What packs go by: of those who train, and of those who wait for a place who has paid least."""
+    groups = sorted({policy.group(job) for job in stay})
+    waiting = snapshot.queues.keys() | (snapshot.elsewhere if policy.by_owner else set())
+    without = waiting - set(groups)
+    if groups and without:
+        groups.append(min(without, key=lambda group: (counters.get(group, 0.0), group)))
+    return {
+        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting) for group in groups
+    }
 
 
 def most_places(policy: Policy, snapshot: Snapshot) -> int:
@@ -59,13 +73,11 @@ def most_places(policy: Policy, snapshot: Snapshot) -> int:
 
 
 def _lifted(policy: Policy, snapshot: Snapshot) -> dict[str, float]:
-    """The counters of all owners with work, none of them below the floor."""
-    owners = {job.owner for job in snapshot.resident} | snapshot.elsewhere
-    if policy.by_owner:
-        owners |= snapshot.queues.keys()
-    else:
-        owners |= {job.owner for queue in snapshot.queues.values() for job in queue}
-    return {owner: max(snapshot.counters.get(owner, 0.0), snapshot.floor) for owner in sorted(owners)}
+    """The counters of all owners with work, none of them below the floor; of nobody where owners count for nothing."""
+    if not policy.by_owner:
+        return {}
+    owners = {job.owner for job in snapshot.resident} | snapshot.elsewhere | snapshot.queues.keys()
+    return {owner: max(snapshot.counters.get(owner, 0.0), snapshot.floor) for owner in owners}
 
 
 class _Line:
@@ -81,6 +93,14 @@ class _Line:
     def __iter__(self) -> Iterator[JobFacts]:
         while (job := self._next()) is not None:
             yield job
+
+    @property
+    def overdue(self) -> bool:
+        """The best job, attached or waiting, is there for too long."""
+        merits = [merit for merit, _ in self._residents[-1:]]
+        if self._first is not None:
+            merits.append(self._policy.merit(self._first, self._now))
+        return min(merits)[0] < 0
 
     def _next(self) -> JobFacts | None:
         waits = self._first
@@ -99,27 +119,28 @@ class _Line:
 def _deal(policy: Policy, snapshot: Snapshot, paid: Mapping[str, float]) -> Iterator[JobFacts]:
     """Who should be attached, those who deserve it most first.
 
-    A group that holds the place already has an advantage of `slack`.
+    A group that holds the place already has an advantage of `slack`, and for the first place one whose best job is
+    overdue.
     """
     residents: dict[str, list[JobFacts]] = defaultdict(list)
     for job in snapshot.resident:
         residents[policy.group(job)].append(job)
     lines = {
         group: _Line(policy, residents.get(group, ()), snapshot.queues.get(group, ()), snapshot.now)
-        for group in sorted(residents.keys() | snapshot.queues.keys())
+        for group in residents.keys() | snapshot.queues.keys()
     }
-    jobs = {group: iter(line) for group, line in lines.items()}
     places, device, left = Counter[str](), _Tried(snapshot), most_places(policy, snapshot)
+    overdue = {group for group, line in lines.items() if policy.preempts and line.overdue}
 
     def deserves(group: str) -> tuple[int, float, str]:
-        holds = lines[group].held > places[group]
-        return places[group], paid[group] - holds * snapshot.limits.slack, group
+        advantage = (lines[group].held > places[group]) + (group in overdue and not places[group])
+        return places[group], paid.get(group, 0.0) - advantage * snapshot.limits.slack, group
 
     turns = [deserves(group) for group in lines]
     heapq.heapify(turns)
     while turns and left:
         group = turns[0][-1]
-        found = next((job for job in jobs[group] if device.take(job)), None)
+        found = next((job for job in lines[group] if device.take(job)), None)
         if found is None:
             heapq.heappop(turns)
             continue
@@ -153,7 +174,7 @@ def _stay(snapshot: Snapshot, wanted: frozenset[str]) -> list[JobFacts]:
     """The attached jobs that stay: the wanted, and those that have not had their slice, as far as there is memory."""
     stay = [job for job in snapshot.resident if job.id in wanted]
     device = Device(snapshot.limits, {}, stay)
-    for job in snapshot.resident:
+    for job in sorted(snapshot.resident, key=lambda job: job.seq):
         young = job.attached is not None and snapshot.now - job.attached < snapshot.limits.min_slice
         if job.id not in wanted and young and device.fits(job):
             device.put(job)

@@ -7,6 +7,7 @@ attached, so that a report of an earlier attachment is recognised as stale and i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -152,17 +153,22 @@ class Turn(Frozen):
 
 
 class GroupAccount(Frozen):
-    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first."""
+    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first.
+
+    `waits`: jobs of it have no place.
+    """
 
     group: str
     paid: float
     weight: float = Field(default=1.0, gt=0)
+    waits: bool = False
 
 
 class Slice(Frozen):
     """Train the named jobs for at most `seconds`; answer `SliceDone`.
 
-    `accounts` are those of the jobs' groups; `thin`: the disk is nearly full, so fewer checkpoints are kept.
+    `accounts` are those of the jobs' groups, and of who waits for a place and has paid least; `thin`: the disk is
+    nearly full, so fewer checkpoints are kept.
     """
 
     kind: Literal["slice"] = "slice"
@@ -346,8 +352,8 @@ class StepTime(Frozen):
 class SliceDone(Frozen):
     """A slice has ended. `tokens` are real tokens, `rows` all rows computed (real and padding).
 
-    `step_time` is what is known by then of how long packs take, None before there is something to know; `floor` what
-    every group has paid at least that has no claim on the others (`mlora_sched.sched.ledger`).
+    `step_time` is what is known by then of how long packs take, None before there is something to know; `lifted` what
+    groups count as having paid by now that got all they asked for (`mlora_sched.sched.ledger`).
     """
 
     kind: Literal["slice_done"] = "slice_done"
@@ -357,7 +363,7 @@ class SliceDone(Frozen):
     rows: int
     seconds: float
     step_time: StepTime | None = None
-    floor: float = 0.0
+    lifted: Mapping[str, float] = Field(default_factory=dict)
 
 
 class AtWork(Frozen):

@@ -95,16 +95,23 @@ class DaemonSide(Living):
             newest = {row.event: row[1] for row in connection.execute(query)}
         return Recorded(step=newest.get("step", 0), evaluated=newest.get("eval", -1))
 
-    def record(self, batch: Sequence[JobReport], now: float, paces: Mapping[str, Pace] | None = None) -> None:
+    def record(
+        self,
+        batch: Sequence[JobReport],
+        now: float,
+        paces: Mapping[str, Pace] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         """Write what workers have reported, in one transaction; reports of an earlier epoch are ignored.
 
         Args:
             paces: how fast jobs train of late, where that is known.
+            weights: of owners, by which what they pay is divided; 1 for those who are missing.
         """
         known = {} if paces is None else paces
         with writing(self._engine) as connection:
             for report in batch:
-                reports.apply(connection, report, now, known.get(report.job_id))
+                reports.apply(connection, report, now, known.get(report.job_id), weights)
 
     def forget_checkpoints(self, job_id: str, steps: Collection[int], note: str, now: float) -> None:
         """Checkpoints of these steps go; `note` says why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 from sqlalchemy import Connection, Row, delete, select, update
@@ -35,11 +35,18 @@ _AFTER_DETACH = {
 """A detached job goes where its owner wants it by then: the daemon may have let it go for another reason."""
 
 
-def apply(connection: Connection, report: JobReport, now: float, pace: Pace | None = None) -> None:
-    """Write what `report` says, unless it is of an earlier epoch or of a job that has ended."""
+def apply(
+    connection: Connection,
+    report: JobReport,
+    now: float,
+    pace: Pace | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> None:
+    """Write what `report` says, unless it is of an earlier epoch or of a job that has ended; `weights` of owners."""
     row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == report.job_id)).one_or_none()
     if row is None or row.epoch != report.epoch or JobState(row.state).is_final:
         return
+    weight = 1.0 if weights is None else weights.get(row.owner, 1.0)
     match report:
         case Prepared():
             _prepared(connection, row, report, now)
@@ -47,8 +54,10 @@ def apply(connection: Connection, report: JobReport, now: float, pace: Pace | No
             _attached(connection, row, report, now)
         case StepDone():
             _step(connection, row, report, now, pace)
+            _charge(connection, row.owner, report.work / weight)
         case EvalDone():
             _eval(connection, row, report)
+            _charge(connection, row.owner, report.work / weight)
         case CheckpointSaved():
             _checkpoint(connection, row, report, now)
         case JobFinished():
@@ -136,11 +145,11 @@ def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, p
     going = {"pace": None, "pace_spread": None} if pace is None else {"pace": pace.rate, "pace_spread": pace.spread}
     worked = schema.jobs.c.work_seconds + report.seconds
     _set(connection, row.id, step=report.step, loss=report.loss, tokens=tokens, work_seconds=worked, **going)
-    _charge(connection, row.owner, report.work)
     count_tokens(connection, row.owner, report.tokens, now)
 
 
 def _charge(connection: Connection, owner: str, work: float) -> None:
+    """The owner pays for work, divided by their weight."""
     count = sqlite.insert(schema.counters).values(owner=owner, work=work)
     more = {"work": schema.counters.c.work + work}
     connection.execute(count.on_conflict_do_update(index_elements=["owner"], set_=more))
@@ -151,7 +160,6 @@ def _eval(connection: Connection, row: Row[Any], report: EvalDone) -> None:
     _upsert_metric(connection, report.job_id, MetricsLine.of(report))
     worked = schema.jobs.c.work_seconds + report.seconds
     _set(connection, row.id, eval_loss=report.loss, work_seconds=worked)
-    _charge(connection, row.owner, report.work)
 
 
 def _upsert_metric(connection: Connection, job_id: str, line: MetricsLine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlora_sched.cli.main import run
@@ -157,6 +157,7 @@ def test_evaluation_happens_as_often(set_by: dict[str, object], steps: int) -> N
 
 
 @given(st.integers(1, 5000), st.integers(0, 5000))
+@example(275, 77)
 def test_warm_up_keeps_its_steps(total: int, steps: int) -> None:
     share = warmup_share(steps, total)
     assert math.ceil(share * total) == min(steps, total)

@@ -16,7 +16,7 @@ from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
 from mlora_sched.sched.policies import policy_names
 from mlora_sched.server.tcp import is_loopback
-from mlora_sched.settings import DaemonSettings, parse_base, parse_listen
+from mlora_sched.settings import DaemonSettings, parse_base, parse_listen, parse_weight
 from mlora_sched.spec.explain import explain
 from mlora_sched.store.records import WorkerStatus
 from mlora_sched.worker.local import LocalWorker, Role
@@ -115,6 +115,16 @@ from mlora_sched.worker.local import LocalWorker, Role
 @click.option(
     "--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A name by which it may be asked over TCP."
 )
+@click.option(
+    "--min-slice",
+    type=DURATION,
+    default=10.0,
+    show_default="10s",
+    help="How long a job that trains keeps its place at least.",
+)
+@click.option(
+    "--weight", "weights", multiple=True, metavar="USER=WEIGHT", help="Twice the weight, twice the work; 1 by default."
+)
 @click.option("--policy", type=click.Choice(policy_names()), default="fair", show_default=True, help="Who trains next.")
 def serve(
     bases: tuple[str, ...],
@@ -146,6 +156,8 @@ def serve(
     admin_group: str | None,
     listen: str | None,
     allow_hosts: tuple[str, ...],
+    min_slice: float,
+    weights: tuple[str, ...],
     policy: str,
 ) -> None:
     """Start the training daemon: a frozen base model, jobs of everybody.
@@ -179,6 +191,8 @@ def serve(
         "keep_artifacts": keep_artifacts,
         "keep_uploads": keep_uploads,
         "max_resident_jobs": max_jobs,
+        "min_slice": min_slice,
+        "weights": dict(parse_weight(text) for text in weights),
         "policy": policy,
         "socket_group": socket_group,
         "admin_group": admin_group,
