@@ -76,6 +76,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         _local("run", "Train jobs together without a daemon."),
         _local("base", "Make a small base model to try things on."),
         _remote("admin", "Steer the daemon: its device, its queue, its disk."),
+        _local("simulate", "Compare scheduling policies on recorded or synthetic jobs."),
         _local("bench", "Measure training together beside PEFT and the frozen base."),
         _local("demo", "See the whole system at work."),
     ),

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -95,6 +95,14 @@ class Administration(Connection):
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror}; choose another place") from None
         return BackupView(file=str(target), size=target.stat().st_size)
+
+    def trace(self, target: IO[bytes], *, anonymous: bool = False) -> None:
+        """Write what has been scheduled so far into a file, as `simulate` reads it.
+
+        Raises:
+            Refused: the caller is no administrator, or there is nothing to export yet.
+        """
+        self._download("/daemon/trace", {"anonymous": "true"} if anonymous else {}, target)
 
     def drain(self, *, wait: bool = False, poll: float = 0.5) -> DaemonView:
         """Have waiting jobs held back; with `wait`, return when no job is attached any more.

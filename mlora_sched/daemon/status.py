@@ -54,6 +54,7 @@ class StatusBoard:
         if loaded != self._status.base:
             self._rate = self._fill = 0.0
             nothing = {"shape": None, "buckets": (), "memory": None, "exactness": "", "numerics": None}
+            nothing["step_time"] = None
             self._write(base=loaded, tokens_per_second=0.0, fill=0.0, **nothing)
         if broken != self._status.broken:
             self._write(broken=broken)
@@ -108,7 +109,9 @@ class StatusBoard:
         self._fill += weight * (slice_.tokens / slice_.rows - self._fill)
         if now - self._written >= _WRITE_SECONDS:
             self._written = now
-            self._write(tokens_per_second=self._rate, fill=self._fill)
+            self._write(
+                tokens_per_second=self._rate, fill=self._fill, step_time=slice_.step_time or self._status.step_time
+            )
 
     def idle(self) -> None:
         """No job trains."""

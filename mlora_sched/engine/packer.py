@@ -2,9 +2,10 @@
 
 Where it is known how long packs take (`times`), they are also kept under a bound of seconds.
 
-The phase is that of the job whose turn it is. Among the jobs of that phase `sched.packing.next_pack` chooses by the
-groups' accounts and a room; where what it chooses would not fit the memory, the largest room is sought at which it
-does. More jobs on the device thus mean fewer tokens in a pack. Nothing is measured or allocated here.
+Of the packs that the phases would give, the one runs whose work goes to those who have paid least (`sched.phases`).
+Among the jobs of a phase `sched.packing.next_pack` chooses by the groups' accounts and a room; where what it chooses
+would not fit the memory, the largest room is sought at which it does. More jobs on the device thus mean fewer tokens in
+a pack. Nothing is measured or allocated here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
+from mlora_sched.sched.phases import fairest
 from mlora_sched.sched.plan import Account
 from mlora_sched.sched.step_time import Pack, StepTimeModel
 
@@ -42,6 +44,15 @@ class Choice:
     def tokens(self) -> int:
         """Real rows of the pack."""
         return sum(chunk.tokens for chunk in self.chunks)
+
+    @property
+    def work_by_group(self) -> dict[str, float]:
+        """Of its chunks, by the groups that their jobs take turns in."""
+        found: dict[str, float] = defaultdict(float)
+        for chunk in self.chunks:
+            resident = self.members[chunk.job_id]
+            found[resident.turn.group] += resident.state.work(chunk)
+        return found
 
     def charge(self, seconds: float) -> None:
         """Divide the time that the pack took among its jobs, by their tokens."""
@@ -80,12 +91,15 @@ class Packer:
             present: of equals the first goes first. accounts: of their groups, what has run of unfinished steps
                 counted. fits: whether there is memory for a pack; None when nobody knows.
         """
+        choices = []
         for phase in dict.fromkeys(resident.state.phase for resident in in_turn(present, accounts)):
             members = [resident for resident in present if resident.state.phase is phase]
             choice = self._of_phase(members, accounts, phase, fits)
             if choice.chunks:
-                return choice
-        return Choice((), {}, Phase.DONE)
+                choices.append(choice)
+        if not choices:
+            return Choice((), {}, Phase.DONE)
+        return choices[fairest([choice.work_by_group for choice in choices], accounts)]
 
     def next_alone(self, resident: Resident) -> Choice:
         """The next chunk of one job, by itself."""

@@ -25,6 +25,7 @@ _VERBS = {
     "get_memory": "watch",
     "get_activity": "watch",
     "get_backup": "backup",
+    "get_trace": "export-trace",
     "collect_garbage": "gc",
     "get_audit": "audit",
     "create_token": "token create",

@@ -2,7 +2,8 @@
 
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
 of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
-those of `Audit` who asked for what, those of `Submissions` go with submitting, those of `SweepSide` are about trials.
+those of `Audit` who asked for what, those of `Submissions` go with submitting, those of `SweepSide` are about trials,
+those of `History` look back.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -26,6 +27,7 @@ from mlora_sched.store import listing, requests, rows, schema, submissions
 from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
+from mlora_sched.store.history import History
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.quotas import QuotaSide, check_upload
 from mlora_sched.store.records import Drain, Release, Terms
@@ -52,7 +54,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Audit):
+class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Audit, History):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(

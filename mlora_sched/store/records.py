@@ -13,6 +13,7 @@ from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.memory import BaseShape, MemoryReport
 from mlora_sched.spec.numerics import NumericsKey
 from mlora_sched.spec.state import JobState, Request, StoppedBy, WorkerPhase
+from mlora_sched.spec.wire import StepTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,28 @@ class Touched:
     job_id: str
     touched: int
     job: LiveJob | None
+
+
+@dataclass(frozen=True, slots=True)
+class PastJob:
+    """A job that has ended, as far as its scheduling goes; fields as in `LiveJob`.
+
+    Attributes:
+        ended: when it had, in seconds since the Unix epoch.
+    """
+
+    id: str
+    owner: str
+    priority: Priority
+    state: JobState
+    spec: JobSpec
+    load: JobLoad
+    largest_chunk: int | None
+    longest: int | None
+    step: int
+    total_steps: int
+    created: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +246,7 @@ class WorkerStatus(Frozen):
         disk: how full the disk is, where that is news.
         storage: why nothing can be written to the database now, empty while it works. Not kept in it.
         draining: how many jobs are attached while no waiting one is started; None while they are.
+        step_time: how long packs take, as last told by a worker; None before one has.
     """
 
     base: str = ""
@@ -240,6 +264,7 @@ class WorkerStatus(Frozen):
     storage: str = ""
     disk: str = ""
     draining: int | None = None
+    step_time: StepTime | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

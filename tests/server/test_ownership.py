@@ -59,6 +59,7 @@ FOR_ADMINISTRATORS: dict[Route, Any] = {
     ("POST", "/daemon/undrain"): None,
     ("POST", "/daemon/gc"): {"dry_run": False},
     ("GET", "/daemon/backup"): None,
+    ("GET", "/daemon/trace"): None,
     ("GET", "/tokens"): None,
     ("POST", "/tokens"): {"user": "bob", "admin": True},
     ("DELETE", "/tokens/{token_id}"): None,

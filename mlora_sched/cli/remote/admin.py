@@ -10,6 +10,7 @@ from mlora_sched.cli.remote.admin_audit import audit
 from mlora_sched.cli.remote.admin_quota import quota
 from mlora_sched.cli.remote.admin_token import token
 from mlora_sched.cli.remote.backup import backup
+from mlora_sched.cli.remote.export_trace import export_trace
 from mlora_sched.cli.remote.options import DURATION, daemon_options
 from mlora_sched.cli.style import say
 from mlora_sched.cli.table import print_table
@@ -91,6 +92,7 @@ def _failed(view: GcView) -> int:
 
 
 admin.add_command(backup)
+admin.add_command(export_trace)
 admin.add_command(token)
 admin.add_command(quota)
 admin.add_command(audit)

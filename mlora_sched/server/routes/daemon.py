@@ -8,9 +8,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from mlora_sched import __version__
@@ -20,6 +20,7 @@ from mlora_sched.server.auth import Caller, CallerOf
 from mlora_sched.server.context import Context, ContextOf
 from mlora_sched.server.memory import memory_view
 from mlora_sched.server.records import RecordRoute
+from mlora_sched.server.trace import export_trace
 from mlora_sched.spec.activity import ActivityView
 from mlora_sched.spec.daemon import DaemonView, DrainView, ReleaseRequest, ReleaseView
 from mlora_sched.spec.memory_view import MemoryView
@@ -101,6 +102,22 @@ def get_backup(context: ContextOf, caller: CallerOf) -> StreamingResponse:
         raise StorageTrouble(f"the database cannot be copied now: {error}; try again, or make room beside it") from None
     size = os.fstat(copy.fileno()).st_size
     return StreamingResponse(_blocks(copy), media_type="application/vnd.sqlite3", headers={"content-length": str(size)})
+
+
+@router.get(
+    "/trace",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/jsonl": {}}, "description": "The trace, as `simulate` reads it."}},
+)
+def get_trace(
+    context: ContextOf,
+    caller: CallerOf,
+    anonymous: Annotated[bool, Query(description="Without the names of users and jobs.")] = False,
+) -> StreamingResponse:
+    """The jobs that have ended, and the machine that they ran on."""
+    caller.must_be_admin("export everybody's history")
+    lines = export_trace(context.store, context.settings, context.estimating, anonymous=anonymous)
+    return StreamingResponse(lines, media_type="application/jsonl")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
