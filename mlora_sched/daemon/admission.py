@@ -121,6 +121,15 @@ class Admission:
                 self._shape, self._buckets, unshrunk(report, self._settings.memory_budget), self._estimating
             )
 
+    @property
+    def estimates(self) -> tuple[object, object]:
+        """What facts are made from beside the job and the moment: others when it has changed."""
+        return self._fit, self._work
+
+    def is_large(self, job: LiveJob) -> bool:
+        """The facts of the job depend on the budget of the moment, too."""
+        return self._report is not None and self.needs(job).total > capacity(self._report)
+
     def needs(self, job: LiveJob) -> Needs:
         """What a job takes; nothing while that cannot be estimated."""
         return _NOTHING if self._fit is None else self._fit.needs(job.spec.adapter, _sizes(job))
@@ -157,12 +166,18 @@ class Admission:
             owner_memory=owner_memory,
         )
 
-    def remaining(self, job: LiveJob) -> float:
-        """The work that a job has still to do, in GFLOP.
+    @property
+    def knows_work(self) -> bool:
+        """The base's shape has told what steps cost."""
+        return self._work is not None
+
+    def remaining(self, job: LiveJob, steps: int | None = None) -> float:
+        """The work that a job has still to do, in GFLOP; that of its next `steps` where these are given.
 
         By its tokens alone before the base's shape is known, by its steps before its data have told how long those are.
         """
-        steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
+        if steps is None:
+            steps = 1 if job.total_steps is None else max(1, job.total_steps - job.step)
         if job.load is None:
             return float(steps)
         if self._work is None:

@@ -7,12 +7,13 @@ restarted knows nothing of turns: they begin anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.broken import Broken
+from mlora_sched.daemon.rhythm import Rhythm
 from mlora_sched.memory.fit import Estimating
 from mlora_sched.sched.bases import BaseWork, Turns, heir, next_base
 from mlora_sched.sched.policies import find_policy
@@ -58,6 +59,10 @@ class Bases:
         self._since: float | None = None
         self._broken = Broken()
         self._turns = Turns(self._loaded, None, 0.0, self._slice_seconds, ())
+        self._rhythm = Rhythm()
+        self._chosen: str | None = None
+        self._chosen_beside = self._loaded
+        """What came of the last look, and which base was loaded then."""
 
     @property
     def loaded(self) -> str:
@@ -84,24 +89,31 @@ class Bases:
         """Owners of jobs that could train if another base were loaded, as of the last look."""
         return frozenset(job.owner for job in self._turns.work if job.base != self._loaded)
 
-    def served(self, live: Sequence[LiveJob]) -> list[LiveJob]:
-        """The jobs of all bases that this daemon was started with."""
-        return [job for job in live if job.base in self._bases]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that this daemon was started with."""
+        return tuple(self._bases)
 
-    def here(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        """The jobs of the loaded base."""
-        return [job for job in jobs if job.base == self._loaded]
+    def look(self, jobs: Iterable[LiveJob], count: int, now: float) -> str | None:
+        """Take in who could train if their base were loaded; with many jobs not every time.
 
-    def look(self, jobs: Sequence[LiveJob], now: float) -> str | None:
-        """Take in who could train if their base were loaded, in order of submission.
+        Args:
+            jobs: those who could; `count` is at least how many they are. now: seconds since the Unix epoch.
 
         Returns the base that is to be loaded instead of the one that is, None when that one stays.
         """
         if len(self._bases) == 1:
             return None
+        if self._rhythm.due(count) or self._chosen_beside != self._loaded:
+            with self._rhythm.measured():
+                self._chosen, self._chosen_beside = self._choose(jobs, now), self._loaded
+        return self._chosen
+
+    def _choose(self, jobs: Iterable[LiveJob], now: float) -> str | None:
         first: dict[tuple[str, str], BaseWork] = {}
         for job in jobs:
-            if job.state in _TRAINS and (job.base, job.owner) not in first:
+            known = first.get((job.base, job.owner))
+            if job.state in _TRAINS and (known is None or job.seq < known.seq):
                 since = max(job.created, self._bases[job.base].put_away)
                 first[job.base, job.owner] = BaseWork(job.base, job.owner, since, job.seq)
         barred = self._broken.barred(now)
@@ -141,7 +153,7 @@ class Bases:
         self._broken.failed(self._loaded, why, now)
         return self._another is not None
 
-    def reasons(self, live: Sequence[LiveJob]) -> dict[str, str]:
+    def reasons(self, live: Iterable[LiveJob]) -> dict[str, str]:
         """Why jobs wait, as far as that is their base."""
         why = {base: self._reason(base) for base in self._bases if base != self._loaded}
         found = {}

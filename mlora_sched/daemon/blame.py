@@ -5,10 +5,10 @@ How suspects are tried is `suspects`; letting them in and out is the loop's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from mlora_sched.daemon.suspects import MAX_ACQUITTALS, Company, Suspects
-from mlora_sched.spec.state import ErrorCode, JobState
+from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import AtWork, Note, StepDone
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
@@ -19,7 +19,6 @@ MAX_SOLO_CRASHES = 2
 MAX_SOLO_KILLS = 4
 """… and how many when the last came by a SIGKILL: somebody may have sent it, or a kernel in want of memory."""
 
-_TRAINS = (JobState.QUEUED, JobState.RUNNING)
 _SHOWN = 6
 
 
@@ -76,9 +75,10 @@ class Blame:
         self._tell(Note(message=f"the worker died while {_listed(job.id for job in victims)} at work"))
         return further
 
-    def company(self, jobs: Sequence[LiveJob], now: float) -> Company | None:
-        """Who of the live jobs may be attached now; None when everybody may."""
-        live = [job.id for job in jobs if job.state in _TRAINS]
+    def company(self, jobs: Iterable[LiveJob], now: float) -> Company | None:
+        """Who of the jobs that train or wait to may be attached now; None when everybody may."""
+        found = () if self._suspects.nobody else sorted(jobs, key=lambda job: job.seq)
+        live = [job.id for job in found]
         acquittal = self._suspects.settle(live)
         if acquittal is not None:
             self._tell(Note(message="nobody was to blame for the worker's death: who was at work then has gone on"))

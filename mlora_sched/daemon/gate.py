@@ -37,21 +37,23 @@ class Gate:
         """The job may be attached."""
         return not self.closed and not self._quotas.spent(job.owner)
 
-    def admitted(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
-        """Those of these jobs that may be attached."""
-        return [job for job in jobs if self.admits(job)]
+    def shut(self, owners: Iterable[str]) -> frozenset[str]:
+        """Those of these owners none of whose jobs may be attached."""
+        return self._quotas.all_spent(owners)
 
     def expelled(self, jobs: Iterable[LiveJob]) -> list[LiveJob]:
         """Those of these jobs that may not stay attached."""
         return [job for job in jobs if self._quotas.spent(job.owner)]
 
-    def device(self, jobs: Iterable[LiveJob]) -> dict[str, int]:
-        """Bytes that attached jobs of their owners may hold, of those for whom there is a limit."""
-        return self._quotas.device(job.owner for job in jobs)
+    def device(self, owners: Iterable[str]) -> dict[str, int]:
+        """Bytes that attached jobs of owners may hold, of those for whom there is a limit."""
+        return self._quotas.device(owners)
 
     def reasons(self, waiting: Iterable[LiveJob]) -> dict[str, str]:
         """Why these jobs wait, as far as it is the gate."""
         draining = f"{WaitReason.DRAINING.value}: no job is started, asked for by {self._wish.caller}"
         if self.closed:
             return {job.id: draining for job in waiting}
-        return {job.id: self._quotas.reason(job.owner) for job in self.expelled(waiting)}
+        jobs = list(waiting)
+        spent = {owner: self._quotas.reason(owner) for owner in self.shut({job.owner for job in jobs})}
+        return {job.id: spent[job.owner] for job in jobs if job.owner in spent}

@@ -54,6 +54,15 @@ class Hands:
         """Every job that the worker has something of."""
         return frozenset(self._held)
 
+    @property
+    def barred(self) -> frozenset[str]:
+        """The jobs that are there and cannot be attached; see `free`."""
+        return frozenset(job_id for job_id in self._held if not self.free(job_id))
+
+    def __contains__(self, job_id: object) -> bool:
+        """The worker has something of the job."""
+        return job_id in self._held
+
     def free(self, job_id: str) -> bool:
         """The job may be attached: it is not there, or is parked and not on its way out."""
         held = self._held.get(job_id)

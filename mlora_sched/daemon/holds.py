@@ -6,9 +6,10 @@ Whether a failed job is tried again is the store's to say (`moves.fail`); who st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from mlora_sched.daemon.roster import Roster
 from mlora_sched.daemon.sweeps import Sweeps
 from mlora_sched.spec.state import TRANSITIONS, ErrorCode, JobState, WaitReason
 from mlora_sched.store.jobs import JobStore
@@ -41,48 +42,59 @@ class Holds:
         recall: see `Hands.recall`.
     """
 
-    def __init__(self, store: JobStore, recall: Callable[[str], None]) -> None:
-        self._store = store
-        self._sweeps = Sweeps(store, recall)
+    def __init__(self, store: JobStore, roster: Roster, recall: Callable[[str], None]) -> None:
+        self._store, self._roster = store, roster
+        self._changed = roster.follow()
+        self._sweeps = Sweeps(store, roster, recall)
         self._after: dict[str, str] = {}
         """By job why it may not start yet."""
+        self._states: dict[str, JobState] = {}
+        self._followers: dict[str, set[str]] = {}
+        """By job those that wait for it, and maybe some that do not any more."""
         self._retried: dict[str, int] = {}
         self._pauses: dict[str, _Pause] = {}
-        self._over: list[str] = []
+        self._held: frozenset[str] = frozenset()
         self._at_rungs: dict[str, str] = {}
         """Trials that wait for others, and why; one that the worker has not let go of yet keeps its place."""
 
-    def look(self, live: Sequence[LiveJob], now: float) -> bool:
-        """Take in how things stand; True when one before a job has failed, or something was decided of a trial."""
-        self._look_at_pauses(live, now)
-        by_id = {job.id: job for job in live}
-        self._after = {}
-        changed = self._sweeps.look(live, now)
+    def look(self, now: float) -> bool:
+        """Take in what has changed; True when one before a job has failed, or something was decided of a trial."""
+        changed = frozenset(self._changed)
+        self._look_at_pauses(changed, now)
+        decided = self._sweeps.look(now)
         self._at_rungs = self._sweeps.reasons
-        for one in self._store.dependences():
-            job = by_id.get(one.job_id)
-            if job is None or one.state is JobState.SUCCEEDED:
-                continue
-            if one.state in _BAD_ENDS and JobState.FAILED in TRANSITIONS[job.state]:
-                changed |= self._fail(job, one, now)
-            else:
-                self._after.setdefault(
-                    job.id, f"{WaitReason.AFTER.value}: {one.after_id[:_SHORT_ID]} ({one.state.value})"
-                )
-        return changed
+        decided |= self._look_at_others(changed, now)
+        self._changed -= changed
+        held = frozenset(self._after.keys() | self._pauses.keys() | self._at_rungs.keys())
+        if held != self._held:
+            self._held = held
+        return decided
 
-    def may_train(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        """Those that nothing here holds back."""
-        held = self._after.keys() | self._pauses.keys()
-        return [job for job in jobs if job.id not in held and not self._at_rung(job)]
+    @property
+    def held(self) -> frozenset[str]:
+        """The jobs that may not be attached, were they queued; the same object as long as they are the same."""
+        return self._held
 
-    def may_prepare(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        """Those whose data may be read: of one that waits for others it is made ready meanwhile."""
-        return [job for job in jobs if job.id not in self._pauses]
+    def holds(self, job: LiveJob) -> bool:
+        """The job may not train; a trial at a rung keeps its place until the worker has let it go."""
+        return job.id in self._held and (
+            job.id in self._after or job.id in self._pauses or job.state is JobState.QUEUED
+        )
 
-    def reasons(self, live: Sequence[LiveJob]) -> dict[str, str]:
+    @property
+    def paused(self) -> Collection[str]:
+        """Jobs whose data may not be read either: of one that waits for others it is made ready meanwhile."""
+        return self._pauses.keys()
+
+    def may_train(self, bases: Iterable[str]) -> Iterator[LiveJob]:
+        """The jobs of bases that want to train, now or when their data is ready, and that nothing here holds back."""
+        for base in bases:
+            for state in (JobState.RUNNING, JobState.QUEUED, JobState.PREPARING):
+                yield from (job for job in self._roster.in_state(state, base).values() if not self.holds(job))
+
+    def reasons(self, live: Iterable[LiveJob]) -> dict[str, str]:
         """Why these jobs wait, as far as it is said here."""
-        found = {job.id: WaitReason.PREPARING.value for job in live if job.id in self._over and _is_preparing(job)}
+        found = {}
         for job in live:
             pause = self._pauses.get(job.id)
             if pause is not None:
@@ -96,16 +108,51 @@ class Holds:
     def _at_rung(self, job: LiveJob) -> bool:
         return job.state is JobState.QUEUED and job.id in self._at_rungs
 
-    def _look_at_pauses(self, live: Sequence[LiveJob], now: float) -> None:
-        for job in live:
-            if job.retried > self._retried.get(job.id, job.retried):
+    def _look_at_pauses(self, changed: Iterable[str], now: float) -> None:
+        for job_id in changed:
+            job = self._roster.get(job_id)
+            if job is None:
+                self._retried.pop(job_id, None)
+                self._pauses.pop(job_id, None)
+                continue
+            if job.retried > self._retried.get(job_id, job.retried):
                 seconds = RETRY_SECONDS * 2 ** (job.retried - 1)
-                self._pauses[job.id] = _Pause(now + seconds, seconds)
-        self._retried = {job.id: job.retried for job in live}
-        self._over = [job_id for job_id, pause in self._pauses.items() if now >= pause.until]
-        self._pauses = {
-            job_id: pause for job_id, pause in self._pauses.items() if now < pause.until and job_id in self._retried
-        }
+                self._pauses[job_id] = _Pause(now + seconds, seconds)
+            self._retried[job_id] = job.retried
+        self._pauses = {job_id: pause for job_id, pause in self._pauses.items() if now < pause.until}
+
+    def _look_at_others(self, changed: Iterable[str], now: float) -> bool:
+        """What jobs wait for can have changed only with their own state or with that of one before them."""
+        moved = [job_id for job_id in changed if self._states.get(job_id) is not self._state(job_id)]
+        concerned = set(moved)
+        for job_id in moved:
+            concerned |= self._followers.get(job_id, set())
+        for job_id in concerned:
+            self._after.pop(job_id, None)
+        failed_one = False
+        for one in self._store.dependences_of(concerned & self._roster.keys()):
+            job = self._roster[one.job_id]
+            if one.state is JobState.SUCCEEDED:
+                continue
+            self._followers.setdefault(one.after_id, set()).add(job.id)
+            if one.state in _BAD_ENDS and JobState.FAILED in TRANSITIONS[job.state]:
+                failed_one |= self._fail(job, one, now)
+            else:
+                self._after.setdefault(
+                    job.id, f"{WaitReason.AFTER.value}: {one.after_id[:_SHORT_ID]} ({one.state.value})"
+                )
+        for job_id in moved:
+            state = self._state(job_id)
+            if state is None:
+                self._states.pop(job_id, None)
+                self._followers.pop(job_id, None)
+            else:
+                self._states[job_id] = state
+        return failed_one
+
+    def _state(self, job_id: str) -> JobState | None:
+        job = self._roster.get(job_id)
+        return None if job is None else job.state
 
     def _fail(self, job: LiveJob, one: Dependence, now: float) -> bool:
         ended = "failed" if one.state is JobState.FAILED else "was cancelled"

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.departure import Departure
 from mlora_sched.daemon.disk import DiskWatch, Look, space_of
-from mlora_sched.daemon.explain import Queue, explain, no_worker
+from mlora_sched.daemon.explain import Explainer, Queue, Why, no_worker
 from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.inbox import Death, Ended, Inbox, News
 from mlora_sched.daemon.kernel_kills import KernelKills, out_of_memory_kills
+from mlora_sched.daemon.lineup import Doors
 from mlora_sched.daemon.outage import Outage
 from mlora_sched.daemon.preparing import Preparing
 from mlora_sched.daemon.presence import Presence
 from mlora_sched.daemon.release import Absence
 from mlora_sched.daemon.requests import Requests
 from mlora_sched.daemon.retention import Retention
-from mlora_sched.daemon.scheduling import Doors, Scheduling
+from mlora_sched.daemon.roster import Roster
+from mlora_sched.daemon.scheduling import Scheduling
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.status import StatusBoard
 from mlora_sched.daemon.supervisor import MAX_DEATHS, StartWorker, Supervisor
@@ -36,9 +38,11 @@ from mlora_sched.errors import DeviceFault, MloraError, StorageTrouble, from_nam
 from mlora_sched.memory.fit import Estimating, corrected
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.state import JobState
 from mlora_sched.spec.wire import (
     AtWork,
     Detached,
+    EvalDone,
     Fatal,
     Init,
     JobFailed,
@@ -99,11 +103,14 @@ class DaemonLoop:
         self._slices = Slices(self._worker.send, settings.slice_seconds)
         self._inbox = Inbox(store, settings.weights)
         self._bases = Bases(store, settings, estimating, lambda note: self._inbox.put(self._worker, note))
+        self._roster = Roster(store)
         self._requests = Requests(store, self._hands)
         self._gate = Gate(store)
-        self._holds = Holds(store, self._hands.recall)
+        self._holds = Holds(store, self._roster, self._hands.recall)
+        self._explainer = Explainer(store, self._roster)
         self._alive = alive
-        self._scheduling = Scheduling(store, settings, self._hands, self._slices, Doors(self._bases, self._gate))
+        doors = Doors(self._bases, self._gate, self._holds)
+        self._scheduling = Scheduling(store, settings, self._roster, self._hands, self._slices, doors)
         self._departure = Departure(self._worker, self._hands, self._inbox, settings.drain_seconds)
         self._presence = Presence(
             store,
@@ -167,22 +174,20 @@ class DaemonLoop:
         self._preparer.ensure(now)
         self._hear(now)
         self._gate.look(now)
-        live = self._store.live()
-        changed = self._holds.look(live, now) or self._requests.obey(live, now)
-        if changed or self._admission.fail_impossible(self._new(live), now):
-            live = self._store.live()
-        self._disk.tend((job for job in live if job.id not in self._hands.all), now)
+        self._roster.refresh()
+        changed = self._holds.look(now) or self._requests.obey(self._roster.asked(), now)
+        if changed or self._scheduling.fail_impossible(now):
+            self._roster.refresh()
+        held = self._hands.all
+        self._disk.tend((job for job in self._roster.values() if job.id not in held), now)
         self._slices.thin = self._disk.low
         self._board.disk(self._disk.warning)
-        served = self._bases.served(live)
-        self._preparing.next(self._holds.may_prepare(served), now)
-        ready = self._holds.may_train(served)
-        stays = self._presence.see_to(ready, now, ready=self._ready)
-        here = self._bases.here(ready)
-        queue = self._scheduling.schedule(here, now) if self._ready and stays else self._not_ready(here, now)
-        others = self._preparing.reasons(served) | self._bases.reasons(live)
-        others |= self._gate.reasons(self._scheduling.waiting(served)) | self._holds.reasons(live)
-        explain(self._store, live, queue, others)
+        self._preparing.next(self._roster, self._holds.paused, now)
+        stays = self._presence.see_to(self._may_train, len(self._roster), now, ready=self._ready)
+        serves = self._ready and stays
+        if serves:
+            self._scheduling.schedule(now)
+        self._explainer.explain(lambda live: self._why(live, now, serves=serves), now)
         self._board.draining(len(self._hands.attached) if self._gate.closed else None)
         if not self._hands.attached:
             self._board.idle()
@@ -295,13 +300,16 @@ class DaemonLoop:
             case StepDone():
                 self._worker.progressed()
                 self._blame.hear(report)
+                self._scheduling.heard(report)
+            case EvalDone():
+                self._scheduling.heard(report)
             case AtWork():
                 self._blame.hear(report)
             case JobFinished() | JobFailed() | Detached():
                 self._hands.hear(report)
             case SliceDone():
                 self._slices.done(report.slice_id)
-                self._scheduling.served(report.lifted)
+                self._scheduling.heard(report)
                 self._board.measured(report, now)
                 self._kills.look()
                 self._admission.went_well(report.packs)
@@ -325,10 +333,20 @@ class DaemonLoop:
 
     # ------------------------------------------------------------ jobs that wait
 
-    def _new(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        waiting = self._scheduling.waiting(self._bases.here(jobs))
-        return [job for job in waiting if job.id not in self._hands.all]
+    def _may_train(self) -> Iterable[LiveJob]:
+        return self._holds.may_train(self._bases.names)
 
-    def _not_ready(self, jobs: Sequence[LiveJob], now: float) -> Queue:
-        why = no_worker(jobs, "is being ended" if self._departure.goes else self._board.state)
-        return Queue(why, self._scheduling.order(jobs, now))
+    def _why(self, live: Sequence[LiveJob], now: float, *, serves: bool) -> Why:
+        served = [job for job in live if job.base in self._bases.names]
+        others = self._preparing.reasons(served) | self._bases.reasons(live)
+        others |= self._gate.reasons(self._gated(served)) | self._holds.reasons(live)
+        if serves:
+            return Why(self._scheduling.queue(now), others, self._scheduling.expected(now))
+        here = (job for job in self._may_train() if job.base == self._bases.loaded)
+        why = no_worker(here, "is being ended" if self._departure.goes else self._board.state)
+        return Why(Queue(why, self._scheduling.order(now)), others, {})
+
+    def _gated(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
+        """Those that the gate may keep from being attached."""
+        barred = self._hands.barred
+        return [job for job in jobs if job.state is JobState.QUEUED and job.id not in barred]

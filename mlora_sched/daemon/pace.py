@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mlora_sched.spec.wire import Attached, Detached, JobFailed, JobFinished, Report, StepDone
+from mlora_sched.spec.wire import Attached, Detached, EvalDone, JobFailed, JobFinished, Report, SliceDone, StepDone
 from mlora_sched.store.records import Pace
 
 STRETCH_SECONDS = 5.0
@@ -48,6 +48,43 @@ class _Course:
         before, off = self.pace, abs(rate / self.pace.rate - 1)
         spread = off if before.spread is None else before.spread + _SMOOTHING * (off - before.spread)
         return Pace(before.rate + _SMOOTHING * (rate - before.rate), spread)
+
+
+class Throughput:
+    """How much work the device does in a second while it trains, whoever's it is; averaged as above."""
+
+    def __init__(self) -> None:
+        self._work = self._seconds = 0.0
+        self._pace: Pace | None = None
+        self._whole = False
+
+    @property
+    def known(self) -> Pace | None:
+        """`rate` is of work, in the unit of `StepDone`; None before there was any."""
+        return self._pace
+
+    def hear(self, report: Report) -> None:
+        """Take in work that was done, and the slices in which it was."""
+        match report:
+            case StepDone() | EvalDone():
+                self._work += report.work
+            case SliceDone():
+                self._seconds += report.seconds
+                self._take()
+
+    def _take(self) -> None:
+        if not self._work or self._seconds < (STRETCH_SECONDS if self._whole else _FIRST_SECONDS):
+            return
+        rate, before = self._work / self._seconds, self._pace
+        if before is None or not self._whole:
+            self._pace = Pace(rate)
+        else:
+            off = abs(rate / before.rate - 1)
+            spread = off if before.spread is None else before.spread + _SMOOTHING * (off - before.spread)
+            self._pace = Pace(before.rate + _SMOOTHING * (rate - before.rate), spread)
+        if self._seconds >= STRETCH_SECONDS:
+            self._work = self._seconds = 0.0
+            self._whole = True
 
 
 class Paces:

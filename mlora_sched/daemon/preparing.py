@@ -5,10 +5,11 @@ A template of a user's runs in that process and may never end, so the process is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from mlora_sched.daemon.broken import Broken
+from mlora_sched.daemon.roster import Roster
 from mlora_sched.daemon.supervisor import Supervisor
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.state import ErrorCode, JobState, WaitReason
@@ -79,26 +80,43 @@ class Preparing:
             self._deaths[job_id] = deaths
         self._task = None
 
-    def next(self, jobs: Sequence[LiveJob], now: float) -> None:
-        """Give the preparer its next job when it is idle; end it when its work is wanted no more or takes too long."""
-        barred = self._broken.barred(now)
-        wanted = [job for job in jobs if job.state is JobState.PREPARING]
-        waiting = [job for job in wanted if job.base not in barred]
-        if self._task is not None and all(job.id != self._task.job_id for job in wanted):
+    def next(self, roster: Roster, paused: Collection[str], now: float) -> None:
+        """Give the preparer its next job when it is idle; end it when its work is wanted no more or takes too long.
+
+        Args:
+            paused: jobs whose data may not be read now.
+        """
+        if self._task is not None and not self._is_wanted(self._task, roster, paused):
             self._abandon()
         elif self._task is not None and now - self._task.began > PREPARE_SECONDS:
             message = f"reading its data took longer than {PREPARE_SECONDS:.0f} s"
             self._fail(self._task.job_id, f"{message}; look for a template that never ends, or give fewer rows", now)
             self._abandon()
-        elif self._task is None and waiting and self._preparer.running:
-            job = min(waiting, key=lambda job: self._last_turn.get(job.owner, 0))
+        elif self._task is None and self._preparer.running:
+            self._begin(self._waiting(roster, paused, now), now)
+
+    def _is_wanted(self, task: _Task, roster: Roster, paused: Collection[str]) -> bool:
+        job = roster.get(task.job_id)
+        return job is not None and job.state is JobState.PREPARING and job.id not in paused
+
+    def _waiting(self, roster: Roster, paused: Collection[str], now: float) -> Iterator[LiveJob]:
+        barred = self._broken.barred(now)
+        for base in (base.name for base in self._settings.bases):
+            if base not in barred:
+                jobs = roster.in_state(JobState.PREPARING, base)
+                yield from (job for job in jobs.values() if job.id not in paused)
+
+    def _begin(self, waiting: Iterable[LiveJob], now: float) -> None:
+        """Owners take turns, their jobs in the order of submission."""
+        job = min(waiting, key=lambda job: (self._last_turn.get(job.owner, 0), job.seq), default=None)
+        if job is not None:
             self._turns += 1
             self._last_turn[job.owner] = self._turns
             self._task = _Task(job.id, job.base, now)
             start = job_start(self._settings, job, job.epoch)
             self._preparer.send(Prepare(start=start, base=self._settings.location(job.base)))
 
-    def reasons(self, jobs: Sequence[LiveJob]) -> dict[str, str]:
+    def reasons(self, jobs: Iterable[LiveJob]) -> dict[str, str]:
         """Why the jobs among these wait whose data is not tokenised yet; `jobs` are of bases that are served."""
         found = {}
         for job in jobs:

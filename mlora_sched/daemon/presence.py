@@ -5,7 +5,7 @@ Whether it is wanted is `release`'s to say, which base it is to hold `bases`'; h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.departure import Departure
@@ -45,16 +45,17 @@ class Presence:
         self._departure, self._absence, self._bases, self._gate = departure, absence, bases, gate
         self._settle = settle
 
-    def see_to(self, jobs: Sequence[LiveJob], now: float, *, ready: bool) -> bool:
+    def see_to(self, jobs: Callable[[], Iterable[LiveJob]], count: int, now: float, *, ready: bool) -> bool:
         """See to it that there is a worker with the right base, or none; False while it is to go.
 
         Args:
-            jobs: all that nothing holds back, of every base.
+            jobs: all that nothing holds back, of every base; `count` is at least how many they are.
             ready: there is a worker that serves.
         """
-        away = self._absence.reason(jobs, now)
-        can = [job for job in jobs if job.id in self._hands.attached or self._gate.admits(job)]
-        base = self._bases.look(can, now)
+        away = self._absence.reason(jobs(), now)
+        attached = self._hands.attached
+        can = (job for job in jobs() if job.id in attached or self._gate.admits(job))
+        base = self._bases.look(can, count, now)
         if away is not None:
             self._send_away(*away, now, ready=ready)
         elif base is None:

@@ -35,6 +35,12 @@ class QuotaWatch:
         """The owner has used up the tokens of the day."""
         return self._use(owner).spent
 
+    def all_spent(self, owners: Iterable[str]) -> frozenset[str]:
+        """Those of these owners who have."""
+        if not self._quotas.bound(QuotaKind.TOKENS_PER_DAY):
+            return frozenset()
+        return frozenset(owner for owner in owners if self.spent(owner))
+
     def reason(self, owner: str) -> str:
         """Why jobs of an owner wait who has used up the tokens of the day."""
         use = self._use(owner)
@@ -43,6 +49,8 @@ class QuotaWatch:
 
     def device(self, owners: Iterable[str]) -> dict[str, int]:
         """Bytes that attached jobs of owners may hold, of those for whom there is a limit."""
+        if not self._quotas.bound(QuotaKind.DEVICE):
+            return {}
         limits = {owner: self._quotas.of(owner).limit(QuotaKind.DEVICE) for owner in set(owners)}
         return {owner: limit for owner, limit in limits.items() if limit is not None}
 

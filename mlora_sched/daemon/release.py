@@ -5,7 +5,7 @@ jobs. Saving the jobs and ending the process are the loop's part.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.store.jobs import JobStore
@@ -29,11 +29,11 @@ class Absence:
         self._store, self._idle_seconds = store, idle_seconds
         self._idle_since: float | None = None
 
-    def reason(self, jobs: Sequence[LiveJob], now: float) -> tuple[WorkerPhase, str] | None:
+    def reason(self, jobs: Iterable[LiveJob], now: float) -> tuple[WorkerPhase, str] | None:
         """Why the worker is to be gone now, as a phase and in words; None when it is wanted.
 
         Args:
-            jobs: every live job of the base.
+            jobs: those that nothing holds back, of every base.
         """
         if any(job.state in _NEEDS_WORKER for job in jobs):
             self._idle_since = None

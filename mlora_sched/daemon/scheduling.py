@@ -5,34 +5,35 @@ Whom the policy may choose from is decided elsewhere (`gate`, `holds`, `blame`);
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlora_sched.daemon.admission import Admission
-from mlora_sched.daemon.bases import Bases
 from mlora_sched.daemon.explain import Queue
-from mlora_sched.daemon.gate import Gate
 from mlora_sched.daemon.hands import Hands
+from mlora_sched.daemon.lineup import Doors, Lineup, trains
 from mlora_sched.daemon.preparing import job_start
+from mlora_sched.daemon.prospects import Prospects
+from mlora_sched.daemon.roster import Roster, by_submission
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.suspects import Company
-from mlora_sched.sched.board import Board
-from mlora_sched.sched.plan import Plan, Snapshot
+from mlora_sched.sched.plan import JobFacts, Plan, Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import plan
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.state import JobState
+from mlora_sched.spec.wire import EvalDone, SliceDone, StepDone
 from mlora_sched.store.jobs import JobStore
-from mlora_sched.store.records import Fairness, LiveJob
+from mlora_sched.store.records import Expected, Fairness, LiveJob
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
-    """What decides whom the policy may choose from."""
+class _Decision:
+    """What the policy was asked last, and what it said; `company` are alone on the device if there is one."""
 
-    bases: Bases
-    gate: Gate
+    snapshot: Snapshot
+    plan: Plan
+    company: Company | None
 
 
 class Scheduling:
@@ -42,13 +43,24 @@ class Scheduling:
         hands: the worker's jobs. slices: what it was told to do.
     """
 
-    def __init__(self, store: JobStore, settings: DaemonSettings, hands: Hands, slices: Slices, doors: Doors) -> None:
-        self._store, self._settings, self._hands, self._slices = store, settings, hands, slices
-        self._bases, self._gate = doors.bases, doors.gate
+    def __init__(
+        self, store: JobStore, settings: DaemonSettings, roster: Roster, hands: Hands, slices: Slices, doors: Doors
+    ) -> None:
+        self._store, self._settings, self._roster = store, settings, roster
+        self._hands, self._slices = hands, slices
+        self._bases, self._gate, self._holds = doors.bases, doors.gate, doors.holds
         self._policy = find_policy(settings.policy)
-        self._board = Board(self._policy)
+        self._lineup = Lineup(roster, self._policy, hands, doors)
+        self._prospects = Prospects(self._policy)
+        self._last: _Decision | None = None
 
-    def served(self, lifted: Mapping[str, float]) -> None:
+    def heard(self, report: StepDone | EvalDone | SliceDone) -> None:
+        """Take in what was done."""
+        if isinstance(report, SliceDone):
+            self._served(report.lifted)
+        self._prospects.hear(report)
+
+    def _served(self, lifted: Mapping[str, float]) -> None:
         """What owners count as having paid, by the worker, who got all they asked for; see `sched.ledger`."""
         if not self._policy.by_owner:
             return
@@ -57,30 +69,50 @@ class Scheduling:
         if more:
             self._store.set_fairness(Fairness(more, recorded.floor))
 
-    def waiting(self, jobs: Sequence[LiveJob]) -> list[LiveJob]:
-        """Those of these jobs that could be attached."""
-        return [job for job in jobs if job.state is JobState.QUEUED and self._hands.free(job.id)]
+    def fail_impossible(self, now: float) -> bool:
+        """End jobs that can never run; True when there was one."""
+        return self._lineup.look(now)
 
-    def schedule(self, jobs: Sequence[LiveJob], now: float) -> Queue:
-        """Ask the policy and do what it says; returns why each waiting job waits, and in which order."""
-        by_id = {job.id: job for job in jobs}
-        for job in self._gate.expelled(by_id[job_id] for job_id in self._hands.staying & by_id.keys()):
+    @property
+    def waiting(self) -> list[LiveJob]:
+        """The jobs of the loaded base that could be attached but for the gate."""
+        return [self._roster[job_id] for job_id in self._lineup.waiting if job_id in self._roster]
+
+    def schedule(self, now: float) -> None:
+        """Ask the policy and do what it says."""
+        self._lineup.look(now)
+        here = [self._roster[job_id] for job_id in self._hands.staying if job_id in self._roster]
+        for job in self._gate.expelled(job for job in here if not self._holds.holds(job)):
             self._hands.let_go(job.id, save=True)
-        company = self._company(by_id, now)
-        snapshot = self._among(by_id, company, now) if company else self._snapshot(jobs, now)
+        company = self._company(now)
+        snapshot = self._snapshot(now) if company is None else self._among(company, now)
         decided = plan(self._policy, snapshot)
         if company is None and (decided.counters or decided.floor != snapshot.floor):
             self._store.set_fairness(Fairness(decided.counters, decided.floor))
-        self._carry_out(decided, by_id, now, park=company is None)  # what is parked dies with the worker
-        places = queue(self._policy, snapshot, decided)
-        reasons = {} if company is None else dict.fromkeys((job.id for job in self.waiting(jobs)), company.why)
+        self._carry_out(decided, now, park=company is None)  # what is parked dies with the worker
+        self._last = _Decision(snapshot, decided, company)
+
+    def queue(self, now: float) -> Queue:
+        """Why each waiting job waits, and in which order; to be asked in the round in which `schedule` was."""
+        assert self._last is not None
+        company, places = self._last.company, queue(self._policy, self._last.snapshot, self._last.plan)
+        reasons = {} if company is None else dict.fromkeys((job.id for job in self.waiting), company.why)
         reasons |= {waiting.job_id: waiting.reason for waiting in places}
         held_back = company is not None or self._gate.closed
-        return Queue(reasons, self.order(jobs, now) if held_back else [waiting.job_id for waiting in places])
+        return Queue(reasons, self.order(now) if held_back else [waiting.job_id for waiting in places])
 
-    def order(self, jobs: Sequence[LiveJob], now: float) -> list[str]:
+    def expected(self, now: float) -> dict[str, Expected]:
+        """What is to be expected of jobs; like `queue`. Nothing while some are alone on the device for a while."""
+        assert self._last is not None
+        if self._last.company is not None:
+            return {}
+        jobs = trains(self._roster, self._bases.loaded, self._holds)
+        return self._prospects.foretell(self._last.snapshot, self._last.plan, jobs, self._admission, now)
+
+    def order(self, now: float) -> list[str]:
         """Who waits, in the order in which the policy would take them when it may."""
-        snapshot = self._snapshot(jobs, now, admitted=False)
+        self._lineup.look(now)
+        snapshot = replace(self._snapshot(now), queues=self._lineup.everybody(now))
         full = replace(snapshot, leaving=snapshot.limits.max_resident)  # no place is free
         return [waiting.job_id for waiting in queue(self._policy, full, plan(self._policy, full))]
 
@@ -88,50 +120,60 @@ class Scheduling:
     def _admission(self) -> Admission:
         return self._bases.admission
 
-    def _carry_out(self, decided: Plan, jobs: Mapping[str, LiveJob], now: float, *, park: bool) -> None:
+    def _carry_out(self, decided: Plan, now: float, *, park: bool) -> None:
         for job_id in decided.detach:
             self._hands.let_go(job_id, save=True, park=park)
         for job_id in decided.attach:
+            job = self._roster[job_id]
             recorded, epoch = self._store.recorded(job_id), self._store.begin_epoch(job_id)
-            start = job_start(self._settings, jobs[job_id], epoch)
-            group = jobs[job_id].owner if self._policy.by_owner else ""
+            group = job.owner if self._policy.by_owner else ""
+            start = job_start(self._settings, job, epoch)
             self._hands.attach(start.model_copy(update={"recorded": recorded, "group": group}), now)
-        self._slices.fill(decided.turns, decided.accounts, {job.id: job.step for job in jobs.values()})
+        steps = {turn.job_id: self._roster[turn.job_id].step for turn in decided.turns}
+        self._slices.fill(decided.turns, decided.accounts, steps)
 
-    def _company(self, jobs: Mapping[str, LiveJob], now: float) -> Company | None:
+    def _company(self, now: float) -> Company | None:
         """Who is to be alone on the device; nobody waits for them until there is memory and they may come in."""
-        company = self._bases.blame.company(list(jobs.values()), now)
+        company = self._bases.blame.company(trains(self._roster, self._bases.loaded, self._holds), now)
         if company is None:
             return None
-        limits, members = self._gate.device(jobs.values()), [jobs[job_id] for job_id in company.jobs]
+        members = [self._roster[job_id] for job_id in company.jobs]
+        limits = self._gate.device(job.owner for job in members)
         can = [job for job in members if self._admission.fits_now(job, limits.get(job.owner))]
         may = company.jobs & self._hands.attached or any(self._gate.admits(job) for job in can)
         return company if can and may else None
 
-    def _snapshot(self, jobs: Sequence[LiveJob], now: float, *, admitted: bool = True) -> Snapshot:
-        waiting = self._gate.admitted(self.waiting(jobs)) if admitted else self.waiting(jobs)
-        self._board.advance(now)
-        self._board.keep_only(job.id for job in waiting)
-        for job in waiting:
-            self._board.put(self._admission.facts(job))
-        fairness = self._store.fairness()
-        attached, staying = self._hands.attached, self._hands.staying
-        return Snapshot(
-            now=now,
-            resident=tuple(self._admission.facts(job, self._hands.since(job.id)) for job in jobs if job.id in staying),
-            queues=self._board.queues,
-            leaving=len(attached - staying),
-            leaving_bytes=self._admission.held(job for job in jobs if job.id in attached - staying),
-            counters=fairness.counters,
-            floor=fairness.floor,
-            limits=self._admission.limits(self._gate.device(jobs), now),
-            elsewhere=self._bases.elsewhere,
-            weights=self._settings.weights,
-        )
+    def _snapshot(self, now: float) -> Snapshot:
+        return self._of(self._lineup.admitted, self._attached(self._hands.attached), now)
 
-    def _among(self, jobs: Mapping[str, LiveJob], company: Company, now: float) -> Snapshot:
+    def _among(self, company: Company, now: float) -> Snapshot:
         """The snapshot without anybody else: they leave the worker, and the company comes when they are gone."""
         others = self._hands.all - company.jobs
         for job_id in others:
             self._hands.let_go(job_id, save=True)
-        return self._snapshot([job for job_id, job in jobs.items() if not others and job_id in company.jobs], now)
+        if others:
+            return self._of({}, [], now)
+        attached = self._attached(self._hands.attached & company.jobs)
+        return self._of(self._lineup.only(company.jobs, now), attached, now)
+
+    def _attached(self, job_ids: Iterable[str]) -> list[LiveJob]:
+        """Those of these jobs that are live and not held back, in the order of submission."""
+        jobs = [self._roster[job_id] for job_id in job_ids if job_id in self._roster]
+        return sorted((job for job in jobs if not self._holds.holds(job)), key=by_submission)
+
+    def _of(self, queues: Mapping[str, Sequence[JobFacts]], attached: Sequence[LiveJob], now: float) -> Snapshot:
+        fairness, admission = self._store.fairness(), self._admission
+        all_attached, staying = self._hands.attached, self._hands.staying
+        stay = [job for job in attached if job.id in staying]
+        return Snapshot(
+            now=now,
+            resident=tuple(admission.facts(job, self._hands.since(job.id)) for job in stay),
+            queues=queues,
+            leaving=len(all_attached - staying),
+            leaving_bytes=admission.held(job for job in attached if job.id not in staying),
+            counters=fairness.counters,
+            floor=fairness.floor,
+            limits=admission.limits(self._gate.device(self._roster.owners()), now),
+            elsewhere=self._bases.elsewhere,
+            weights=self._settings.weights,
+        )

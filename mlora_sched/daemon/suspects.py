@@ -59,6 +59,11 @@ class Suspects:
         """The jobs that are tried together; empty when no search is on."""
         return frozenset(self._groups[0]) if self._groups else frozenset()
 
+    @property
+    def nobody(self) -> bool:
+        """Nobody is suspected, nor was ever in vain: who trains is of no interest."""
+        return not (self._groups or self._accused or self._acquittals)
+
     def accuse(self, steps: Mapping[str, int]) -> bool:
         """Suspect the jobs that were at work, of whom `steps` says which steps they had finished.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mlora_sched.daemon.roster import Roster, by_submission
 from mlora_sched.sched.sweep import Decision, Standing, Trial, Verdict, below_median, halving, rungs
 from mlora_sched.spec.state import JobState, StoppedBy, WaitReason
 from mlora_sched.spec.sweep import AshaStop, MedianStop, SweepSpec
@@ -37,8 +38,12 @@ class Sweeps:
         let_go: take a job that the worker has out of its hands, so that it comes back with what was decided.
     """
 
-    def __init__(self, store: JobStore, let_go: Callable[[str], None]) -> None:
-        self._store = store
+    def __init__(self, store: JobStore, roster: Roster, let_go: Callable[[str], None]) -> None:
+        self._store, self._roster = store, roster
+        self._changed = roster.follow()
+        self._sweep_of: dict[str, str] = {}
+        self._stirred: set[str] = set()
+        """Sweeps to look at: something of a trial has changed, or a figure had not come yet."""
         self._let_go = let_go
         self._specs: dict[str, SweepSpec] = {}
         """A sweep never changes, so those of the live trials are read once."""
@@ -46,17 +51,33 @@ class Sweeps:
         self._waits: dict[str, dict[str, str]] = {}
         """By sweep the trials that wait at a rung, and why."""
 
-    def look(self, live: Sequence[LiveJob], now: float) -> bool:
+    def look(self, now: float) -> bool:
         """Decide what can be decided; True when something of a job has changed."""
-        trials: dict[str, list[LiveJob]] = {}
-        for job in live:
-            if job.sweep is not None:
-                trials.setdefault(job.sweep, []).append(job)
+        for job_id in list(self._changed):
+            job = self._roster.get(job_id)
+            if job is not None and job.sweep is not None:
+                self._sweep_of[job_id] = job.sweep
+            sweep_id = self._sweep_of.get(job_id)
+            if sweep_id is not None:
+                self._stirred.add(sweep_id)
+            if job is None:
+                self._sweep_of.pop(job_id, None)
+            self._changed.discard(job_id)
         for known in (self._specs, self._seen, self._waits):
-            for gone in known.keys() - trials.keys():
+            for gone in self._stirred & known.keys() - set(self._roster.sweeps()):
                 del known[gone]
-        changed = [self._look_at(sweep_id, jobs, now) for sweep_id, jobs in trials.items()]  # each of them
-        return any(changed)
+        changed = False
+        for sweep_id in sorted(self._stirred):
+            trials = sorted(self._roster.of_sweep(sweep_id).values(), key=by_submission)
+            changed |= bool(trials) and self._look_at(sweep_id, trials, now)
+            if self._is_settled(sweep_id):
+                self._stirred.discard(sweep_id)
+        return changed
+
+    def _is_settled(self, sweep_id: str) -> bool:
+        """Nothing is to be looked at until something has changed."""
+        spec = self._specs.get(sweep_id)
+        return spec is None or spec.stop is None or sweep_id in self._seen
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -83,7 +104,9 @@ class Sweeps:
             for change in changes:
                 if change.stop is not None and change.job_id in at_once:
                     self._let_go(change.job_id)
-        if not any(_figure_is_missing(state) for state in states):
+        if any(_figure_is_missing(state) for state in states):
+            self._seen.pop(sweep_id, None)
+        else:
             self._seen[sweep_id] = seen
         return bool(changes)
 

@@ -56,9 +56,7 @@ def expectation(
 
 
 def _waits_for(job: JobView, store: JobStore) -> tuple[str, ...]:
-    return tuple(
-        each.after_id for each in store.dependences() if each.job_id == job.id and each.state is not JobState.SUCCEEDED
-    )
+    return tuple(each.after_id for each in store.dependences_of([job.id]) if each.state is not JobState.SUCCEEDED)
 
 
 def _bytes(

@@ -5,39 +5,33 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
-from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request
 from mlora_sched.spec.wire import JobReport, Recorded
 from mlora_sched.store import moves, reports, rows, schema
 from mlora_sched.store.db import health, reading, writing
-from mlora_sched.store.records import Dependence, Drain, Fairness, LiveJob, Pace, Release, Wait, WorkerStatus
+from mlora_sched.store.living import Living, in_parts
+from mlora_sched.store.records import Dependence, Drain, Fairness, Pace, Release, Wait, WorkerStatus
+
+_SET_WAIT = (
+    update(schema.jobs)
+    .where(schema.jobs.c.id == bindparam("job"))
+    .values({name: bindparam(name) for name in schema.OUTLOOK})
+)
+
+_COUNTERS = select(schema.counters.c.owner, schema.counters.c.work)
 
 
-class DaemonSide:
-    """Live jobs, transitions, reports, fairness counters, corrections, the release and the worker's status."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._specs: dict[str, tuple[JobSpec, Mapping[str, str]]] = {}
-        """Specs never change, so those of the live jobs are parsed once."""
+class DaemonSide(Living):
+    """Transitions, reports, fairness counters, corrections, the release and the worker's status."""
 
     @property
     def trouble(self) -> str:
         """Why the last change of the database failed, whoever wanted it; empty when it went well."""
         return health(self._engine).trouble
-
-    def live(self) -> list[LiveJob]:
-        """Every job that has not ended, in the order of submission."""
-        final = [state.value for state in schema.FINAL_STATES]
-        query = select(schema.jobs).where(schema.jobs.c.state.not_in(final)).order_by(schema.jobs.c.seq)
-        with reading(self._engine) as connection:
-            found = connection.execute(query).all()
-            self._specs = {row.id: self._specs.get(row.id) or _spec_and_files(connection, row) for row in found}
-            return [rows.live_job(row, *self._specs[row.id]) for row in found]
 
     def transition(
         self,
@@ -60,20 +54,25 @@ class DaemonSide:
             row = connection.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).one()
             moves.fail(connection, row, code, message, now, crashes=crashes)
 
-    def dependences(self) -> list[Dependence]:
-        """Which live jobs start after which others, in the order of submission."""
-        live, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
+    def dependences_of(self, job_ids: Collection[str]) -> list[Dependence]:
+        """After which others these jobs start, in the order of submission."""
+        job, other, table = schema.jobs.alias(), schema.jobs.alias(), schema.job_after
         query = (
-            select(table.c.job_id, table.c.after_id, other.c.name, other.c.state)
-            .join(live, live.c.id == table.c.job_id)
+            select(job.c.seq, table.c.job_id, table.c.after_id, other.c.name, other.c.state)
+            .join(job, job.c.id == table.c.job_id)
             .join(other, other.c.id == table.c.after_id)
-            .where(live.c.state.not_in([state.value for state in schema.FINAL_STATES]))
-            .order_by(live.c.seq, other.c.seq)
+            .order_by(job.c.seq, other.c.seq)
         )
+        if not job_ids:
+            return []
         with reading(self._engine) as connection:
-            return [
-                Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in connection.execute(query)
+            found = [
+                row
+                for some in in_parts(sorted(job_ids))
+                for row in connection.execute(query.where(table.c.job_id.in_(some)))
             ]
+        found.sort(key=lambda row: int(row.seq))
+        return [Dependence(row.job_id, row.after_id, row.name, JobState(row.state)) for row in found]
 
     def clear_request(self, job_id: str, done: Request) -> None:
         """Reset a request that is void (resuming a job that runs), unless the user has asked anew since."""
@@ -135,11 +134,10 @@ class DaemonSide:
             connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(crashes=crashes))
 
     def set_waits(self, waits: Mapping[str, Wait]) -> None:
-        """Why each of these jobs does not train right now, and when its turn comes."""
+        """Why each of these jobs does not train right now, when its turn comes and when it ends."""
+        told = [{"job": job_id, **rows.wait_values(wait)} for job_id, wait in waits.items()]
         with writing(self._engine) as connection:
-            for job_id, wait in waits.items():
-                values = {"reason": wait.reason, "position": wait.position}
-                connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(values))
+            connection.execute(_SET_WAIT, told)
 
     def note(self, job_id: str | None, message: str, now: float) -> None:
         """Add an event; None for the daemon itself. One of a job that is not there is dropped."""
@@ -151,9 +149,9 @@ class DaemonSide:
     def fairness(self) -> Fairness:
         """The virtual token counters as last written, with the tokens trained since."""
         with reading(self._engine) as connection:
-            counted = connection.execute(select(schema.counters)).all()
+            counted = {owner: work for owner, work in connection.execute(_COUNTERS)}  # noqa: C416 (typed)
             floor = connection.scalar(select(func.max(schema.virtual_time.c.floor)))
-        return Fairness({row.owner: row.work for row in counted}, floor or 0.0)
+        return Fairness(counted, floor or 0.0)
 
     def set_fairness(self, fairness: Fairness) -> None:
         """Write lifted counters and the floor."""
@@ -204,9 +202,3 @@ class DaemonSide:
         with reading(self._engine) as connection:
             row = connection.execute(select(schema.drain)).one_or_none()
         return Drain() if row is None else Drain(bool(row.wanted), row.caller, row.asked)
-
-
-def _spec_and_files(connection: Connection, row: Any) -> tuple[JobSpec, Mapping[str, str]]:
-    table = schema.job_files
-    found = connection.execute(select(table.c.name, table.c.sha256).where(table.c.job_id == row.id))
-    return JobSpec.model_validate_json(row.spec), {file.name: file.sha256 for file in found}

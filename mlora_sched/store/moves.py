@@ -30,16 +30,16 @@ def move(
     """Move a job from `source` to `target`; False when it is not in `source` any more.
 
     `done` is the request that this move carries out: it is reset, unless the user has asked for something else since.
-    A final state leaves no request, and any move no place in the queue and no pace. `columns` are further columns to
-    write; `note` (by default the error among them) explains the move in the events.
+    A final state leaves no request, and any move no place in the queue, no pace and nothing foretold. `columns` are
+    further columns to write; `note` (by default the error among them) explains the move in the events.
     """
     assert target in TRANSITIONS[source], f"{job_id}: {source.value} → {target.value} is no transition"
     if columns.get("error") is not None:
         columns["error"] = redact(columns["error"])
     values = {
         "state": target.value,
+        **dict.fromkeys(schema.OUTLOOK),
         "reason": _REASONS.get(target, WaitReason.NONE).value,
-        "position": None,
         "pace": None,
         "pace_spread": None,
         "request": _request_after(target, done),

@@ -17,6 +17,14 @@ from mlora_sched.spec.wire import StepTime
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Between which times a job starts, None when it has a place, and ends; seconds since the Unix epoch."""
+
+    starts: tuple[float, float] | None
+    ends: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class LiveJob:
     """A job that has not ended, as the daemon's loop needs it.
 
@@ -28,7 +36,8 @@ class LiveJob:
         crashes: how often a worker died while this job was alone in it.
         retried: how often it was tried again after it had failed.
         largest_chunk, longest: bounds of its chunks and rows in tokens, None before the data is prepared.
-        position: place in the queue as last written, 1 for the next; None when it has none.
+        reason, position: why it waits, and its place in the queue, 1 for the next, None when it has none; they and
+            `expected` as they were when something else of the job was changed last (`store.live`: as they are).
         created: when it was submitted, in seconds since the Unix epoch.
         load: how much work it is, None before the data is prepared.
         sweep: the sweep that it is a trial of. until, stop: as in `spec.wire.JobStart`.
@@ -57,6 +66,24 @@ class LiveJob:
     sweep: str | None = None
     until: int | None = None
     stop: StoppedBy | None = None
+    expected: Expected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The job that was changed last when somebody looked, and the number of that change: changes are counted."""
+
+    job_id: str
+    touched: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A change of a job: as it is now, None when it has ended; `touched` is the number of the change."""
+
+    job_id: str
+    touched: int
+    job: LiveJob | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +110,12 @@ class PastJob:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a job does not train right now, and its place in the queue: 1 for the next, None when it has none."""
+    """Why a job does not train right now, and its place in the queue, 1 for the next, None when it has none; and what
+    is to be expected of it, None when nobody knows."""
 
     reason: str
     position: int | None = None
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.memory import Correction
 from mlora_sched.spec.state import ErrorCode, JobState, Request, StoppedBy
-from mlora_sched.store.records import LiveJob
+from mlora_sched.store import schema
+from mlora_sched.store.records import Expected, LiveJob, Wait
 
 
 def job_view(row: Row[Any]) -> JobView:
@@ -49,7 +50,24 @@ def live_job(row: Row[Any], spec: JobSpec, files: Mapping[str, str]) -> LiveJob:
         sweep=row.sweep,
         until=row.until,
         stop=None if row.stop is None else StoppedBy(row.stop),
+        expected=_expected(row),
     )
+
+
+def _expected(row: Row[Any]) -> Expected | None:
+    if row.ends_low is None:
+        return None
+    return Expected(
+        None if row.starts_low is None else (row.starts_low, row.starts_high), (row.ends_low, row.ends_high)
+    )
+
+
+def wait_values(wait: Wait) -> dict[str, Any]:
+    """The columns that hold `wait`, by name."""
+    expected = wait.expected
+    starts = (None, None) if expected is None or expected.starts is None else expected.starts
+    ends = (None, None) if expected is None else expected.ends
+    return dict(zip(schema.OUTLOOK, (wait.reason, wait.position, *starts, *ends), strict=True))
 
 
 def event_view(row: Row[Any]) -> EventView:

@@ -114,7 +114,12 @@ jobs = Table(
     sqlite_autoincrement=True,
 )
 
-for _when, _what in (("insert", "INSERT"), ("update", "UPDATE")):
+OUTLOOK = ("reason", "position", "starts_low", "starts_high", "ends_low", "ends_high")
+"""What the daemon's loop tells of jobs that wait. All of them may be written at once, and nothing follows from it."""
+
+_TOUCHING = ", ".join(column.name for column in jobs.columns if column.name not in (*OUTLOOK, "touched"))
+
+for _when, _what in (("insert", "INSERT"), ("update", f"UPDATE OF {_TOUCHING}")):
     event.listen(
         jobs,
         "after_create",

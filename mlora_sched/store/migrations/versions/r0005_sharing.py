@@ -13,6 +13,12 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+_TOUCHING = (
+    "seq, id, name, owner, base, spec, method, priority, state, request, epoch, step, total_steps, tokens, crashes, "
+    "exactness, loss, eval_loss, error_code, error, stopped_by, created, started, ended, largest_chunk, longest, "
+    "artifacts_removed, cache_entry, key, retries, retried, work_seconds, pace, pace_spread, load, sweep, trial, "
+    "until, stop"
+)
 _TOUCH = "BEGIN UPDATE jobs SET touched = (SELECT max(touched) FROM jobs) + 1 WHERE seq = NEW.seq; END"
 
 
@@ -44,7 +50,7 @@ def upgrade() -> None:
     op.create_index("uq_jobs_sweep_trial", "jobs", ["sweep", "trial"], unique=True)
     op.execute("UPDATE jobs SET touched = seq")
     op.execute(f"CREATE TRIGGER jobs_touched_by_insert AFTER INSERT ON jobs {_TOUCH}")
-    op.execute(f"CREATE TRIGGER jobs_touched_by_update AFTER UPDATE ON jobs {_TOUCH}")
+    op.execute(f"CREATE TRIGGER jobs_touched_by_update AFTER UPDATE OF {_TOUCHING} ON jobs {_TOUCH}")
     op.drop_table("counters")
     op.create_table(
         "counters",
