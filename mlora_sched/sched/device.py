@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlora_sched.quotas import Use
-from mlora_sched.sched.plan import JobFacts, Limits
+from mlora_sched.sched.plan import JobFacts, Limits, Space
 from mlora_sched.spec.quota import QuotaKind
 
 
@@ -40,6 +41,13 @@ class Device:
     def allowance(self, job: JobFacts) -> Use:
         """What the jobs of its owner may hold, and how much of that they do."""
         return Use(QuotaKind.DEVICE, self._limits.owner_memory.get(job.owner), self._held[job.owner])
+
+    def space(self, owner: str | None = None) -> Space:
+        """What one more job may take, as `has_room` says; and, of this owner, as `fits` does."""
+        memory, most = self._limits.memory, None if owner is None else self._limits.owner_memory.get(owner)
+        left = math.inf if memory is None else memory - self._total
+        may_hold = math.inf if most is None or owner is None else most - self._held[owner]
+        return Space(min(may_hold, left - self._chunk), left)
 
     def has_room(self, job: JobFacts) -> bool:
         """There is memory for the job."""

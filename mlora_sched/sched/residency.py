@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from mlora_sched.sched.device import Device
@@ -81,33 +81,38 @@ def _lifted(policy: Policy, snapshot: Snapshot) -> dict[str, float]:
 
 
 class _Line:
-    """The jobs of one group, attached and waiting, best first. One that is attached has an advantage."""
+    """The jobs of one group, attached and waiting, best first. One that is attached has an advantage.
 
-    def __init__(self, policy: Policy, residents: Iterable[JobFacts], queue: Iterable[JobFacts], now: float) -> None:
-        self._policy, self._now = policy, now
+    One that does not fit is passed over for good: what is left of the device only shrinks.
+    """
+
+    def __init__(
+        self, policy: Policy, group: str, snapshot: Snapshot, residents: Iterable[JobFacts], device: Device
+    ) -> None:
+        self._policy, self._now, self._device = policy, snapshot.now, device
         self._residents = sorted(((self._defended(job), job) for job in residents), key=lambda pair: pair[0])[::-1]
-        self._queue = iter(queue)
-        self._first = next(self._queue, None)
-        self.held = len(self._residents)
+        owner = group if policy.by_owner else None
+        queue = snapshot.queues.get(group)
+        self._queue = iter(()) if queue is None else queue.that_fit(lambda: device.space(owner))
+        self._first: JobFacts | None = None
 
-    def __iter__(self) -> Iterator[JobFacts]:
-        while (job := self._next()) is not None:
-            yield job
-
-    @property
-    def overdue(self) -> bool:
-        """The best job, attached or waiting, is there for too long."""
-        merits = [merit for merit, _ in self._residents[-1:]]
-        if self._first is not None:
-            merits.append(self._policy.merit(self._first, self._now))
-        return min(merits)[0] < 0
-
-    def _next(self) -> JobFacts | None:
-        waits = self._first
+    def next(self) -> JobFacts | None:
+        """The best job that fits, which does not come again; None when none does."""
+        while self._residents and not self._device.fits(self._residents[-1][1]):
+            self._residents.pop()
+        waits = self._waits()
         if self._residents and (waits is None or self._residents[-1][0] <= self._policy.merit(waits, self._now)):
             return self._residents.pop()[1]
-        self._first = next(self._queue, None)
+        self._first = None
         return waits
+
+    def _waits(self) -> JobFacts | None:
+        """The best of the waiting that fits."""
+        while self._first is None or not self._device.fits(self._first):
+            self._first = next(self._queue, None)
+            if self._first is None:
+                return None
+        return self._first
 
     def _defended(self, job: JobFacts) -> Merit:
         if not self._policy.preempts:
@@ -120,54 +125,43 @@ def _deal(policy: Policy, snapshot: Snapshot, paid: Mapping[str, float]) -> Iter
     """Who should be attached, those who deserve it most first.
 
     A group that holds the place already has an advantage of `slack`, and for the first place one whose best job is
-    overdue.
+    overdue. A group's jobs are not looked at before its turn comes: there may be many groups for few places.
     """
     residents: dict[str, list[JobFacts]] = defaultdict(list)
     for job in snapshot.resident:
         residents[policy.group(job)].append(job)
-    lines = {
-        group: _Line(policy, residents.get(group, ()), snapshot.queues.get(group, ()), snapshot.now)
-        for group in residents.keys() | snapshot.queues.keys()
-    }
-    places, device, left = Counter[str](), _Tried(snapshot), most_places(policy, snapshot)
-    overdue = {group for group, line in lines.items() if policy.preempts and line.overdue}
+    device, left, overdue = Device(snapshot.limits, {}), most_places(policy, snapshot), _overdue(policy, snapshot)
+    held = {group: len(jobs) for group, jobs in residents.items()}
+    slack = snapshot.limits.slack
 
-    def deserves(group: str) -> tuple[int, float, str]:
-        advantage = (lines[group].held > places[group]) + (group in overdue and not places[group])
-        return places[group], paid.get(group, 0.0) - advantage * snapshot.limits.slack, group
+    def deserves(group: str, places: int) -> tuple[int, float, str]:
+        advantage = (held.get(group, 0) > places) + (not places and group in overdue)
+        return places, paid.get(group, 0.0) - advantage * slack, group
 
-    turns = [deserves(group) for group in lines]
+    turns = [deserves(group, 0) for group in residents.keys() | snapshot.queues.keys()]
     heapq.heapify(turns)
+    lines: dict[str, _Line] = {}
     while turns and left:
-        group = turns[0][-1]
-        found = next((job for job in lines[group] if device.take(job)), None)
+        places, _, group = turns[0]
+        if group not in lines:
+            lines[group] = _Line(policy, group, snapshot, residents.get(group, ()), device)
+        found = lines[group].next()
         if found is None:
             heapq.heappop(turns)
             continue
-        places[group] += 1
+        device.put(found)
         left -= 1
         yield found
-        heapq.heapreplace(turns, deserves(group))
+        heapq.heapreplace(turns, deserves(group, places + 1))
 
 
-class _Tried:
-    """The device while jobs are dealt; who needs as much as one that did not fit is not looked at again."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._device = Device(snapshot.limits, {})
-        self._too_much: set[tuple[int, int]] = set()
-
-    def take(self, job: JobFacts) -> bool:
-        """Put a job on it, if there is room."""
-        size = job.resident, job.chunk
-        if size in self._too_much:
-            return False
-        if self._device.fits(job):
-            self._device.put(job)
-            return True
-        if not self._device.has_room(job):
-            self._too_much.add(size)
-        return False
+def _overdue(policy: Policy, snapshot: Snapshot) -> set[str]:
+    """The groups whose best job, attached or waiting, is there for too long."""
+    if not policy.preempts:
+        return set()
+    found = {policy.group(job) for job in snapshot.resident if policy.merit(job, snapshot.now)[0] < 0}
+    best = ((group, queue[0]) for group, queue in snapshot.queues.items())
+    return found | {group for group, job in best if policy.merit(job, snapshot.now)[0] < 0}
 
 
 def _stay(snapshot: Snapshot, wanted: frozenset[str]) -> list[JobFacts]:
