@@ -93,7 +93,7 @@ class _Line:
         self._residents = sorted(((self._defended(job), job) for job in residents), key=lambda pair: pair[0])[::-1]
         owner = group if policy.by_owner else None
         queue = snapshot.queues.get(group)
-        self._queue = iter(()) if queue is None else queue.that_fit(lambda: device.space(owner))
+        self._queue = None if queue is None else queue.that_fit(lambda: device.space(owner))
         self._first: JobFacts | None = None
 
     def next(self) -> JobFacts | None:
@@ -108,10 +108,10 @@ class _Line:
 
     def _waits(self) -> JobFacts | None:
         """The best of the waiting that fits."""
-        while self._first is None or not self._device.fits(self._first):
+        while self._queue is not None and (self._first is None or not self._device.fits(self._first)):
             self._first = next(self._queue, None)
             if self._first is None:
-                return None
+                self._queue = None
         return self._first
 
     def _defended(self, job: JobFacts) -> Merit:

@@ -53,7 +53,7 @@ class Plan:
     residents: int = 64
     users: int = 8
     rank: int = 8
-    tokens: int = 32
+    tokens: int = 16
 
 
 def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
