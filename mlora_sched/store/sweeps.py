@@ -87,12 +87,13 @@ class SweepSide:
             row = _under_key(connection, owner, _kept(document, files, terms), terms.key)
             return None if row is None else (_view(connection, row), _jobs_of(connection, row.id))
 
-    def sweeps(self, owner: str | None, limit: int | None = None) -> list[SweepView]:
-        """The sweeps of one owner (None: of everybody), newest first."""
+    def sweeps(self, scope: str | None, limit: int | None = None, user: str | None = None) -> list[SweepView]:
+        """The sweeps of one owner (None: of everybody), newest first; of these only `user`'s, where one is given."""
         table = schema.sweeps
         query = select(table).order_by(table.c.seq.desc()).limit(limit)
-        if owner is not None:
-            query = query.where(table.c.owner == owner)
+        for owner in (scope, user):
+            if owner is not None:
+                query = query.where(table.c.owner == owner)
         with reading(self._engine) as connection:
             return [_view(connection, row) for row in connection.execute(query).all()]
 
