@@ -16,7 +16,9 @@ median of the averages that others had by the same step.
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -142,17 +144,35 @@ def below_median(trials: Sequence[Trial], min_steps: Mapping[int, int], min_tria
         min_steps: of a trial that is judged, by its number.
         min_trials: so many others have to have got as far.
     """
+    courses = {trial.number: _Course.of(trial) for trial in trials if trial.standing is not Standing.GONE}
+    averages: dict[int, dict[int, float]] = {}
     found = {}
     for trial in trials:
         step = max(trial.figures, default=0)
         if trial.standing is not Standing.GOING or step < max(1, min_steps[trial.number]):
             continue
-        averages = [
-            statistics.fmean(figure for at, figure in other.figures.items() if at <= step)
-            for other in trials
-            if other is not trial and other.standing is not Standing.GONE and max(other.figures, default=0) >= step
-            if min(other.figures) <= step
-        ]
-        if len(averages) >= min_trials and min(trial.figures.values()) > statistics.median(averages):
+        if step not in averages:  # trials that are trained side by side are mostly at the same one
+            each = {number: course.average(step) for number, course in courses.items()}
+            averages[step] = {number: average for number, average in each.items() if average is not None}
+        others = [average for number, average in averages[step].items() if number != trial.number]
+        if len(others) >= min_trials and min(trial.figures.values()) > statistics.median(others):
             found[trial.number] = step
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """A trial's steps with a figure, ascending, and the sum of its figures up to each."""
+
+    steps: Sequence[int]
+    sums: Sequence[float]
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Course:
+        steps = sorted(trial.figures)
+        return cls(steps, tuple(itertools.accumulate(trial.figures[step] for step in steps)))
+
+    def average(self, step: int) -> float | None:
+        """Of the figures up to a step; None where there are none, or the trial has not got so far."""
+        count = bisect_right(self.steps, step)
+        return self.sums[count - 1] / count if count and self.steps[-1] >= step else None

@@ -147,7 +147,6 @@ class TrialState:
     Attributes:
         every: steps between two figures, None while that is not known.
         until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
-        figures: of the sweep's metric, by step, such that less is better.
     """
 
     job_id: str
@@ -159,7 +158,6 @@ class TrialState:
     until: int | None
     stop: StoppedBy | None
     stopped_by: StoppedBy | None
-    figures: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
