@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlora_sched.daemon.roster import Roster, by_submission
 from mlora_sched.sched.sweep import Decision, Standing, Trial, Verdict, below_median, halving, rungs
-from mlora_sched.spec.state import JobState, StoppedBy, WaitReason
+from mlora_sched.spec.state import JobState, Request, StoppedBy, WaitReason
 from mlora_sched.spec.sweep import AshaStop, MedianStop, SweepSpec
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob, TrialChange, TrialState
@@ -33,6 +33,9 @@ _STANDINGS = {
     JobState.FAILED: Standing.GONE,
     JobState.CANCELLED: Standing.GONE,
 }
+
+_PENDING = {Request.PAUSE: Standing.PAUSED, Request.RESUME: Standing.GOING}
+"""All trials of a sweep may be asked for at once; it comes true of one after another."""
 
 
 class Sweeps:
@@ -166,7 +169,7 @@ def _got_to(job: LiveJob, spec: SweepSpec) -> tuple[object, ...]:
     else:
         every = steps_between(spec.metric, job.spec.training, job.load)
         there = (job.step - 1) // _stride(job.total_steps, every)
-    return job.id, job.state, job.total_steps, job.until, job.stop, there
+    return job.id, job.state, job.request, job.total_steps, job.until, job.stop, there
 
 
 def _stride(total_steps: int | None, every: int | None) -> int:
@@ -201,7 +204,7 @@ def _rungs(state: TrialState, stop: AshaStop) -> tuple[int, ...]:
 
 
 def _trial(state: TrialState, steps: tuple[int, ...], figures: Mapping[int, float]) -> Trial:
-    standing = _STANDINGS.get(state.state, Standing.GOING)
+    standing = _PENDING.get(state.request) or _STANDINGS.get(state.state, Standing.GOING)
     if state.stop is StoppedBy.PRUNED or state.stopped_by is StoppedBy.PRUNED:
         standing = Standing.PRUNED if standing is not Standing.GONE else standing
     passed = 0 if state.until is None else sum(step < state.until for step in steps)

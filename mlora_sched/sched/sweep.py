@@ -27,8 +27,8 @@ from enum import Enum, auto
 class Standing(Enum):
     """Whether anything may still be heard of a trial.
 
-    It trains or will; its owner has paused it, so nobody waits for it; it has succeeded, or is to end here; it failed
-    or was cancelled and is not compared.
+    It trains or will; its owner has paused it, so nobody waits for it, and it is judged when it goes on; it has
+    succeeded, or is to end here; it failed or was cancelled and is not compared.
     """
 
     GOING = auto()
@@ -75,8 +75,8 @@ class Trial:
 
     @property
     def waits_at(self) -> int | None:
-        """The rung that it has reached and was not let past; None where there is none."""
-        if self.standing not in (Standing.GOING, Standing.PAUSED) or self.passed >= len(self.rungs):
+        """The rung that it has reached and was not let past; None where there is none, or its owner has paused it."""
+        if self.standing is not Standing.GOING or self.passed >= len(self.rungs):
             return None
         return self.passed if self.rungs[self.passed] in self.figures else None
 

@@ -145,6 +145,7 @@ class TrialState:
     """How a trial of a sweep stands.
 
     Attributes:
+        request: what its owner wants, and has not come true.
         every: steps between two figures, None while that is not known.
         until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
     """
@@ -152,6 +153,7 @@ class TrialState:
     job_id: str
     number: int
     state: JobState
+    request: Request
     step: int
     total_steps: int | None
     every: int | None

@@ -35,7 +35,7 @@ SMOOTHED = 10
 _MIN_PREFIX = 4
 _MOST_NAMED = 10
 _VIEW = [schema.jobs.c[name] for name in JobView.model_fields]
-_STATE = ("id", "trial", "state", "step", "total_steps", "until", "stop", "stopped_by", "spec", "load")
+_STATE = ("id", "trial", "state", "request", "step", "total_steps", "until", "stop", "stopped_by", "spec", "load")
 _BAD = (JobState.FAILED, JobState.CANCELLED)
 _FIGURE = {Metric.EVAL_LOSS: schema.metrics.c.loss, Metric.EVAL_ACCURACY: schema.metrics.c.accuracy}
 
@@ -358,6 +358,7 @@ def _trial_state(row: Row[Any], metric: Metric) -> TrialState:
         job_id=row.id,
         number=row.trial,
         state=JobState(row.state),
+        request=Request(row.request),
         step=row.step,
         total_steps=row.total_steps,
         every=steps_between(metric, training, load),

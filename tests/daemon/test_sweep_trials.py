@@ -130,6 +130,30 @@ def test_whom_nobody_waits_for(rig: Rig) -> None:
     assert (JobState.SUCCEEDED, None, STEPS) in outcome(rig).values()
 
 
+def given_up_in(rig: Rig) -> list[str]:
+    return [state.job_id for state in rig.store.trial_states("s-" + "0" * 32, Metric.LOSS) if state.stop]
+
+
+@pytest.mark.parametrize("ticks", range(12, 40, 7))
+def test_a_pause_of_all_decides_nothing(rig: Rig, ticks: int) -> None:
+    """It is not known yet how those do that were to come: those that wait at a rung are not given up for it."""
+    rig.max_resident = 2
+    rig.boot()
+    sweep_id = "s-" + "0" * 32
+    submit(rig, document(9, ASHA))
+    rig.tick(ticks)
+    before = given_up_in(rig)
+    rig.store.request_of_sweep(sweep_id, Request.PAUSE, rig.clock())
+    rig.until(lambda: all(job.state is JobState.PAUSED or job.state.is_final for job in rig.store.list()))
+    rig.tick(5)
+    assert given_up_in(rig) == before
+    rig.store.request_of_sweep(sweep_id, Request.RESUME, rig.clock())
+    rig.finish(ticks=3000)
+    ended = outcome(rig)
+    assert ended[best_of(document(9, ASHA))] == (JobState.SUCCEEDED, None, STEPS)
+    assert [step for _, stopped, step in ended.values() if stopped].count(3) == 6, "as if it had not been paused"
+
+
 def test_the_median_ends_a_trial_while_it_trains(rig: Rig) -> None:
     rig.max_resident = 8
     rig.boot()
