@@ -83,9 +83,9 @@ class Daemon:
                 time.sleep(0.05)
         return job
 
-    def until_ended(self, names: list[str]) -> dict[str, JobView]:
+    def until_ended(self, names: list[str], patience: float = PATIENCE) -> dict[str, JobView]:
         with Client(self.socket) as client:
-            return dict(zip(names, client.wait(names, timeout=PATIENCE, poll=0.1), strict=True))
+            return dict(zip(names, client.wait(names, timeout=patience, poll=0.1), strict=True))
 
     def ask(self, name: str, request: Request) -> None:
         with Client(self.socket) as client:

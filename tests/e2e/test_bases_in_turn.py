@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.daemon import Daemon
+from e2e.daemon import PATIENCE, Daemon
 from e2e.program import MODEL, call, make_base, run_args, write_spec
 from mlora_sched.spec.state import JobState
 
-STEPS = 150
+STEPS = 120
 """So many that a base's slice is over long before its job ends."""
 
 
@@ -25,7 +25,7 @@ def other(tmp_path: Path) -> Path:
 @pytest.fixture
 def daemon(base: Path, other: Path) -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="mlora-"))
-    running = Daemon(base, folder / "state", folder / "socket", "--base", f"other={other}", "--base-slice", "1.5s")
+    running = Daemon(base, folder / "state", folder / "socket", "--base", f"other={other}", "--base-slice", "2s")
     yield running
     assert running.stop() == 0
     shutil.rmtree(folder)
@@ -37,7 +37,7 @@ def test_bases_in_turn_leave_no_trace(daemon: Daemon, base: Path, other: Path, t
     specs = {name: write_spec(tmp_path, name, max_steps=STEPS, eval_every=50) for name in bases}
     for name, (served, _) in bases.items():
         daemon.answer("submit", specs[name], "--set", f"base_model={served}")
-    ended = daemon.until_ended(list(bases))
+    ended = daemon.until_ended(list(bases), patience=3 * PATIENCE)
     assert {job.state for job in ended.values()} == {JobState.SUCCEEDED}
     assert any(daemon.sent_back(name) for name in bases), "one was to be moved off amid training"
     for name, (_, location) in bases.items():

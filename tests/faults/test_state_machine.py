@@ -194,8 +194,10 @@ class DaemonLife(RuleBasedStateMachine):
     @precondition(lambda self: self.memory is not None and self.rig.workers)
     @rule(room=st.integers(-10, 200))
     def others_take_or_give_memory(self, room: int) -> None:
+        """What they give is what they took: `memory_is_kept` goes by what there was at first."""
         assert self.memory is not None
-        self.rig.workers[-1].memory = self.memory.model_copy(update={"budget": room * MIB})
+        budget = min(room * MIB, self.memory.budget)
+        self.rig.workers[-1].memory = self.memory.model_copy(update={"budget": budget})
 
     @rule(slices=st.integers(0, 2))
     def reboot(self, slices: int) -> None:
