@@ -55,9 +55,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Found:
-    """The figures. `decision` is the line-up, the snapshot and the plan; `round` all of a round but writing down what the
-    worker reports; `explained` those rounds in which reasons and forecasts were made anew, `first` the one that read all
-    jobs; `idle` rounds in which no job trains."""
+    """The figures.
+
+    Attributes:
+        decision: the line-up, the snapshot and the plan.
+        round: all of a round but writing down what the worker reports.
+        explained: likewise, of rounds in which reasons and forecasts were made anew.
+        idle: rounds in which no job trains. first_s: seconds until the first decision, with reading all jobs.
+    """
 
     jobs: int
     users: int
