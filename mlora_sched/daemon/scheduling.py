@@ -80,17 +80,20 @@ class Scheduling:
 
     def schedule(self, now: float) -> None:
         """Ask the policy and do what it says."""
-        self._lineup.look(now)
         here = [self._roster[job_id] for job_id in self._hands.staying if job_id in self._roster]
         for job in self._gate.expelled(job for job in here if not self._holds.holds(job)):
             self._hands.let_go(job.id, save=True)
-        company = self._company(now)
-        snapshot = self._snapshot(now) if company is None else self._among(company, now)
-        decided = plan(self._policy, snapshot)
+        company, snapshot, decided = self._decide(now)
         if company is None and (decided.counters or decided.floor != snapshot.floor):
             self._store.set_fairness(Fairness(decided.counters, decided.floor))
         self._carry_out(decided, now, park=company is None)  # what is parked dies with the worker
         self._last = _Decision(snapshot, decided, company)
+
+    def _decide(self, now: float) -> tuple[Company | None, Snapshot, Plan]:
+        self._lineup.look(now)
+        company = self._company(now)
+        snapshot = self._snapshot(now) if company is None else self._among(company, now)
+        return company, snapshot, plan(self._policy, snapshot)
 
     def queue(self, now: float) -> Queue:
         """Why each waiting job waits, and in which order; to be asked in the round in which `schedule` was."""
