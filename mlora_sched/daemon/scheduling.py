@@ -22,7 +22,7 @@ from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import plan
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.wire import EvalDone, SliceDone, StepDone
+from mlora_sched.spec.wire import EvalDone, GroupAccount, SliceDone, StepDone
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Expected, Fairness, LiveJob
 
@@ -130,8 +130,9 @@ class Scheduling:
             job = self._roster[job_id]
             recorded, epoch = self._store.recorded(job_id), self._store.begin_epoch(job_id)
             group = job.owner if self._policy.by_owner else ""
+            account = GroupAccount(group=group, **decided.accounts[group]._asdict())
             start = job_start(self._settings, job, epoch)
-            self._hands.attach(start.model_copy(update={"recorded": recorded, "group": group}), now)
+            self._hands.attach(start.model_copy(update={"recorded": recorded, "account": account}), now)
         steps = {turn.job_id: self._roster[turn.job_id].step for turn in decided.turns}
         self._slices.fill(decided.turns, decided.accounts, steps)
 
