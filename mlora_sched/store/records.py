@@ -173,6 +173,15 @@ class TrialChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """An owner's jobs that train or wait to: when the last of them ends at the latest, in seconds since the Unix epoch;
+    None when that is not foretold of all."""
+
+    owner: str
+    latest: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Dependence:
     """A live job `job_id` starts when the job `after_id`, of this name, has succeeded; that one is in `state` now."""
 
