@@ -138,7 +138,7 @@ class DaemonSettings(Frozen):
         bases: the bases it serves, at least one, with distinct names; the worker holds one at a time.
         base_slice: seconds after which a base that has work makes room for another that has, too.
         device, dtype, quantize, threads, pack_tokens, pack_seconds, checkpoint_activations, compile: as in
-            `mlora_sched.spec.wire.WorkerConfig`.
+            `mlora_sched.spec.worker_config.WorkerConfig`.
         memory_budget, memory_margin, host_memory: likewise.
         checkpoint_seconds, checkpoint_steps: likewise.
         disk_reserve: bytes of the state directory's disk that are kept free, see `daemon.disk`; None for its default.

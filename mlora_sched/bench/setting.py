@@ -19,7 +19,7 @@ from transformers.utils import logging
 from mlora_sched.bench.record import Machine
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.start import start_trainer
-from mlora_sched.spec.wire import WorkerConfig
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.toybase.train import Recipe, Size, make_base
 
 PACK_TOKENS = 2048

@@ -18,7 +18,8 @@ from mlora_sched.settings import BaseRef, DaemonSettings
 from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
 from mlora_sched.spec.state import ErrorCode, JobState
-from mlora_sched.spec.wire import Ready, WorkerConfig
+from mlora_sched.spec.wire import Ready
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import LiveJob
 from mlora_sched.store.rows import failed

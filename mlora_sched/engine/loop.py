@@ -21,7 +21,7 @@ from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.data.pack import build_pack
 from mlora_sched.engine.attaching import Delays, fresh_state
 from mlora_sched.engine.memory import REMEDIES, TrainerMemory
-from mlora_sched.engine.packer import Choice, Packer, kept_waiting, unfinished
+from mlora_sched.engine.packer import Choice, Packer, kept_waiting
 from mlora_sched.engine.parking import ParkedJob, Parking, parked_bytes
 from mlora_sched.engine.reports import Served, attached, detached, eval_done, failed, held, put_off, step_done
 from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, once_more, own_code, restart
@@ -29,14 +29,13 @@ from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
 from mlora_sched.engine.train_state import Phase
+from mlora_sched.engine.turns import Turns
 from mlora_sched.errors import JobFault
 from mlora_sched.memory.device import host_memory
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
-from mlora_sched.sched.ledger import Ledger
-from mlora_sched.sched.plan import Account
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Note, Report, Slice
 
@@ -71,7 +70,7 @@ class Trainer:
         self.residents: dict[str, Resident] = {}
         self.parking = Parking(host_memory(None) if memory is None else memory.allowance.host)
         self._delays = Delays(memory)
-        self._ledger = Ledger()
+        self._turns = Turns(self.residents)
 
     # ------------------------------------------------------------------ who is resident
 
@@ -121,6 +120,7 @@ class Trainer:
         self.parking.jobs.pop(start.job_id, None)
         self._delays.over(start.job_id)
         self.residents[start.job_id] = resident
+        self._turns.join(start)
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
         resident.obey()
@@ -206,12 +206,11 @@ class Trainer:
         Jobs may be attached and detached between two packs. `begin` is told the jobs of each before it runs.
         """
         served = Served()
-        self._hear(wanted)
-        named = {turn.job_id for turn in wanted.turns}
+        self.saver.thin = wanted.thin
+        self._turns.hear(wanted)
         while served.seconds < wanted.seconds:
-            present = [one for name, one in self.residents.items() if name in named or not one.named]
-            accounts = self._ledger.with_unfinished(unfinished(present))
-            choice = self.packer.choose(present, accounts, self._fits())
+            present = self._turns.present()
+            choice = self.packer.choose(present, self._turns.accounts(present), self._fits())
             choice = choice if choice.chunks else self._anyway() or choice
             if not choice.chunks:
                 if hopeless := self._drop_what_never_fits():
@@ -223,24 +222,10 @@ class Trainer:
             begin(choice.members)
             left_out = kept_waiting(present, choice)
             reports, length = self._run(choice)
-            self._ledger.served(left_out, unfinished(self._still_here(present)))
+            self._turns.served(present, left_out)
             served.add(choice.tokens, length)
             yield reports + self.saver.written()
-        yield [served.report(wanted.slice_id, self._ledger.lifted(), self.packer.times.known)]
-
-    def _still_here(self, jobs: Iterable[Resident]) -> list[Resident]:
-        return [one for one in jobs if one.start.job_id in self.residents]
-
-    def _hear(self, wanted: Slice) -> None:
-        """Whom the slice names, in which order, and how far their figures are recorded."""
-        self.saver.thin = wanted.thin
-        self._ledger.hear({one.group: Account(one.paid, one.weight, one.waits) for one in wanted.accounts})
-        for turn in wanted.turns:
-            resident = self.residents.get(turn.job_id)
-            if resident is not None:
-                resident.turn, resident.named = turn, True
-                # the evaluation after that step may still be on its way
-                resident.saved.recorded = max(resident.saved.recorded, turn.step - 1)
+        yield [served.report(wanted.slice_id, self._turns.lifted(), self.packer.times.known)]
 
     def _fits(self) -> Callable[[PackPlan], bool] | None:
         """Whether there is memory for a pack beside the jobs that are here now."""
@@ -378,7 +363,7 @@ class Trainer:
     def _finish(self, resident: Resident, phase: Phase) -> Iterator[Report]:
         """Close a complete phase: report it, save where due, export after the last."""
         state, best = resident.state, False
-        self._ledger.commit(resident.turn.group, state.phase_work)
+        self._turns.commit(resident)
         if phase is Phase.TRAIN:
             yield step_done(resident, stepped := state.finish_step(resident.lap()))
             stepped.check()

@@ -25,7 +25,7 @@ from mlora_sched.model.device import blas, keep_freed_memory, resolve_device
 from mlora_sched.model.recompute import checkpoint_activations
 from mlora_sched.model.verify import verify_base
 from mlora_sched.spec.numerics import NumericsKey
-from mlora_sched.spec.wire import WorkerConfig
+from mlora_sched.spec.worker_config import WorkerConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

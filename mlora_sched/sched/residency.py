@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from mlora_sched.sched.device import Device
@@ -39,30 +39,34 @@ def plan(policy: Policy, snapshot: Snapshot) -> Plan:
     counters = _lifted(policy, snapshot)
     wanted = list(_deal(policy, snapshot, counters))
     wanted_ids = frozenset(job.id for job in wanted)
-    stay = _stay(snapshot, wanted_ids)
+    stay, attach = _stay(snapshot, wanted_ids), _attach(policy, snapshot, wanted)
     staying = {job.id for job in stay}
     return Plan(
         wanted=wanted_ids,
-        attach=tuple(job.id for job in _attach(policy, snapshot, wanted)),
+        attach=tuple(job.id for job in attach),
         detach=tuple(job.id for job in snapshot.resident if job.id not in staying),
         turns=_turns(policy, stay, snapshot.now),
-        accounts=_accounts(policy, snapshot, counters, stay),
+        accounts=_accounts(policy, snapshot, counters, [*stay, *attach]),
         counters={owner: count for owner, count in counters.items() if snapshot.counters.get(owner) != count},
         floor=max(snapshot.floor, min(counters.values(), default=0.0)),
     )
 
 
 def _accounts(
-    policy: Policy, snapshot: Snapshot, counters: Mapping[str, float], stay: Iterable[JobFacts]
+    policy: Policy, snapshot: Snapshot, counters: Mapping[str, float], there: Iterable[JobFacts]
 ) -> dict[str, Account]:
-    """What packs go by: of those who train, and of those who wait for a place who has paid least."""
-    groups = sorted({policy.group(job) for job in stay})
+    """What packs go by: of those who train or are attached now, and of who waits for a place and has paid least."""
+    groups = sorted({policy.group(job) for job in there})
     waiting = snapshot.queues.keys() | (snapshot.elsewhere if policy.by_owner else set())
     without = waiting - set(groups)
     if groups and without:
         groups.append(min(without, key=lambda group: (counters.get(group, 0.0), group)))
+    new = {group for group in counters if snapshot.counters.get(group, -1.0) < snapshot.floor}
     return {
-        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting) for group in groups
+        group: Account(
+            counters.get(group, 0.0), snapshot.weights.get(group, 1.0), waits=group in waiting, new=group in new
+        )
+        for group in groups
     }
 
 
@@ -88,19 +92,10 @@ class _Line:
         self._residents = sorted(((self._defended(job), job) for job in residents), key=lambda pair: pair[0])[::-1]
         self._queue = iter(queue)
         self._first = next(self._queue, None)
-        self.held = len(self._residents)
 
     def __iter__(self) -> Iterator[JobFacts]:
         while (job := self._next()) is not None:
             yield job
-
-    @property
-    def overdue(self) -> bool:
-        """The best job, attached or waiting, is there for too long."""
-        merits = [merit for merit, _ in self._residents[-1:]]
-        if self._first is not None:
-            merits.append(self._policy.merit(self._first, self._now))
-        return min(merits)[0] < 0
 
     def _next(self) -> JobFacts | None:
         waits = self._first
@@ -125,21 +120,23 @@ def _deal(policy: Policy, snapshot: Snapshot, paid: Mapping[str, float]) -> Iter
     residents: dict[str, list[JobFacts]] = defaultdict(list)
     for job in snapshot.resident:
         residents[policy.group(job)].append(job)
-    lines = {
-        group: _Line(policy, residents.get(group, ()), snapshot.queues.get(group, ()), snapshot.now)
-        for group in residents.keys() | snapshot.queues.keys()
-    }
-    places, device, left = Counter[str](), _Tried(snapshot), most_places(policy, snapshot)
-    overdue = {group for group, line in lines.items() if policy.preempts and line.overdue}
+    lines: dict[str, Iterator[JobFacts]] = {}  # of the groups that are looked at: most of many are not
+    device, left = _Tried(snapshot), most_places(policy, snapshot)
+    groups = residents.keys() | snapshot.queues.keys()
+    places, held = dict.fromkeys(groups, 0), {group: len(jobs) for group, jobs in residents.items()}
+    overdue = {group for group in groups if _is_overdue(policy, residents.get(group, ()), snapshot, group)}
 
     def deserves(group: str) -> tuple[int, float, str]:
-        advantage = (lines[group].held > places[group]) + (group in overdue and not places[group])
+        advantage = (held.get(group, 0) > places[group]) + (group in overdue and not places[group])
         return places[group], paid.get(group, 0.0) - advantage * snapshot.limits.slack, group
 
-    turns = [deserves(group) for group in lines]
+    turns = [deserves(group) for group in groups]
     heapq.heapify(turns)
     while turns and left:
         group = turns[0][-1]
+        if group not in lines:
+            queue = snapshot.queues.get(group, ())
+            lines[group] = iter(_Line(policy, residents.get(group, ()), queue, snapshot.now))
         found = next((job for job in lines[group] if device.take(job)), None)
         if found is None:
             heapq.heappop(turns)
@@ -148,6 +145,16 @@ def _deal(policy: Policy, snapshot: Snapshot, paid: Mapping[str, float]) -> Iter
         left -= 1
         yield found
         heapq.heapreplace(turns, deserves(group))
+
+
+def _is_overdue(policy: Policy, residents: Iterable[JobFacts], snapshot: Snapshot, group: str) -> bool:
+    """A job of the group, attached or the best that waits, is there for too long."""
+    if not policy.preempts:
+        return False
+    waits = snapshot.queues.get(group)
+    if waits and policy.merit(waits[0], snapshot.now)[0] < 0:
+        return True
+    return any(policy.merit(job, snapshot.now)[0] < 0 for job in residents)
 
 
 class _Tried:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -34,13 +34,13 @@ class SimulatedJob:
 
     Attributes:
         step: finished steps. pieces: the chunks of the running phase. ran: how many of them have run.
-        group, level: its turn in packs. named: a slice has named it.
+        group, level: its turn in packs. account: of the group when it was attached. named: a slice has named it.
     """
 
     def __init__(self, job: TraceJob, seq: int) -> None:
         self.job, self.seq, self.id, self.owner = job, seq, job.id, job.owner
         self.step, self._evaluated = 0, -1
-        self.group, self.level, self.named = "", 0, False
+        self.group, self.level, self.named, self.account = "", 0, False, Account(0.0)
         self._batches = [_pieces(batch) for batch in job.batches]
         self._evaluation = _pieces(job.evaluation)
         self.phase = Phase.TRAIN
@@ -127,7 +127,7 @@ class SimulatedPack:
     kept_waiting: frozenset[str] = frozenset()
 
 
-def _unfinished(jobs: Sequence[SimulatedJob]) -> dict[str, float]:
+def _unfinished(jobs: Iterable[SimulatedJob]) -> dict[str, float]:
     """What has run of the jobs' unfinished steps, by group."""
     work: dict[str, float] = defaultdict(float)
     for one in jobs:
@@ -161,10 +161,15 @@ class SimulatedWorker:
         """What a slice is answered with; see `sched.ledger`."""
         return self._ledger.lifted()
 
+    def attach(self, job: SimulatedJob) -> None:
+        """A job has come."""
+        self.residents[job.id] = job
+        self._ledger.join(job.group, job.account, _unfinished(self.residents.values()))
+
     def begin_slice(self) -> None:
         """The next slice begins."""
         wanted = self.slices.popleft()
-        self._ledger.hear(wanted.accounts)
+        self._ledger.hear(wanted.accounts, {job.group for job in self.residents.values()})
         self._named = frozenset(turn.job_id for turn in wanted.turns)
         for turn in wanted.turns:
             resident = self.residents.get(turn.job_id)

@@ -70,6 +70,7 @@ def _machine(status: WorkerStatus, settings: DaemonSettings, work: WorkModel, na
         step_time=status.step_time,
         buckets=status.buckets,
         pack_tokens=settings.pack_tokens,
+        pack_seconds=settings.pack_seconds,
         places=settings.max_resident_jobs,
         memory=max(0, status.memory.budget),
         slice_seconds=settings.slice_seconds,

@@ -15,52 +15,12 @@ from pydantic import Field, TypeAdapter
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.load import JobLoad
-from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
-from mlora_sched.spec.numerics import NumericsKey, ProbeVerdict, Quantize
+from mlora_sched.spec.memory import BaseShape, MemoryReport
+from mlora_sched.spec.numerics import NumericsKey, ProbeVerdict
 from mlora_sched.spec.state import ErrorCode, StoppedBy
+from mlora_sched.spec.worker_config import WorkerConfig
 
 # ---------------------------------------------------------------- shared by worker and embedded run
-
-
-class WorkerConfig(Frozen):
-    """How a worker loads and runs its base.
-
-    Attributes:
-        base_name: the name under which jobs ask for the base.
-        base: a directory, or a hub repository with an optional "@revision".
-        device: "auto", "cpu" or "cuda:N". "auto" refuses rather than falls back when a GPU is there but unusable.
-        dtype: of the frozen base; adapters and optimiser are always float32.
-        quantize: how the base's linears are kept; products are in `dtype` in any case.
-        threads: CPU threads of torch; 0 for all cores.
-        pack_tokens: about the most tokens of one pack. A job with a longer row or chunk is refused when it is attached.
-        checkpoint_activations: keep only the layers' inputs for backward, and compute the rest again; changes no bit.
-        compile: run the base's row-wise pieces through torch.compile.
-        memory_budget: bytes of the device that the worker may use, base included; None for all of it.
-        memory_margin: share of those bytes that is kept free.
-        host_memory: bytes of the host's memory that the state of parked jobs may take; None for half of it beside a GPU
-            and for nothing on a CPU, whose jobs lie there anyway.
-        checkpoint_seconds, checkpoint_steps: a job is saved for its own safety when so much of either has gone by since
-            it last was; None for never.
-        corrections: what earlier workers have learned about their estimates on this base.
-        pack_seconds: a pack is made no longer than this as far as its time is known, but for a chunk that takes longer.
-    """
-
-    base_name: str
-    base: str
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    quantize: Quantize = "none"
-    threads: int = Field(default=0, ge=0)
-    pack_tokens: int = Field(default=2048, ge=64)
-    checkpoint_activations: bool = False
-    compile: bool = False
-    memory_budget: int | None = Field(default=None, ge=1)
-    memory_margin: float = Field(default=0.05, ge=0, lt=1)
-    host_memory: int | None = Field(default=None, ge=0)
-    checkpoint_seconds: float | None = Field(default=None, gt=0)
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    corrections: tuple[Correction, ...] = ()
-    pack_seconds: float = Field(default=1.0, gt=0)
 
 
 class Recorded(Frozen):
@@ -68,6 +28,19 @@ class Recorded(Frozen):
 
     step: int
     evaluated: int = -1
+
+
+class GroupAccount(Frozen):
+    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first.
+
+    `waits`: jobs of it have no place. `new`: it had no work before.
+    """
+
+    group: str
+    paid: float
+    weight: float = Field(default=1.0, gt=0)
+    waits: bool = False
+    new: bool = False
 
 
 class JobStart(Frozen):
@@ -82,7 +55,7 @@ class JobStart(Frozen):
         job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
         resume: go on from the newest checkpoint below `job_dir` where there is one …
         recorded: … whose figures the daemon has; None where nobody keeps any.
-        group: of the turns that the job takes in packs, see `Turn`.
+        account: of the group with which the job takes turns in packs, as recorded when it was sent.
         until: the job is let go after this step, and the evaluation after it; None for its last …
         stop: … or ends there, for this reason. With a step that it has finished already it ends as it is.
     """
@@ -95,7 +68,7 @@ class JobStart(Frozen):
     job_dir: str
     resume: bool = True
     recorded: Recorded | None = None
-    group: str = ""
+    account: GroupAccount | None = None
     until: int | None = None
     stop: StoppedBy | None = None
 
@@ -150,18 +123,6 @@ class Turn(Frozen):
     group: str = ""
     level: int = 0
     step: int = Field(default=0, ge=0)
-
-
-class GroupAccount(Frozen):
-    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first.
-
-    `waits`: jobs of it have no place.
-    """
-
-    group: str
-    paid: float
-    weight: float = Field(default=1.0, gt=0)
-    waits: bool = False
 
 
 class Slice(Frozen):

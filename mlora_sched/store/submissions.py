@@ -22,7 +22,6 @@ from mlora_sched.store.quotas import check_submission
 from mlora_sched.store.records import Ahead, Terms
 from mlora_sched.store.upkeep import job_row
 
-_TRAINS = (JobState.QUEUED.value, JobState.RUNNING.value)
 _WAITS = (JobState.PREPARING.value, JobState.QUEUED.value)
 
 
@@ -57,7 +56,9 @@ class Submissions:
         """Whose jobs train or wait to beside this one, and when the last of them ends."""
         table = schema.jobs
         query = select(table.c.owner, func.max(table.c.ends_high), func.count(), func.count(table.c.ends_high))
-        query = query.where(table.c.state.in_(_TRAINS), table.c.id != job_id).group_by(table.c.owner)
+        query = query.where(table.c.state.in_([*_WAITS, JobState.RUNNING.value]), table.c.id != job_id).group_by(
+            table.c.owner
+        )
         with reading(self._engine) as connection:
             return [
                 Ahead(owner, latest if known == jobs else None)

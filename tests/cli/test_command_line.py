@@ -22,7 +22,7 @@ from mlora_sched.errors import WaitTimeout
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.state import ErrorCode, JobState, Request
-from mlora_sched.spec.wire import WorkerConfig
+from mlora_sched.spec.worker_config import WorkerConfig
 
 HEAVY = {"torch", "transformers", "ray", "fastapi", "uvicorn", "sqlalchemy", "alembic", "peft", "numpy", "pyarrow"}
 VERBS = [verb for verbs in SECTIONS.values() for verb in verbs]

@@ -27,8 +27,8 @@ from mlora_sched.spec.wire import (
     Ready,
     Report,
     StepDone,
-    WorkerConfig,
 )
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.worker.fake import READY, FakeWorker, fake_loss
 
 from .rig import RecordingWorker, Rig

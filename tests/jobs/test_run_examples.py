@@ -10,7 +10,8 @@ import pytest
 from mlora_sched.engine.loop import Trainer
 from mlora_sched.engine.start import start_trainer
 from mlora_sched.spec.job import load_job, local_files
-from mlora_sched.spec.wire import EvalDone, JobFinished, JobStart, Report, Slice, StepDone, Turn, WorkerConfig
+from mlora_sched.spec.wire import EvalDone, JobFinished, JobStart, Report, Slice, StepDone, Turn
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.toybase.train import Recipe, Size, make_base
 
 SPECS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))

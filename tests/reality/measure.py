@@ -99,6 +99,7 @@ def serving(base: Path, policy: str, threads: int) -> Iterator[tuple[Client, str
         where = Path(folder) / "d.sock"
         options = ["--base", f"demo={base}", "--state", f"{folder}/state", "--socket", str(where), "--listen", address]
         options += ["--policy", policy, "--device", "cpu", "--threads", str(threads), "--pack-tokens", "512"]
+        options += ["--pack-seconds", "30"]  # else a machine that is slower at the end would have had smaller packs
         command = [sys.executable, "-m", "mlora_sched", "serve", *options]
         with Path(os.devnull).open("w") as nowhere:
             process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)

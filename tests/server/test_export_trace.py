@@ -85,6 +85,7 @@ def test_what_has_ended_is_told_as_it_was(served: Served, two: list[str], capsys
     machine = trace.machine
     assert (machine.step_time, machine.buckets) == (STATUS.step_time, STATUS.buckets)
     assert (machine.places, machine.pack_tokens) == (served.settings.max_resident_jobs, served.settings.pack_tokens)
+    assert (machine.pack_seconds, machine.min_slice) == (served.settings.pack_seconds, served.settings.min_slice)
     assert machine.prepare == pytest.approx(2, abs=1)
     assert one.resident > 0
 

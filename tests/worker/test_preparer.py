@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.state import ErrorCode
-from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, NoTokenizer, Prepare, Prepared, Report, WorkerConfig
+from mlora_sched.spec.wire import Beat, Init, JobFailed, JobStart, NoTokenizer, Prepare, Prepared, Report
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.worker.local import LocalWorker, Role
 from mlora_sched.worker.prepare import prepare_job
 

@@ -17,7 +17,8 @@ import torch
 from mlora_sched.daemon.supervisor import Supervisor
 from mlora_sched.daemon.vigil import Limits
 from mlora_sched.errors import BaseError
-from mlora_sched.spec.wire import Beat, Detach, Fatal, Init, Note, Report, WorkerConfig
+from mlora_sched.spec.wire import Beat, Detach, Fatal, Init, Note, Report
+from mlora_sched.spec.worker_config import WorkerConfig
 from mlora_sched.worker import main
 from mlora_sched.worker.local import LocalWorker, Role
 from mlora_sched.worker.protocol import daemon_end, worker_end

@@ -18,7 +18,7 @@ from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.numerics import Quantize
 from mlora_sched.spec.override import Override
 from mlora_sched.spec.placement import placed
-from mlora_sched.spec.wire import WorkerConfig
+from mlora_sched.spec.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from mlora_sched.memory.hollow import HollowBase

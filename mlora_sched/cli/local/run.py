@@ -23,7 +23,8 @@ from mlora_sched.errors import SpecError, UserError
 from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.override import Override
-from mlora_sched.spec.wire import Detached, JobFailed, JobStart, Note, Report, WorkerConfig
+from mlora_sched.spec.wire import Detached, JobFailed, JobStart, Note, Report
+from mlora_sched.spec.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from mlora_sched.engine.loop import Trainer
