@@ -16,7 +16,7 @@ from enum import Enum
 
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
-from mlora_sched.sched.phases import fairest
+from mlora_sched.sched.phases import Offer, Phases
 from mlora_sched.sched.plan import Account, JobTurn
 from mlora_sched.spec.trace import Batch, Machine, TraceJob
 
@@ -135,6 +135,12 @@ def _unfinished(jobs: Iterable[SimulatedJob]) -> dict[str, float]:
     return work
 
 
+def _left_out(jobs: Sequence[SimulatedJob], pack: SimulatedPack) -> list[SimulatedJob]:
+    """Those that have more chunks than the pack takes."""
+    taken = dict(pack.chosen)
+    return [one for one in jobs if len(one.pieces) - one.ran > taken.get(one.id, 0)]
+
+
 class SimulatedWorker:
     """Forms packs of the jobs that are attached to it, slice after slice.
 
@@ -145,7 +151,7 @@ class SimulatedWorker:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._tokens = min(machine.pack_tokens, machine.buckets[-1])
-        self._ledger = Ledger()
+        self._ledger, self._phases = Ledger(), Phases()
         self._named: frozenset[str] = frozenset()
         self._kept_waiting: frozenset[str] = frozenset()
         self.residents: dict[str, SimulatedJob] = {}
@@ -180,13 +186,14 @@ class SimulatedWorker:
         phases = dict.fromkeys(
             one.phase for one in sorted(ready, key=lambda one: (accounts[one.group].paid, one.level))
         )
-        packs = []
+        packs, offers = [], []
         for phase in phases:
             candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
             packs.append(self._pack(self._filled(candidates, accounts)))
-        pack = packs[fairest([one.work_by_group for one in packs], accounts)]
-        taken = dict(pack.chosen)
-        left_out = [one for one in ready if len(one.pieces) - one.ran > taken.get(one.id, 0)]
+            left_out = _left_out([one for one in ready if one.phase is phase], packs[-1])
+            offers.append(Offer(phase.value, packs[-1].work_by_group, not left_out))
+        pack = packs[self._phases.choose(offers, accounts)]
+        left_out = _left_out(ready, pack)
         self._kept_waiting = frozenset(one.group for one in left_out)
         return replace(pack, kept_waiting=frozenset(one.owner for one in left_out))
 

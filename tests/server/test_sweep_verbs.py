@@ -170,6 +170,17 @@ def test_verbs_of_jobs_take_a_sweep(served: Served, sweep_file: Path, client: Cl
     assert "no job lr" in capsys.readouterr().err
 
 
+def test_a_verb_of_one_job_says_what_a_sweep_is(served: Served, sweep_file: Path, capsys: Capture) -> None:
+    sweep = submit(capsys, sweep_file)["sweep"]["id"]
+    for ref in ("lr", sweep, sweep[:8]):
+        for args in (["show", ref], ["pull", ref, "there"], ["priority", ref, "high"]):
+            assert run(args) == 3
+            said = capsys.readouterr().err
+            assert f"no job {ref}; it is a sweep: `sweep show {ref}` lists its trials, `pull {ref} DIR --best`" in said
+    assert run(["show", "l"]) == 3
+    assert "sweep" not in capsys.readouterr().err
+
+
 def test_a_job_of_the_name_comes_first(served: Served, sweep_file: Path, capsys: Capture) -> None:
     found = submit(capsys, sweep_file)
     [job] = answer(capsys, "submit", str(sweep_file), "--set", "sweep=null")
