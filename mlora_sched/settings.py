@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -54,7 +54,22 @@ def source_of(location: str) -> BaseSource:
     return BaseSource(repository, {"revision": revision} if revision else {})
 
 
-def parse_weight(text: str) -> tuple[str, float]:
+def parse_weights(texts: Iterable[str]) -> dict[str, float]:
+    """What `--weight USER=WEIGHT` says, given once for each user.
+
+    Raises:
+        UserError: one is not of that form, its weight is no number above 0, or a user is there twice.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        user, weight = _parse_weight(text)
+        if user in weights:
+            raise UserError(f"--weight {text}: {user} has the weight {weights[user]:g} already; keep one")
+        weights[user] = weight
+    return weights
+
+
+def _parse_weight(text: str) -> tuple[str, float]:
     """Read `USER=WEIGHT`.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlora_sched.cli.curve import HELD_OUT, Point, curve, is_logarithmic
 from mlora_sched.cli.style import loss_text, one_line, progress, why
-from mlora_sched.cli.times import arrival, moment, span
+from mlora_sched.cli.times import arrival, moment, range_text, span
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
 from mlora_sched.spec.api import JobView
@@ -54,6 +54,7 @@ def _facts(looked: Looked) -> Mapping[str, str]:
         "state": job.shown_state,
         "reason": one_line(why(job)),
         "queue": "" if job.position is None else f"place {job.position}",
+        "starts": _between(job.starts_low, job.starts_high, looked.now),
         "step": progress(job),
         "eta": _eta(job, looked.now),
         "loss": loss_text(job.loss),
@@ -79,8 +80,16 @@ def _eta(job: JobView, now: float) -> str:
     """When the last step will be done, as it goes of late."""
     comes = arrival(job)
     if comes is None:
-        return ""
+        return _between(job.ends_low, job.ends_high, now)
     return f"in about {span(comes.likely)} ({span(comes.early)} to {span(comes.late)}), {moment(now + comes.likely)}"
+
+
+def _between(low: float | None, high: float | None, now: float) -> str:
+    """As the daemon foretells it, from the work that is ahead."""
+    if low is None or high is None:
+        return ""
+    low, high = max(low, now), max(high, now)
+    return f"in {range_text(low - now, high - now)}, between {moment(low)} and {moment(high)}"
 
 
 def _device(looked: Looked) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlora_sched.cli.style import SHORT_ID, STATE_COLOURS, loss_text, progress, sweep_progress, why
 from mlora_sched.cli.table import Cell, Column, Row
-from mlora_sched.cli.times import eta
+from mlora_sched.cli.times import outlook
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.state import JobState
 
@@ -50,8 +50,8 @@ def job_columns(*, owners: bool) -> tuple[Column, ...]:
     )
 
 
-def job_row(job: JobView, *, owners: bool) -> Row:
-    """A job that one may see."""
+def job_row(job: JobView, *, owners: bool, now: float) -> Row:
+    """A job that one may see, at a time in Unix seconds."""
     return [
         Cell(job.id[:SHORT_ID]),
         Cell(job.name),
@@ -62,7 +62,7 @@ def job_row(job: JobView, *, owners: bool) -> Row:
         Cell(loss_text(job.loss)),
         Cell(loss_text(job.eval_loss)),
         Cell(f"{job.tokens:,}"),
-        Cell(eta(job)),
+        Cell(outlook(job, now)),
         Cell(why(job), minor=job.state.is_final),  # `show` tells it; how the others train is looked for here
     ]
 
@@ -97,7 +97,7 @@ def queue_columns() -> tuple[Column, ...]:
     return _QUEUE
 
 
-def queue_row(active: ActiveJob) -> Row:
+def queue_row(active: ActiveJob, now: float) -> Row:
     """A live job in its place; what trains has a share instead of a reason to wait."""
     job = active.job
     place = "" if active.position is None else str(active.position)
@@ -113,7 +113,7 @@ def queue_row(active: ActiveJob) -> Row:
         _state(job),
         Cell(progress(job)),
         Cell(memory),
-        Cell(eta(job)),
+        Cell(outlook(job, now)),
         Cell(_share(active) or why(job)),
     ]
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SHORT_ID = 10
 """Characters of an id that people are shown."""
 
+OWN_ONLY = "priority orders your own jobs only; what others get does not depend on it"
+"""What whoever gives a job a priority is told."""
+
 STATE_COLOURS: Mapping[JobState, str] = MappingProxyType(
     {
         JobState.RUNNING: "cyan",

@@ -9,8 +9,12 @@ from datetime import datetime
 from mlora_sched.errors import UserError
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.duration import parse_duration
+from mlora_sched.spec.state import JobState
 
 _UNITS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
+_ROUGH = ((86_400, "d"), (3_600, "h"), (60, "m"))
+_WAITS = (JobState.PREPARING, JobState.QUEUED)
+_COMES = (*_WAITS, JobState.RUNNING)
 _LEAST_SPREAD, _MOST_SPREAD = 0.05, 0.5
 """No arrival is foretold more closely than to a twentieth, and none is said to be open."""
 
@@ -51,10 +55,50 @@ def arrival(job: JobView) -> Arrival | None:
     return Arrival(left, left / (1 + spread), left / (1 - spread))
 
 
-def eta(job: JobView) -> str:
-    """When a job will have done its steps, in short; empty while that is not known."""
+def eta(job: JobView, now: float) -> str:
+    """When a job that trains or waits to will have ended, in short and as a range.
+
+    By its own pace of late, else as the daemon foretells it; `?` while nobody knows, empty for other jobs.
+    """
+    if job.state not in _COMES:
+        return ""
     comes = arrival(job)
-    return "" if comes is None else span(comes.likely)
+    if comes is not None:
+        return range_text(comes.early, comes.late)
+    return _until(job.ends_low, job.ends_high, now) or "?"
+
+
+def starts_in(job: JobView, now: float) -> str:
+    """When a job that waits to train will start, likewise; empty for other jobs."""
+    if job.state not in _WAITS:
+        return ""
+    return _until(job.starts_low, job.starts_high, now) or "?"
+
+
+def outlook(job: JobView, now: float) -> str:
+    """Both: `starts 4–6m, done 20–30m`."""
+    starts = starts_in(job, now).strip("?")
+    return f"starts {starts}, done {eta(job, now)}" if starts else eta(job, now)
+
+
+def range_text(low: float, high: float) -> str:
+    """From so many seconds to so many, as far as a forecast goes: `4–6m`, `50s–2m`, `3d`."""
+    (least, small), (most, unit) = _rough(low), _rough(high)
+    if (least, small) == (most, unit):
+        return f"{most}{unit}"
+    return f"{least}–{most}{unit}" if small == unit else f"{least}{small}–{most}{unit}"
+
+
+def _rough(seconds: float) -> tuple[int, str]:
+    """In a unit of which there are neither so few that it says nothing nor so many that nobody grasps it."""
+    for size, unit in _ROUGH:
+        if seconds >= 1.5 * size:
+            return round(seconds / size), unit
+    return round(max(0.0, seconds)), "s"
+
+
+def _until(low: float | None, high: float | None, now: float) -> str:
+    return "" if low is None or high is None else range_text(max(0.0, low - now), max(0.0, high - now))
 
 
 def parse_since(text: str, now: float) -> float:

@@ -21,7 +21,7 @@ from mlora_sched.cli.memory_bar import FREE, memory_bar, parts
 from mlora_sched.cli.memory_view import memory_panel
 from mlora_sched.cli.sparkline import sparkline
 from mlora_sched.cli.style import STATE_COLOURS, clean, loss_text, one_line, progress, why
-from mlora_sched.cli.times import eta
+from mlora_sched.cli.times import eta, starts_in
 from mlora_sched.cli.watch_feed import Scene
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.activity import ActiveJob
@@ -173,7 +173,7 @@ def _sections(scene: Scene, width: int, room: int | None) -> list[Text]:
     ended = tuple(_as_active(job) for job in scene.ended)
     everything = (
         _Section(_running_columns(scene, len(running)), running),
-        _Section(_waiting_columns(len(waiting)), waiting),
+        _Section(_waiting_columns(scene, len(waiting)), waiting),
         _Section(_ended_columns(), ended),
     )
     sections = [section for section in everything if section.rows]
@@ -256,7 +256,7 @@ def _running_columns(scene: Scene, count: int) -> tuple[_Column, ...]:
         _Column("TOK/S", 6, _rate, right=True, rank=7),
         _Column("SHARE", 5, lambda job: Text(f"{job.share:.0%}" if job.share else ""), right=True, rank=9),
         _Column("MEMORY", 9, lambda job: Text(format_size(job.device) if job.device else ""), right=True, rank=11),
-        _Column("ETA", 6, _of_job(eta), right=True, rank=1),
+        _Column("ETA", 7, _of_job(lambda job: eta(job, scene.now)), right=True, rank=1),
     )
 
 
@@ -265,13 +265,15 @@ def _heights(losses: Sequence[float]) -> Sequence[float]:
     return [math.log(loss) for loss in losses] if losses and min(losses) > 0 else losses
 
 
-def _waiting_columns(count: int) -> tuple[_Column, ...]:
+def _waiting_columns(scene: Scene, count: int) -> tuple[_Column, ...]:
     return (
         _Column("#", 3, lambda job: Text("" if job.position is None else str(job.position)), right=True),
         _Column("OWNER", 8, lambda job: Text(job.owner), rank=2),
         _Column(f"{count} WAITING", 16, _name),
         _Column("STATE", 9, lambda job: Text(job.state.value, style=STATE_COLOURS.get(job.state, "")), rank=1),
         _Column("STEP", 9, _of_job(lambda job: progress(job) if job.step else ""), right=True, rank=3),
+        _Column("STARTS", 7, _of_job(lambda job: starts_in(job, scene.now)), right=True, rank=4),
+        _Column("DONE", 7, _of_job(lambda job: eta(job, scene.now)), right=True, rank=5),
         _Column("WHY", 0, _of_job(_why), least=34),
     )
 

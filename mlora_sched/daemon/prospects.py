@@ -72,7 +72,8 @@ def work_left(job: LiveJob, admission: Admission) -> Span | None:
     if job.until is not None and job.stop is not None:
         most = max(1, min(most, job.until - job.step))
     least = min(most, *_ends_early(job, most))
-    return Span(admission.remaining(job, max(1, least)), admission.remaining(job, most))
+    work = admission.remaining(job, most)
+    return Span(work if least >= most else admission.remaining(job, max(1, least)), work)
 
 
 def _ends_early(job: LiveJob, most: int) -> tuple[int, int]:

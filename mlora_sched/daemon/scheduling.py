@@ -22,7 +22,7 @@ from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import plan
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.wire import EvalDone, SliceDone, StepDone
+from mlora_sched.spec.wire import EvalDone, GroupAccount, SliceDone, StepDone
 from mlora_sched.store.jobs import JobStore
 from mlora_sched.store.records import Expected, Fairness, LiveJob
 
@@ -80,17 +80,20 @@ class Scheduling:
 
     def schedule(self, now: float) -> None:
         """Ask the policy and do what it says."""
-        self._lineup.look(now)
         here = [self._roster[job_id] for job_id in self._hands.staying if job_id in self._roster]
         for job in self._gate.expelled(job for job in here if not self._holds.holds(job)):
             self._hands.let_go(job.id, save=True)
-        company = self._company(now)
-        snapshot = self._snapshot(now) if company is None else self._among(company, now)
-        decided = plan(self._policy, snapshot)
+        company, snapshot, decided = self._decide(now)
         if company is None and (decided.counters or decided.floor != snapshot.floor):
             self._store.set_fairness(Fairness(decided.counters, decided.floor))
         self._carry_out(decided, now, park=company is None)  # what is parked dies with the worker
         self._last = _Decision(snapshot, decided, company)
+
+    def _decide(self, now: float) -> tuple[Company | None, Snapshot, Plan]:
+        self._lineup.look(now)
+        company = self._company(now)
+        snapshot = self._snapshot(now) if company is None else self._among(company, now)
+        return company, snapshot, plan(self._policy, snapshot)
 
     def queue(self, now: float) -> Queue:
         """Why each waiting job waits, and in which order; to be asked in the round in which `schedule` was."""
@@ -127,8 +130,9 @@ class Scheduling:
             job = self._roster[job_id]
             recorded, epoch = self._store.recorded(job_id), self._store.begin_epoch(job_id)
             group = job.owner if self._policy.by_owner else ""
+            account = GroupAccount(group=group, **decided.accounts[group]._asdict())
             start = job_start(self._settings, job, epoch)
-            self._hands.attach(start.model_copy(update={"recorded": recorded, "group": group}), now)
+            self._hands.attach(start.model_copy(update={"recorded": recorded, "account": account}), now)
         steps = {turn.job_id: self._roster[turn.job_id].step for turn in decided.turns}
         self._slices.fill(decided.turns, decided.accounts, steps)
 

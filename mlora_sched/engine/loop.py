@@ -120,6 +120,7 @@ class Trainer:
         self.parking.jobs.pop(start.job_id, None)
         self._delays.over(start.job_id)
         self.residents[start.job_id] = resident
+        self._turns.join(start)
         yield attached(resident)
         yield from (Note(message=note, job_id=start.job_id) for note in notes)
         resident.obey()

@@ -20,7 +20,7 @@ from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
-from mlora_sched.sched.phases import fairest
+from mlora_sched.sched.phases import Offer, Phases
 from mlora_sched.sched.plan import Account
 from mlora_sched.sched.step_time import Pack, StepTimeModel
 
@@ -77,7 +77,7 @@ class Packer:
     def __init__(self, buckets: Sequence[int], most: int, seconds: float = math.inf) -> None:
         self.buckets, self.seconds, self.times = tuple(buckets), seconds, StepTimeModel()
         self.most = self.room = min(most, self.buckets[-1])
-        self._well = 0
+        self._well, self._phases = 0, Phases()
 
     def choose(
         self,
@@ -91,15 +91,16 @@ class Packer:
             present: of equals the first goes first. accounts: of their groups, what has run of unfinished steps
                 counted. fits: whether there is memory for a pack; None when nobody knows.
         """
-        choices = []
+        choices, offers = [], []
         for phase in dict.fromkeys(resident.state.phase for resident in in_turn(present, accounts)):
             members = [resident for resident in present if resident.state.phase is phase]
             choice = self._of_phase(members, accounts, phase, fits)
             if choice.chunks:
                 choices.append(choice)
+                offers.append(Offer(phase.value, choice.work_by_group, not kept_waiting(members, choice)))
         if not choices:
             return Choice((), {}, Phase.DONE)
-        return choices[fairest([choice.work_by_group for choice in choices], accounts)]
+        return choices[self._phases.choose(offers, accounts)]
 
     def next_alone(self, resident: Resident) -> Choice:
         """The next chunk of one job, by itself."""

@@ -69,7 +69,8 @@ class Resident:
 
     def __post_init__(self) -> None:
         step = self.state.step
-        self.turn = Turn(job_id=self.start.job_id, group=self.start.group)
+        account = self.start.account
+        self.turn = Turn(job_id=self.start.job_id, group="" if account is None else account.group)
         self.since = time.monotonic()
         self.saved = Saved(self.since, step, step)
         self.bytes = bytes_of(self.state.tensors())

@@ -11,7 +11,7 @@ from mlora_sched.engine.packer import unfinished
 from mlora_sched.engine.resident import Resident
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.plan import Account
-from mlora_sched.spec.wire import Slice
+from mlora_sched.spec.wire import GroupAccount, JobStart, Slice
 
 
 class Turns:
@@ -28,7 +28,8 @@ class Turns:
 
     def hear(self, wanted: Slice) -> None:
         """Whom a slice names, in which order, and how far their figures are recorded."""
-        self._ledger.hear({one.group: Account(one.paid, one.weight, one.waits) for one in wanted.accounts})
+        here = {resident.turn.group for resident in self._residents.values()}
+        self._ledger.hear({one.group: _account(one) for one in wanted.accounts}, here)
         self._named = frozenset(turn.job_id for turn in wanted.turns)
         for turn in wanted.turns:
             resident = self._residents.get(turn.job_id)
@@ -36,6 +37,11 @@ class Turns:
                 resident.turn, resident.named = turn, True
                 # the evaluation after that step may still be on its way
                 resident.saved.recorded = max(resident.saved.recorded, turn.step - 1)
+
+    def join(self, start: JobStart) -> None:
+        """A job has come."""
+        if start.account is not None:
+            self._ledger.join(start.account.group, _account(start.account), unfinished(list(self._residents.values())))
 
     def present(self) -> list[Resident]:
         """Who takes part: those that the slice names, and those that came since."""
@@ -57,3 +63,7 @@ class Turns:
     def lifted(self) -> dict[str, float]:
         """See `Ledger.lifted`."""
         return self._ledger.lifted()
+
+
+def _account(told: GroupAccount) -> Account:
+    return Account(told.paid, told.weight, told.waits, told.new)

@@ -18,24 +18,46 @@ from mlora_sched.sched.plan import Account
 
 
 class Ledger:
-    """The accounts of groups that take part."""
+    """The accounts of groups that take part; what others have paid that once did is remembered."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
+        self._known: dict[str, float] = {}
         self._lifted: set[str] = set()
 
-    def hear(self, told: Mapping[str, Account]) -> None:
-        """What the daemon has recorded of the groups that take part from now on, and of one that waits for a place."""
-        self._accounts = {
-            group: account._replace(paid=max(account.paid, self._paid(group))) for group, account in told.items()
-        }
-        self._lifted &= told.keys()
+    def join(self, group: str, account: Account, unfinished: Mapping[str, float]) -> None:
+        """A job of a group has come, with what was recorded of the group by then.
+
+        A group that had no work before is lifted to the lowest of those here, with what has run of their steps.
+
+        Args:
+            unfinished: work of steps that are not done yet, by group.
+        """
+        if group in self._accounts:
+            return
+        here = [one.paid for name, one in self.with_unfinished(unfinished).items() if name != group]
+        self._set(group, account._replace(new=False))
+        if account.new and here and min(here) > self._accounts[group].paid:
+            self._set(group, self._accounts[group]._replace(paid=min(here)))
+            self._lifted.add(group)
+
+    def hear(self, told: Mapping[str, Account], here: Iterable[str] = ()) -> None:
+        """What the daemon has recorded of the groups that take part from now on, and of one that waits for a place.
+
+        Args:
+            here: groups of jobs that have come, which it may not have known of.
+        """
+        kept = {group: self._accounts[group] for group in here if group in self._accounts}
+        self._accounts = {}
+        for group, account in (kept | dict(told)).items():
+            self._set(group, account)
+        self._lifted &= self._accounts.keys()
 
     def commit(self, group: str, work: float) -> None:
         """A step or an evaluation of so much work is done for good."""
         account = self._accounts.get(group)
         if account is not None:
-            self._accounts[group] = account.after(work)
+            self._set(group, account.after(work))
 
     def with_unfinished(self, work: Mapping[str, float]) -> dict[str, Account]:
         """The accounts with what has run of unfinished steps, by group; a group that is new is as the lowest is."""
@@ -57,9 +79,9 @@ class Ledger:
             level = math.nextafter(min(claims), math.inf)
         else:
             level = max((account.paid for account in known.values()), default=0.0)
-        for group, account in self._accounts.items():
+        for group, account in list(self._accounts.items()):
             if group not in waits and account.paid < level:
-                self._accounts[group] = account._replace(paid=level)
+                self._set(group, account._replace(paid=level))
                 self._lifted.add(group)
 
     def lifted(self) -> dict[str, float]:
@@ -68,5 +90,6 @@ class Ledger:
         self._lifted.clear()
         return found
 
-    def _paid(self, group: str) -> float:
-        return self._accounts[group].paid if group in self._accounts else 0.0
+    def _set(self, group: str, account: Account) -> None:
+        paid = max(account.paid, self._known.get(group, 0.0))
+        self._accounts[group], self._known[group] = account._replace(paid=paid), paid

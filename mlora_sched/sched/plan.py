@@ -107,11 +107,15 @@ class Snapshot:
 
 
 class Account(NamedTuple):
-    """What a group has paid, divided by its `weight`: who has least goes first. `waits`: jobs of it have no place."""
+    """What a group has paid, divided by its `weight`: who has least goes first.
+
+    `waits`: jobs of it have no place. `new`: it had no work before, so it has no claim to what others were given.
+    """
 
     paid: float
     weight: float = 1.0
     waits: bool = False
+    new: bool = False
 
     def after(self, work: float) -> Account:
         """The account when the group has paid for so much work more."""

@@ -39,30 +39,34 @@ def plan(policy: Policy, snapshot: Snapshot) -> Plan:
     counters = _lifted(policy, snapshot)
     wanted = list(_deal(policy, snapshot, counters))
     wanted_ids = frozenset(job.id for job in wanted)
-    stay = _stay(snapshot, wanted_ids)
+    stay, attach = _stay(snapshot, wanted_ids), _attach(policy, snapshot, wanted)
     staying = {job.id for job in stay}
     return Plan(
         wanted=wanted_ids,
-        attach=tuple(job.id for job in _attach(policy, snapshot, wanted)),
+        attach=tuple(job.id for job in attach),
         detach=tuple(job.id for job in snapshot.resident if job.id not in staying),
         turns=_turns(policy, stay, snapshot.now),
-        accounts=_accounts(policy, snapshot, counters, stay),
+        accounts=_accounts(policy, snapshot, counters, [*stay, *attach]),
         counters={owner: count for owner, count in counters.items() if snapshot.counters.get(owner) != count},
         floor=max(snapshot.floor, min(counters.values(), default=0.0)),
     )
 
 
 def _accounts(
-    policy: Policy, snapshot: Snapshot, counters: Mapping[str, float], stay: Iterable[JobFacts]
+    policy: Policy, snapshot: Snapshot, counters: Mapping[str, float], there: Iterable[JobFacts]
 ) -> dict[str, Account]:
-    """What packs go by: of those who train, and of those who wait for a place who has paid least."""
-    groups = sorted({policy.group(job) for job in stay})
+    """What packs go by: of those who train or are attached now, and of who waits for a place and has paid least."""
+    groups = sorted({policy.group(job) for job in there})
     waiting = snapshot.queues.keys() | (snapshot.elsewhere if policy.by_owner else set())
     without = waiting - set(groups)
     if groups and without:
         groups.append(min(without, key=lambda group: (counters.get(group, 0.0), group)))
+    new = {group for group in counters if snapshot.counters.get(group, -1.0) < snapshot.floor}
     return {
-        group: Account(counters.get(group, 0.0), snapshot.weights.get(group, 1.0), group in waiting) for group in groups
+        group: Account(
+            counters.get(group, 0.0), snapshot.weights.get(group, 1.0), waits=group in waiting, new=group in new
+        )
+        for group in groups
     }
 
 

@@ -280,6 +280,7 @@ class _Simulation:
             self._attached[job_id] = now
             self._started.setdefault(job_id, now)
             job.group, job.level, job.named = (job.owner if self._policy.by_owner else ""), 0, False
+            job.account = decided.accounts[job.group]
             self._mail.attach.append(job)
         ahead = len(self._worker.slices) + (self._slice_began is not None)
         if decided.turns:
@@ -337,7 +338,7 @@ class _Simulation:
         """Do what the daemon has said; seconds that it takes."""
         mail, self._mail = self._mail, _Mailbox()
         for job in mail.attach:
-            self._worker.residents[job.id] = job
+            self._worker.attach(job)
         for job_id in mail.detach:
             job = self._jobs[job_id]
             if self._worker.residents.pop(job_id, None) is not None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
-from mlora_sched.sched.phases import fairest
+from mlora_sched.sched.phases import Offer, Phases
 from mlora_sched.sched.plan import Account, JobTurn
 from mlora_sched.spec.trace import Batch, Machine, TraceJob
 
@@ -34,13 +34,13 @@ class SimulatedJob:
 
     Attributes:
         step: finished steps. pieces: the chunks of the running phase. ran: how many of them have run.
-        group, level: its turn in packs. named: a slice has named it.
+        group, level: its turn in packs. account: of the group when it was attached. named: a slice has named it.
     """
 
     def __init__(self, job: TraceJob, seq: int) -> None:
         self.job, self.seq, self.id, self.owner = job, seq, job.id, job.owner
         self.step, self._evaluated = 0, -1
-        self.group, self.level, self.named = "", 0, False
+        self.group, self.level, self.named, self.account = "", 0, False, Account(0.0)
         self._batches = [_pieces(batch) for batch in job.batches]
         self._evaluation = _pieces(job.evaluation)
         self.phase = Phase.TRAIN
@@ -127,12 +127,18 @@ class SimulatedPack:
     kept_waiting: frozenset[str] = frozenset()
 
 
-def _unfinished(jobs: Sequence[SimulatedJob]) -> dict[str, float]:
+def _unfinished(jobs: Iterable[SimulatedJob]) -> dict[str, float]:
     """What has run of the jobs' unfinished steps, by group."""
     work: dict[str, float] = defaultdict(float)
     for one in jobs:
         work[one.group] += one.unfinished_work
     return work
+
+
+def _left_out(jobs: Sequence[SimulatedJob], pack: SimulatedPack) -> list[SimulatedJob]:
+    """Those that have more chunks than the pack takes."""
+    taken = dict(pack.chosen)
+    return [one for one in jobs if len(one.pieces) - one.ran > taken.get(one.id, 0)]
 
 
 class SimulatedWorker:
@@ -145,7 +151,7 @@ class SimulatedWorker:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._tokens = min(machine.pack_tokens, machine.buckets[-1])
-        self._ledger = Ledger()
+        self._ledger, self._phases = Ledger(), Phases()
         self._named: frozenset[str] = frozenset()
         self._kept_waiting: frozenset[str] = frozenset()
         self.residents: dict[str, SimulatedJob] = {}
@@ -155,10 +161,15 @@ class SimulatedWorker:
         """What a slice is answered with; see `sched.ledger`."""
         return self._ledger.lifted()
 
+    def attach(self, job: SimulatedJob) -> None:
+        """A job has come."""
+        self.residents[job.id] = job
+        self._ledger.join(job.group, job.account, _unfinished(self.residents.values()))
+
     def begin_slice(self) -> None:
         """The next slice begins."""
         wanted = self.slices.popleft()
-        self._ledger.hear(wanted.accounts)
+        self._ledger.hear(wanted.accounts, {job.group for job in self.residents.values()})
         self._named = frozenset(turn.job_id for turn in wanted.turns)
         for turn in wanted.turns:
             resident = self.residents.get(turn.job_id)
@@ -175,13 +186,14 @@ class SimulatedWorker:
         phases = dict.fromkeys(
             one.phase for one in sorted(ready, key=lambda one: (accounts[one.group].paid, one.level))
         )
-        packs = []
+        packs, offers = [], []
         for phase in phases:
             candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
             packs.append(self._pack(self._filled(candidates, accounts)))
-        pack = packs[fairest([one.work_by_group for one in packs], accounts)]
-        taken = dict(pack.chosen)
-        left_out = [one for one in ready if len(one.pieces) - one.ran > taken.get(one.id, 0)]
+            left_out = _left_out([one for one in ready if one.phase is phase], packs[-1])
+            offers.append(Offer(phase.value, packs[-1].work_by_group, not left_out))
+        pack = packs[self._phases.choose(offers, accounts)]
+        left_out = _left_out(ready, pack)
         self._kept_waiting = frozenset(one.group for one in left_out)
         return replace(pack, kept_waiting=frozenset(one.owner for one in left_out))
 

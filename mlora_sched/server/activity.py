@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mlora_sched.server.auth import Caller
 from mlora_sched.spec.activity import ActiveJob
 from mlora_sched.spec.api import JobView
@@ -21,9 +23,13 @@ def active_jobs(store: JobStore, caller: Caller) -> tuple[ActiveJob, ...]:
     work = {job.id: _work(job) for job in jobs if job.state is JobState.RUNNING}
     whole = sum(work.values()) or 1.0
     return tuple(
-        _shown(job, held.get(job.id), work.get(job.id, 0.0), whole, caller)
-        for job in sorted(jobs, key=lambda job: (_ORDER.index(job.state), job.position or 0, job.created, job.id))
+        _shown(job, held.get(job.id), work.get(job.id, 0.0), whole, caller) for job in sorted(jobs, key=_place)
     )
+
+
+def _place(job: JobView) -> tuple[int, float, float, str]:
+    """A sort key; what has no place in the queue comes after what has."""
+    return _ORDER.index(job.state), math.inf if job.position is None else job.position, job.created, job.id
 
 
 def _work(job: JobView) -> float:

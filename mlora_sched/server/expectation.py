@@ -4,10 +4,12 @@ here, and nobody is held to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from mlora_sched.memory.fit import Estimating, Fit, Sizes, unshrunk
+from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.job import JobSpec
@@ -21,6 +23,9 @@ BYTES_PER_TOKEN = 4
 
 SAMPLE_BYTES = 1 << 16
 """How much of a data file is looked at to tell how long its rows are."""
+
+GUESS = 2.0
+"""By what factor the time may be off that is told from the size of the data."""
 
 _ROW_A_LINE = frozenset({".jsonl", ".ndjson"})
 _WAITS = (JobState.PREPARING, JobState.QUEUED)
@@ -41,6 +46,7 @@ def expectation(
     position = None
     if job.state in _WAITS and not waits_for:
         position = queue if job.position is None else job.position
+    seconds = _seconds(job.base, spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings))
     return Submitted(
         job=job,
         repeated=False,
@@ -49,10 +55,23 @@ def expectation(
         queue=queue,
         waits_for=waits_for,
         estimated_bytes=_bytes(job.base, spec, status, settings, estimating),
-        estimated_seconds=_seconds(
-            job.base, spec, status, _tokens(spec, files, store.training_bytes(job.id, spec), settings)
-        ),
+        estimated_seconds=seconds,
+        ends_in=None if seconds is None or waits_for else _ends_in(job, seconds, store, settings, time.time()),
     )
+
+
+def _ends_in(
+    job: JobView, seconds: float, store: JobStore, settings: DaemonSettings, now: float
+) -> tuple[float, float] | None:
+    """Alone and at once; or when all that is ahead by the policy is done, and the device shared with all who wait."""
+    ahead = store.ahead(job.id)
+    by_owner = find_policy(settings.policy).by_owner
+    before = [one for one in ahead if one.owner == job.owner or not by_owner]
+    if any(one.latest is None for one in before):
+        return None
+    begins = max((one.latest - now for one in before if one.latest is not None), default=0.0)
+    sharers = len({job.owner, *(one.owner for one in ahead)}) if by_owner else 1
+    return seconds / GUESS, max(0.0, begins) + seconds * GUESS * sharers
 
 
 def _waits_for(job: JobView, store: JobStore) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ _FOREIGN: dict[str, str] = {
 }
 _LONGEST_KEY = 100
 """Characters of a key that is compared with ours; a longer one is none of them misspelt."""
+_SHAPES = {"sweep.parameters.": "{values: [...]} or {log_uniform: [..., ...]}", "sweep.stop": "{rule: asha}"}
+"""How sections are written that people have as a list or a word."""
 _MAIN_KEYS = {"adapter": "method", "data": "train", "objective": "type"}
 
 
@@ -132,6 +134,9 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
 
 def _section_remedy(field: str, value: object, model: type[BaseModel]) -> str:
     """How to write a section for which only its main key's value was given, as other trainers have it."""
+    shape = next((shape for begins, shape in _SHAPES.items() if field.startswith(begins)), None)
+    if shape is not None:
+        return f"; write {shape}"
     key = _MAIN_KEYS.get(field)
     if key is None:
         return ""
@@ -162,6 +167,8 @@ def _real_path(loc: tuple[int | str, ...], raw: object, *, keep_last: bool) -> l
 def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
     known = dict(_fields(model))
     if field in known:  # another member of a union has it: the adapter's method decides
+        if field.startswith("sweep."):
+            return "it does not go with this rule; leave it out or choose another rule"
         return f"it does not go with {_method(raw)}; leave it out or choose another method"
     if key in _FOREIGN:
         return f"here it is {_FOREIGN[key]}"

@@ -51,6 +51,8 @@ class Submitted(Frozen):
         estimated_bytes: what it needs of the device while it trains; None before the daemon knows the base's shape.
         estimated_seconds: about how long the device would work on it alone; None before the daemon knows its own pace,
             and where the data do not tell how long a step of `max_steps` is.
+        ends_in: in how many seconds it has ended, at least and at most, if nothing else is submitted: with the device
+            for itself, and after all that is ahead of it; None while either is not known.
         not_kept: entries of its metadata that look like secrets, such as `metadata.hub.token`.
     """
 
@@ -61,6 +63,7 @@ class Submitted(Frozen):
     queue: int
     estimated_bytes: int | None
     estimated_seconds: float | None
+    ends_in: tuple[float, float] | None = None
     waits_for: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()
 

@@ -30,6 +30,19 @@ class Recorded(Frozen):
     evaluated: int = -1
 
 
+class GroupAccount(Frozen):
+    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first.
+
+    `waits`: jobs of it have no place. `new`: it had no work before.
+    """
+
+    group: str
+    paid: float
+    weight: float = Field(default=1.0, gt=0)
+    waits: bool = False
+    new: bool = False
+
+
 class JobStart(Frozen):
     """Everything a worker needs to train one job.
 
@@ -42,7 +55,7 @@ class JobStart(Frozen):
         job_dir: the job's own directory; the worker writes `adapter/` and `checkpoints/step-NNNNNN/` below it.
         resume: go on from the newest checkpoint below `job_dir` where there is one …
         recorded: … whose figures the daemon has; None where nobody keeps any.
-        group: of the turns that the job takes in packs, see `Turn`.
+        account: of the group with which the job takes turns in packs, as recorded when it was sent.
         until: the job is let go after this step, and the evaluation after it; None for its last …
         stop: … or ends there, for this reason. With a step that it has finished already it ends as it is.
     """
@@ -55,7 +68,7 @@ class JobStart(Frozen):
     job_dir: str
     resume: bool = True
     recorded: Recorded | None = None
-    group: str = ""
+    account: GroupAccount | None = None
     until: int | None = None
     stop: StoppedBy | None = None
 
@@ -110,18 +123,6 @@ class Turn(Frozen):
     group: str = ""
     level: int = 0
     step: int = Field(default=0, ge=0)
-
-
-class GroupAccount(Frozen):
-    """What a group has paid by what is recorded, divided by its `weight`: who has least goes first.
-
-    `waits`: jobs of it have no place.
-    """
-
-    group: str
-    paid: float
-    weight: float = Field(default=1.0, gt=0)
-    waits: bool = False
 
 
 class Slice(Frozen):

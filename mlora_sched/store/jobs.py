@@ -325,12 +325,24 @@ def _resolve(connection: Connection, text: str, owner: str | None, named_by: str
         found = _fitting(connection, schema.jobs.c.name == text, named_by or owner)
     if not found:
         mine = "`ls` lists yours" + ("; others' are named by id" if owner is None and named_by is not None else "")
+        if _is_sweep(connection, text, named_by or owner):
+            mine = f"it is a sweep: `sweep show {text}` lists its trials, `pull {text} DIR --best` fetches the best"
         remedy = f"write at least {MIN_PREFIX} digits of an id" if _TOO_SHORT.match(text) else mine
         raise NotFound(f"no job {text}; {remedy}")
     if len(found) > 1:
         named = ", ".join(row.id for row in found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
         raise Ambiguous(f"{text} fits several jobs: {named}; write one of these ids")
     return rows.job_view(found[0])
+
+
+def _is_sweep(connection: Connection, text: str, owner: str | None) -> bool:
+    """Whether a sweep of `owner` (None: of anybody) has this name, or an id that begins so."""
+    table = schema.sweeps.c
+    fits = table.name == text
+    if text.startswith("s-") and len(text) >= len("s-") + MIN_PREFIX:
+        fits |= func.substr(table.id, 1, len(text)) == text
+    query = select(table.id).where(fits).limit(1)
+    return connection.scalar(query if owner is None else query.where(table.owner == owner)) is not None
 
 
 def _fitting(connection: Connection, fits: ColumnElement[bool], owner: str | None) -> Sequence[Row[Any]]:

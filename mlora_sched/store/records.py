@@ -145,21 +145,21 @@ class TrialState:
     """How a trial of a sweep stands.
 
     Attributes:
+        request: what its owner wants, and has not come true.
         every: steps between two figures, None while that is not known.
         until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
-        figures: of the sweep's metric, by step, such that less is better.
     """
 
     job_id: str
     number: int
     state: JobState
+    request: Request
     step: int
     total_steps: int | None
     every: int | None
     until: int | None
     stop: StoppedBy | None
     stopped_by: StoppedBy | None
-    figures: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,15 @@ class TrialChange:
     until: int
     stop: StoppedBy | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """An owner's jobs that train or wait to: when the last of them ends at the latest, in seconds since the Unix epoch;
+    None when that is not foretold of all."""
+
+    owner: str
+    latest: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from mlora_sched.store import rows, schema
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.quotas import check_submission
-from mlora_sched.store.records import Terms
+from mlora_sched.store.records import Ahead, Terms
 from mlora_sched.store.upkeep import job_row
 
 _WAITS = (JobState.PREPARING.value, JobState.QUEUED.value)
@@ -51,6 +51,19 @@ class Submissions:
         query = select(func.count()).where(schema.jobs.c.state.in_(_WAITS))
         with reading(self._engine) as connection:
             return connection.scalar(query) or 0
+
+    def ahead(self, job_id: str) -> list[Ahead]:
+        """Whose jobs train or wait to beside this one, and when the last of them ends."""
+        table = schema.jobs
+        query = select(table.c.owner, func.max(table.c.ends_high), func.count(), func.count(table.c.ends_high))
+        query = query.where(table.c.state.in_([*_WAITS, JobState.RUNNING.value]), table.c.id != job_id).group_by(
+            table.c.owner
+        )
+        with reading(self._engine) as connection:
+            return [
+                Ahead(owner, latest if known == jobs else None)
+                for owner, latest, jobs, known in connection.execute(query)
+            ]
 
     def training_bytes(self, job_id: str, spec: JobSpec) -> int:
         """Bytes of the files that a job trains on, as far as they are still in the spool."""

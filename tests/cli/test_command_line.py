@@ -273,10 +273,10 @@ FAILED = JOB.model_copy(
 
 
 def test_tables_in_a_pipe_are_one_line_a_job(capsys: Capture) -> None:
-    table.print_rows(job_columns(owners=True), [job_row(job, owners=True) for job in (JOB, FAILED)])
+    table.print_rows(job_columns(owners=True), [job_row(job, owners=True, now=0.0) for job in (JOB, FAILED)])
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["ID", "NAME", "OWNER", "STATE", "METHOD", "STEP", "LOSS", "EVAL", "TOKENS", "ETA", "REASON"]
-    assert lines[1] == ["j-01234567", "toy", "ann", "RUNNING (cancelling)", "lora", "3", "1.5000", "", "10", "", ""]
+    assert lines[1] == ["j-01234567", "toy", "ann", "RUNNING (cancelling)", "lora", "3", "1.5000", "", "10", "?", ""]
     assert lines[2][-1] == "bad_data: a.jsonl, line 3: no [2J'text' add it"
 
 
@@ -287,7 +287,9 @@ def test_tables_on_a_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("TERM", "xterm-256color")
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    table.print_rows(job_columns(owners=False), [job_row(JOB.model_copy(update={"name": "[bold]x"}), owners=False)])
+    table.print_rows(
+        job_columns(owners=False), [job_row(JOB.model_copy(update={"name": "[bold]x"}), owners=False, now=0.0)]
+    )
     text = capsys.readouterr().out
     assert "RUNNING (cancelling)" in text
     assert "[bold]x" in text  # a name is never markup

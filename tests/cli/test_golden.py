@@ -69,6 +69,10 @@ WAITS = TRAINS.model_copy(
         "pace": None,
         "pace_spread": None,
         "position": 2,
+        "starts_low": NOW + 250,
+        "starts_high": NOW + 370,
+        "ends_low": NOW + 1190,
+        "ends_high": NOW + 5000,
     }
 )
 FAILED = WAITS.model_copy(
@@ -81,6 +85,10 @@ FAILED = WAITS.model_copy(
         "error_code": ErrorCode.BAD_DATA,
         "error": "a.jsonl, line 3:\tno 'text'\nadd it",
         "position": None,
+        "starts_low": None,
+        "starts_high": None,
+        "ends_low": None,
+        "ends_high": None,
         "ended": NOW - 30,
     }
 )
@@ -155,19 +163,19 @@ def compare(name: str, text: str) -> None:
 
 def test_ls(capsys: Capture) -> None:
     jobs = (TRAINS, CANCELLING, WAITS, STOPPED, FAILED)
-    print_rows(job_columns(owners=False), [job_row(job, owners=False) for job in jobs])
+    print_rows(job_columns(owners=False), [job_row(job, owners=False, now=NOW) for job in jobs])
     compare("ls", capsys.readouterr().out)
 
 
 def test_ls_everyone(capsys: Capture) -> None:
-    rows = [job_row(TRAINS, owners=True), foreign_row(OTHERS), foreign_row(OTHER_WAITS)]
+    rows = [job_row(TRAINS, owners=True, now=NOW), foreign_row(OTHERS), foreign_row(OTHER_WAITS)]
     print_rows(job_columns(owners=True), rows)
     compare("ls_everyone", capsys.readouterr().out)
 
 
 def test_ls_queue(capsys: Capture) -> None:
     jobs = (active(TRAINS, share=0.34, device=12 << 20), OTHERS, OTHER_WAITS, active(WAITS))
-    print_rows(queue_columns(), [queue_row(job) for job in jobs])
+    print_rows(queue_columns(), [queue_row(job, NOW) for job in jobs])
     compare("ls_queue", capsys.readouterr().out)
 
 

@@ -48,8 +48,10 @@ def test_options_change_the_machine(capsys: Capture) -> None:
     [
         (["--trace", "nowhere.jsonl"], 3, "--trace nowhere.jsonl: there is no such file, nor kind of trace (poisson,"),
         (["--trace", "light", "--policy", "best"], 2, "policy 'best' is not known"),
-        (["--trace", SMALL, "--weight", "ann"], 2, "--weight ann: write NAME=VALUE"),
-        (["--trace", SMALL, "--weight", "ann=0"], 2, "--weight ann=0: write NAME=VALUE"),
+        (["--trace", SMALL, "--weight", "ann"], 2, "--weight ann: write USER=WEIGHT"),
+        (["--trace", SMALL, "--weight", "ann=0"], 2, "--weight ann=0: write USER=WEIGHT"),
+        (["--trace", SMALL, "--weight", "ann=2", "--weight", "ann=3"], 2, "ann has the weight 2 already; keep one"),
+        (["--trace", SMALL, "--step-time", "pack"], 2, "--step-time pack: write NAME=SECONDS"),
         (["--trace", SMALL, "--step-time", "packs=1"], 2, "'packs' is none of pack, work, padding, job"),
         (["--trace", SMALL, "--step-time", "pack=0,work=0"], 2, "a pack takes no time"),
     ],

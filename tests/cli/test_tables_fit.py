@@ -78,8 +78,8 @@ def test_why_a_job_has_ended_takes_no_figures_of_those_that_train() -> None:
     long = {"state": JobState.FAILED, "error_code": ErrorCode.BAD_DATA, "error": "train.jsonl, line 7: is not JSON"}
     trains, ended = TRAINS.model_copy(update={"reason": ""}), TRAINS.model_copy(update=long)
     columns = job_columns(owners=False)
-    alone, _ = (line.plain for line in fitted(columns, [job_row(trains, owners=False)], 80))
-    rows = [job_row(job, owners=False) for job in (trains, ended)]
+    alone, _ = (line.plain for line in fitted(columns, [job_row(trains, owners=False, now=NOW)], 80))
+    rows = [job_row(job, owners=False, now=NOW) for job in (trains, ended)]
     titles, *lines = (line.plain for line in fitted(columns, rows, 80))
     assert {"LOSS", "EVAL", "ETA"} <= set(alone.split())
     assert {"LOSS", "EVAL", "ETA", "REASON"} <= set(titles.split())

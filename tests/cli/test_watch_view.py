@@ -100,6 +100,15 @@ MOOD = job(
 RECORDS = job(
     "records", JobState.RUNNING, method="mixlora", request=Request.CANCEL, step=3, total_steps=9000, pace=0.11
 )
+TRIAGE = job(
+    "triage",
+    JobState.QUEUED,
+    reason="memory: waits for 1.2 GiB, 0.8 GiB are free",
+    starts_low=NOON + 250,
+    starts_high=NOON + 370,
+    ends_low=NOON + 1190,
+    ends_high=NOON + 5000,
+)
 DAEMON = DaemonView(
     version="1",
     pid=1,
@@ -139,7 +148,7 @@ SCENE = Scene(
             active(MOOD, share=0.25, rate=1080.4, device=GIB),
             active(RECORDS, share=0.25, rate=1080.4, device=2 * GIB),
             anothers("bob", JobState.RUNNING, tokens=1_234_567, share=0.5, rate=2160.3, device=4 * GIB),
-            active(job("triage", JobState.QUEUED, reason="memory: waits for 1.2 GiB, 0.8 GiB are free"), position=1),
+            active(TRIAGE, position=1),
             anothers("bob", JobState.QUEUED, position=2),
             active(job("later", JobState.PAUSED, step=40, total_steps=100)),
         ),

@@ -115,8 +115,7 @@ def test_what_is_chosen_fits_and_is_nothing_only_where_nobody_fits(
 
 @given(company=companies(), most=st.sampled_from([64, 150, 320]))
 def test_with_plenty_the_choice_is_the_one_without_a_limit(company: list[Resident], most: int) -> None:
-    packer = Packer(BUCKETS, most)
-    assert choose(packer, company, lambda _: True) == choose(packer, company)
+    assert choose(Packer(BUCKETS, most), company, lambda _: True) == choose(Packer(BUCKETS, most), company)
 
 
 def test_a_pack_is_as_large_as_fits() -> None:
@@ -135,6 +134,14 @@ def test_who_has_had_least_decides_the_phase_unless_nothing_of_it_fits() -> None
     assert choose(packer, company, lambda plan: not plan.training, ann=10, bob=15).phase is Phase.EVALUATE
     assert choose(packer, company, lambda _: False).chunks == ()
     assert choose(packer, []).chunks == ()
+
+
+def test_of_one_group_those_that_evaluate_join_those_that_train_where_there_is_room() -> None:
+    few = [member("trains", (40,)), member("evaluates", (40,), Phase.EVALUATE, level=1)]
+    many = [member("trains", (40,) * 9), member("evaluates", (40,), Phase.EVALUATE, level=1)]
+    for company, phases in ((few, [Phase.TRAIN, Phase.EVALUATE] * 2), (many, [Phase.TRAIN] * 4)):
+        packer = Packer(BUCKETS, 320)
+        assert [choose(packer, company).phase for _ in range(4)] == phases
 
 
 def test_the_plan_says_what_the_pack_holds() -> None:

@@ -215,7 +215,7 @@ def test_what_is_no_trace_is_named() -> None:
 
 
 def test_fair_beats_arrival_order_where_sizes_vary_and_slows_nobody_beyond_their_part() -> None:
-    trace = synthetic_trace("heavy-tail:jobs=60,steps=60")
+    trace = synthetic_trace("poisson:jobs=80,steps=60,seed=3")
     fair, fifo, sequential = (outcome(trace, policy) for policy in (FAIR, FIFO, SEQUENTIAL))
     assert fair.mean_turnaround < 0.76 * fifo.mean_turnaround
     assert fair.mean_turnaround < 0.65 * sequential.mean_turnaround

@@ -57,6 +57,17 @@ def test_of_others_nothing_is_told_but_who_where_and_how_much(served: Served, pe
         assert job.id[:8] not in text
 
 
+def test_what_has_no_place_in_the_queue_comes_after_what_has(
+    served: Served, spec: SpecMaker, people: dict[str, Client]
+) -> None:
+    first, second = (people["ann"].submit(spec(name)).id for name in ("another-base", "next"))
+    for job_id, wait in ((first, Wait("base: a is loaded, b comes next", None)), (second, Wait("slots", 3))):
+        served.store.transition(job_id, JobState.PREPARING, JobState.QUEUED, 5.0)
+        served.store.set_waits({job_id: wait})
+    waits = [job.position for job in people["ann"].activity().jobs if job.state is JobState.QUEUED]
+    assert waits == [1, 2, 3, None]
+
+
 def test_an_administrator_sees_all_of_it(client: Client, people: dict[str, Client]) -> None:
     """Who runs the tests is the daemon's own user."""
     assert len(by_name(client.activity().jobs)) == 4

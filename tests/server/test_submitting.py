@@ -57,7 +57,7 @@ def test_the_answer_for_people(served: Served, spec: SpecMaker, capsys: Capture)
     ]
     memory, duration = lines[0].split("  ")[4:]
     assert memory.startswith("~")
-    assert duration == "about 22 min", "3 passes over 18 bytes, 4 to a token, at a token in 100 s"
+    assert duration == "done in 11–45m", "half and twice 3 passes over 18 bytes, 4 to a token, at a token in 100 s"
     assert "train.jsonl, line 1, as the model sees it, with loss on what is in ⟦ ⟧:\n  ⟦a row⟧\n" in advice
     assert "priority orders your own jobs only" in advice
     assert f"`mlora-sched logs -f {second}`" in advice

@@ -123,6 +123,15 @@ GRID = {"parameters": {LR: {"values": [1e-3, 1e-4]}}}
     ("raw", "message"),
     [
         (7, "a.yaml: sweep: 7: is no section of keys"),
+        (
+            {"parameters": {LR: [1, 2]}},
+            f"sweep.parameters.{LR}: [1, 2]: is no section of keys; write {{values: [...]}} or",
+        ),
+        (GRID | {"stop": "asha"}, "a.yaml: sweep.stop: 'asha': is no section of keys; write {rule: asha}"),
+        (
+            GRID | {"stop": {"rule": "median", "factor": 3}},
+            "sweep.stop.factor: unknown key; it does not go with this rule",
+        ),
         ({}, "sweep.parameters: is missing"),
         ({"parameters": {LR: {}}}, "has nothing; write exactly one of values, uniform"),
         ({"parameters": {LR: {"values": [1], "uniform": [0, 1]}}}, "has values, uniform; write exactly one"),

@@ -16,7 +16,7 @@ from mlora_sched.daemon.lifecycle import run_daemon
 from mlora_sched.errors import UserError
 from mlora_sched.sched.policies import policy_names
 from mlora_sched.server.tcp import is_loopback
-from mlora_sched.settings import DaemonSettings, parse_base, parse_listen, parse_weight
+from mlora_sched.settings import DaemonSettings, parse_base, parse_listen, parse_weights
 from mlora_sched.spec.explain import explain
 from mlora_sched.store.records import WorkerStatus
 from mlora_sched.worker.local import LocalWorker, Role
@@ -192,7 +192,7 @@ def serve(
         "keep_uploads": keep_uploads,
         "max_resident_jobs": max_jobs,
         "min_slice": min_slice,
-        "weights": dict(parse_weight(text) for text in weights),
+        "weights": parse_weights(weights),
         "policy": policy,
         "socket_group": socket_group,
         "admin_group": admin_group,

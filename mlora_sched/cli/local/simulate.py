@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from mlora_sched.sched.outcome import Comparison, Outcome, outcome
 from mlora_sched.sched.plan import Policy
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.traces import KINDS, is_synthetic, synthetic_trace
+from mlora_sched.settings import parse_weights
 from mlora_sched.spec.trace import Machine, Trace, read_trace, trace_of
 from mlora_sched.spec.wire import StepTime
 
@@ -82,7 +86,7 @@ def simulate(
         check_matplotlib()
     changes: dict[str, Any] = {"places": places, "pack_tokens": pack_tokens, "min_slice": min_slice}
     if weights:
-        changes["weights"] = dict(_number("--weight", text) for text in weights)
+        changes["weights"] = parse_weights(weights)
     given = {name: value for name, value in changes.items() if value is not None}
     found = [_compare(text, _changed(_trace(text), given, step_time), chosen) for text in traces]
     for one in found:
@@ -95,7 +99,7 @@ def simulate(
     if as_json:
         print_json(found)
     elif sys.stdout.isatty():
-        say(_LEGEND)
+        say(textwrap.fill(_LEGEND, shutil.get_terminal_size().columns))
 
 
 def _compare(text: str, trace: Trace, policies: Sequence[Policy]) -> Comparison:
@@ -124,7 +128,7 @@ def _changed(trace: Trace, given: dict[str, Any], step_time: str | None) -> Trac
     """The trace on a machine that is changed so."""
     machine = trace.machine.model_dump() | given
     if step_time is not None:
-        told = dict(_number("--step-time", part) for part in step_time.split(","))
+        told = dict(_number(part) for part in step_time.split(","))
         unknown = told.keys() - {"pack", "work", "padding", "job"}
         if unknown:
             raise UserError(f"--step-time {step_time}: {min(unknown)!r} is none of pack, work, padding, job")
@@ -138,20 +142,19 @@ def _changed(trace: Trace, given: dict[str, Any], step_time: str | None) -> Trac
         raise UserError(f"--step-time {step_time}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
-def _number(option: str, text: str) -> tuple[str, float]:
+def _number(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         number = float(value)
     except ValueError:
         number = -1.0
-    least = 0.0 if option == "--step-time" else 1e-9
-    if not name or not least <= number < float("inf"):
-        raise UserError(f"{option} {text}: write NAME=VALUE with a positive number behind the sign")
+    if not name or not 0 <= number < math.inf:
+        raise UserError(f"--step-time {text}: write NAME=SECONDS, such as pack=0.04")
     return name, number
 
 
 def _show(found: Comparison) -> None:
-    say(f"{found.trace}: {found.jobs} jobs of {found.users} users")
+    say(f"{found.trace}: {found.jobs} jobs of {found.users} {'user' if found.users == 1 else 'users'}")
     print_rows(_COLUMNS, [_row(one) for one in found.outcomes])
     say("")
 

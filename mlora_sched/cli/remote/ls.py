@@ -113,7 +113,7 @@ def _queue(socket: Where, as_json: bool) -> None:
     if as_json:
         print_json(view.jobs)
         return
-    print_rows(queue_columns(), [queue_row(job) for job in view.jobs])
+    print_rows(queue_columns(), [queue_row(job, time.time()) for job in view.jobs])
     if not view.jobs:
         click.echo("nothing trains and nothing waits", err=True)
     _warn(view.daemon.warnings)
@@ -138,7 +138,7 @@ def _jobs(query: JobQuery, everyone: bool, every: bool, socket: Where, as_json: 
         click.echo(json.dumps(jobs, indent=2))
         return
     rows = [sweep_row(sweep, owners=owners) for sweep in page.sweeps]
-    rows += [job_row(job, owners=owners) for job in page.jobs]
+    rows += [job_row(job, owners=owners, now=time.time()) for job in page.jobs]
     print_rows(job_columns(owners=owners), rows + [foreign_row(job) for job in foreign])
     if not rows and not foreign:
         click.echo(none, err=True)

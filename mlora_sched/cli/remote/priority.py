@@ -7,7 +7,7 @@ import click
 from mlora_sched.cli.completing import complete_jobs
 from mlora_sched.cli.output import print_json
 from mlora_sched.cli.remote.options import daemon_options
-from mlora_sched.cli.style import SHORT_ID, say
+from mlora_sched.cli.style import OWN_ONLY, SHORT_ID, say
 from mlora_sched.client import Client, Where
 from mlora_sched.spec.job import Priority
 
@@ -24,3 +24,4 @@ def priority(job: str, level: str, socket: Where, as_json: bool) -> None:
         print_json(view)
     else:
         say(f"{view.id[:SHORT_ID]}  {view.name}  {view.shown_state}  priority {view.priority}")
+        say(OWN_ONLY, err=True)

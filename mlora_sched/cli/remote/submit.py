@@ -15,7 +15,8 @@ from mlora_sched.cli.output import print_job_line
 from mlora_sched.cli.remote.options import daemon_options, outcome
 from mlora_sched.cli.remote.waiting import waiting_for
 from mlora_sched.cli.specs import GivenSpec, GivenSweep, SpecPaths, read_given, spec_arguments
-from mlora_sched.cli.style import SHORT_ID, say
+from mlora_sched.cli.style import OWN_ONLY, SHORT_ID, say
+from mlora_sched.cli.times import range_text
 from mlora_sched.client import Client, Where
 from mlora_sched.errors import SpecError
 from mlora_sched.memory.sizes import format_size
@@ -132,7 +133,9 @@ def _line(answer: _Answer) -> str:
     if answer.position is not None or answer.waits_for:
         if answer.estimated_bytes is not None:
             parts.append(f"~{format_size(answer.estimated_bytes)}")
-        if answer.estimated_seconds is not None:
+        if answer.ends_in is not None:
+            parts.append(f"done in {range_text(*answer.ends_in)}")
+        elif answer.estimated_seconds is not None:
             parts.append(f"about {duration_text(answer.estimated_seconds)}")
     return "  ".join([*parts, *(["already submitted"] if answer.repeated else [])])
 
@@ -150,7 +153,7 @@ def _advise(answers: Sequence[_Answer], given: Sequence[_Given], files: Sequence
     first = isinstance(answers[0], Submitted) and answers[0].first and not answers[0].repeated
     lines = first_rows(given[0].spec.data, files[0]) if first else []
     if any(one.spec.priority is Priority.HIGH for one in given):
-        lines.append("priority orders your own jobs only; what others get does not depend on it")
+        lines.append(OWN_ONLY)
     lines += [
         f"{one.spec.name}: not kept, since they look like secrets: {', '.join(answer.not_kept)}"
         for answer, one in zip(answers, given, strict=True)
