@@ -194,11 +194,14 @@ def _attach(policy: Policy, snapshot: Snapshot, wanted: Iterable[JobFacts]) -> l
 
 
 def _turns(policy: Policy, stay: Iterable[JobFacts], now: float) -> tuple[JobTurn, ...]:
-    """In which order packs take the chunks of a group: by urgency, then by how much is left to do, as powers of two."""
+    """In which order packs take the chunks of a group: by urgency, then by how much is left to do, as powers of two.
+
+    What is less than one unit counts as one: `frexp` of nothing is that of one half.
+    """
     levels: dict[str, dict[tuple[float, int], int]] = defaultdict(dict)
     turns = []
     for merit, job in sorted(((policy.merit(job, now), job) for job in stay), key=lambda pair: (pair[0], pair[1].id)):
         known = levels[policy.group(job)]
-        level = known.setdefault((merit[0], math.frexp(merit[1])[1]), len(known))
+        level = known.setdefault((merit[0], math.frexp(max(1.0, merit[1]))[1]), len(known))
         turns.append(JobTurn(job.id, policy.group(job), level))
     return tuple(turns)
