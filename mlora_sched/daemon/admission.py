@@ -209,6 +209,17 @@ class Admission:
         needs = self.needs(job)
         return needs.total <= self._report.budget and (allowed is None or needs.resident <= allowed)
 
+    def may_hold(self, job: LiveJob, allowed: int | None) -> bool:
+        """The job holds no more than its owner is allowed, as far as that is known."""
+        return allowed is None or self.needs(job).resident <= allowed
+
+    def fits_alone(self, job: LiveJob) -> bool:
+        """A plan could give the job a place, were nobody else there."""
+        if self._fit is None or self._report is None:
+            return True
+        facts = self.facts(job)
+        return facts.resident + facts.chunk <= (self._report.budget if self._budget is None else self._budget)
+
     def held(self, jobs: Iterable[LiveJob]) -> Counter[str]:
         """Bytes that jobs hold while they are attached, by owner."""
         held = Counter[str]()

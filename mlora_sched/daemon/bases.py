@@ -15,10 +15,13 @@ from mlora_sched.daemon.blame import Blame
 from mlora_sched.daemon.broken import Broken
 from mlora_sched.daemon.rhythm import Rhythm
 from mlora_sched.memory.fit import Estimating
+from mlora_sched.memory.sizes import format_size
+from mlora_sched.quotas import Use
 from mlora_sched.sched.bases import BaseWork, Turns, heir, next_base
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.duration import format_duration
+from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.state import JobState, WaitReason
 from mlora_sched.spec.wire import Note
 from mlora_sched.store.jobs import JobStore
@@ -94,11 +97,24 @@ class Bases:
         """All that this daemon was started with."""
         return tuple(self._bases)
 
-    def look(self, jobs: Iterable[LiveJob], count: int, now: float) -> str | None:
-        """Take in who could train if their base were loaded; with many jobs not every time.
+    def could_train(self, job: LiveJob, allowed: int | None, *, ready: bool) -> bool:
+        """There is room for the job, were nobody else there; of a base that is not `ready` only the quota is known.
 
         Args:
-            jobs: those who could; `count` is at least how many they are. now: seconds since the Unix epoch.
+            allowed: bytes that its owner's jobs may hold, None for no bound.
+        """
+        admission = self._bases[job.base].admission
+        there = ready and job.base == self._loaded
+        return admission.may_hold(job, allowed) and (not there or admission.fits_alone(job))
+
+    def look(self, jobs: Iterable[LiveJob], could: Callable[[LiveJob], bool], count: int, now: float) -> str | None:
+        """Take in who could train if their base were loaded; with many jobs not every time.
+
+        A base is neither loaded nor kept for jobs that would find no room on it: the others wait meanwhile.
+
+        Args:
+            jobs: that want to train; `count` is at least how many they are. could: whether one could.
+            now: seconds since the Unix epoch.
 
         Returns the base that is to be loaded instead of the one that is, None when that one stays.
         """
@@ -106,14 +122,14 @@ class Bases:
             return None
         if self._rhythm.due(count) or self._chosen_beside != self._loaded:
             with self._rhythm.measured():
-                self._chosen, self._chosen_beside = self._choose(jobs, now), self._loaded
+                self._chosen, self._chosen_beside = self._choose(jobs, could, now), self._loaded
         return self._chosen
 
-    def _choose(self, jobs: Iterable[LiveJob], now: float) -> str | None:
+    def _choose(self, jobs: Iterable[LiveJob], could: Callable[[LiveJob], bool], now: float) -> str | None:
         first: dict[tuple[str, str], BaseWork] = {}
         for job in jobs:
             known = first.get((job.base, job.owner))
-            if job.state in _TRAINS and (known is None or job.seq < known.seq):
+            if job.state in _TRAINS and (known is None or job.seq < known.seq) and could(job):
                 since = max(job.created, self._bases[job.base].put_away)
                 first[job.base, job.owner] = BaseWork(job.base, job.owner, since, job.seq)
         barred = self._broken.barred(now)
@@ -153,8 +169,8 @@ class Bases:
         self._broken.failed(self._loaded, why, now)
         return self._another is not None
 
-    def reasons(self, live: Iterable[LiveJob]) -> dict[str, str]:
-        """Why jobs wait, as far as that is their base."""
+    def reasons(self, live: Iterable[LiveJob], allowed: Mapping[str, int]) -> dict[str, str]:
+        """Why jobs wait, as far as that is their base; `allowed` are the bytes that jobs of owners may hold."""
         why = {base: self._reason(base) for base in self._bases if base != self._loaded}
         found = {}
         for job in live:
@@ -162,7 +178,11 @@ class Bases:
                 remedy = f"an administrator must start it with `--base {job.base}=DIR`"
                 found[job.id] = f"{WaitReason.BASE.value}: this daemon does not serve {job.base}; {remedy}"
             elif job.base in why and job.state is not JobState.PREPARING:
-                found[job.id] = why[job.base]
+                most, admission = allowed.get(job.owner), self._bases[job.base].admission
+                use = Use(QuotaKind.DEVICE, most, 0)
+                needs = f"needs {format_size(admission.needs(job).resident)}"
+                over = f"{WaitReason.QUOTA.value}: {use.words}, {needs} on {job.base}"
+                found[job.id] = why[job.base] if admission.may_hold(job, most) else over
         return found
 
     @property

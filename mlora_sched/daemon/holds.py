@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from mlora_sched.daemon.roster import Roster
 from mlora_sched.daemon.sweeps import Sweeps
@@ -44,7 +45,7 @@ class Holds:
 
     def __init__(self, store: JobStore, roster: Roster, recall: Callable[[str], None]) -> None:
         self._store, self._roster = store, roster
-        self._changed = roster.follow()
+        self._changed: Final = roster.follow()
         self._sweeps = Sweeps(store, roster, recall)
         self._after: dict[str, str] = {}
         """By job why it may not start yet."""
@@ -64,7 +65,7 @@ class Holds:
         decided = self._sweeps.look(now)
         self._at_rungs = self._sweeps.reasons
         decided |= self._look_at_others(changed, now)
-        self._changed -= changed
+        self._changed.difference_update(changed)
         held = frozenset(self._after.keys() | self._pauses.keys() | self._at_rungs.keys())
         if held != self._held:
             self._held = held

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mlora_sched.daemon.admission import Admission
 from mlora_sched.daemon.bases import Bases
@@ -39,7 +40,7 @@ class Lineup:
 
     def __init__(self, roster: Roster, policy: Policy, hands: Hands, doors: Doors) -> None:
         self._roster, self._policy, self._hands, self._doors = roster, policy, hands, doors
-        self._changed = roster.follow()
+        self._changed: Final = roster.follow()  # the roster adds to this very set
         self._board = Board(policy)
         self._facts: dict[str, JobFacts] = {}
         """Of all that could be attached but for the gate."""
@@ -97,17 +98,17 @@ class Lineup:
         bases, gate = self._doors.bases, self._doors.gate
         base, known = bases.loaded, (bases.loaded, *bases.admission.estimates)
         if known != self._known:
-            self._changed |= self._facts.keys() | self._roster.in_state(JobState.QUEUED, base).keys()
+            self._changed.update(self._facts, self._roster.in_state(JobState.QUEUED, base))
             self._known = known
         held, barred = self._doors.holds.held, self._hands.barred
         if held is not self._held:
-            self._changed |= held ^ self._held
+            self._changed.update(held ^ self._held)
             self._held = held
-        self._changed |= (barred ^ self._barred) | self._large
+        self._changed.update(barred ^ self._barred, self._large)
         self._barred = barred
         shut = gate.shut(self._roster.owners())
         for owner in shut ^ self._shut:
-            self._changed |= self._roster.of_owner(owner).keys()
+            self._changed.update(self._roster.of_owner(owner))
         self._shut = shut
 
     def _is_new(self, job: LiveJob) -> bool:

@@ -338,7 +338,8 @@ class DaemonLoop:
 
     def _why(self, live: Sequence[LiveJob], now: float, *, serves: bool) -> Why:
         served = [job for job in live if job.base in self._bases.names]
-        others = self._preparing.reasons(served) | self._bases.reasons(live)
+        allowed = self._gate.device(job.owner for job in served)
+        others = self._preparing.reasons(served) | self._bases.reasons(live, allowed)
         others |= self._gate.reasons(self._gated(served)) | self._holds.reasons(live)
         if serves:
             return Why(self._scheduling.queue(now), others, self._scheduling.expected(now))

@@ -54,8 +54,14 @@ class Presence:
         """
         away = self._absence.reason(jobs(), now)
         attached = self._hands.attached
-        can = (job for job in jobs() if job.id in attached or self._gate.admits(job))
-        base = self._bases.look(can, count, now)
+
+        def could(job: LiveJob) -> bool:
+            if job.id in attached:
+                return True
+            allowed = self._gate.device((job.owner,)).get(job.owner)
+            return self._gate.admits(job) and self._bases.could_train(job, allowed, ready=ready)
+
+        base = self._bases.look(jobs(), could, count, now)
         if away is not None:
             self._send_away(*away, now, ready=ready)
         elif base is None:

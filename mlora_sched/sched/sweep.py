@@ -16,7 +16,9 @@ median of the averages that others had by the same step.
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,8 +27,8 @@ from enum import Enum, auto
 class Standing(Enum):
     """Whether anything may still be heard of a trial.
 
-    It trains or will; its owner has paused it, so nobody waits for it; it has succeeded, or is to end here; it failed
-    or was cancelled and is not compared.
+    It trains or will; its owner has paused it, so nobody waits for it, and it is judged when it goes on; it has
+    succeeded, or is to end here; it failed or was cancelled and is not compared.
     """
 
     GOING = auto()
@@ -73,8 +75,8 @@ class Trial:
 
     @property
     def waits_at(self) -> int | None:
-        """The rung that it has reached and was not let past; None where there is none."""
-        if self.standing not in (Standing.GOING, Standing.PAUSED) or self.passed >= len(self.rungs):
+        """The rung that it has reached and was not let past; None where there is none, or its owner has paused it."""
+        if self.standing is not Standing.GOING or self.passed >= len(self.rungs):
             return None
         return self.passed if self.rungs[self.passed] in self.figures else None
 
@@ -142,17 +144,35 @@ def below_median(trials: Sequence[Trial], min_steps: Mapping[int, int], min_tria
         min_steps: of a trial that is judged, by its number.
         min_trials: so many others have to have got as far.
     """
+    courses = {trial.number: _Course.of(trial) for trial in trials if trial.standing is not Standing.GONE}
+    averages: dict[int, dict[int, float]] = {}
     found = {}
     for trial in trials:
         step = max(trial.figures, default=0)
         if trial.standing is not Standing.GOING or step < max(1, min_steps[trial.number]):
             continue
-        averages = [
-            statistics.fmean(figure for at, figure in other.figures.items() if at <= step)
-            for other in trials
-            if other is not trial and other.standing is not Standing.GONE and max(other.figures, default=0) >= step
-            if min(other.figures) <= step
-        ]
-        if len(averages) >= min_trials and min(trial.figures.values()) > statistics.median(averages):
+        if step not in averages:  # trials that are trained side by side are mostly at the same one
+            each = {number: course.average(step) for number, course in courses.items()}
+            averages[step] = {number: average for number, average in each.items() if average is not None}
+        others = [average for number, average in averages[step].items() if number != trial.number]
+        if len(others) >= min_trials and min(trial.figures.values()) > statistics.median(others):
             found[trial.number] = step
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """A trial's steps with a figure, ascending, and the sum of its figures up to each."""
+
+    steps: Sequence[int]
+    sums: Sequence[float]
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Course:
+        steps = sorted(trial.figures)
+        return cls(steps, tuple(itertools.accumulate(trial.figures[step] for step in steps)))
+
+    def average(self, step: int) -> float | None:
+        """Of the figures up to a step; None where there are none, or the trial has not got so far."""
+        count = bisect_right(self.steps, step)
+        return self.sums[count - 1] / count if count and self.steps[-1] >= step else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Sizes
@@ -13,6 +13,7 @@ from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.redact import redact_values
+from mlora_sched.spec.sweep import TrialSpec
 from mlora_sched.store.jobs import JobStore
 
 
@@ -63,6 +64,27 @@ def check_size(spec: JobSpec) -> None:
     size = len(spec.model_dump_json())
     if size > MAX_SPEC_BYTES:
         raise SpecError(f"{spec.name}: has {size} bytes, more than {MAX_SPEC_BYTES}; shorten metadata or the file list")
+
+
+MAX_SWEEP_BYTES = 4 << 20
+"""Most bytes of all specs of a sweep's trials: one request makes hundreds, which are all kept, in memory too."""
+
+
+def check_sweep_size(name: str, trials: Sequence[TrialSpec]) -> None:
+    """The specs of a sweep's trials are small, each and together.
+
+    Raises:
+        SpecError: they are not.
+    """
+    total = 0
+    for trial in trials:
+        check_size(trial.spec)
+        total += len(trial.spec.model_dump_json())
+    if total > MAX_SWEEP_BYTES:
+        raise SpecError(
+            f"{name}: its {len(trials)} trials have {total} bytes in all, more than {MAX_SWEEP_BYTES}; "
+            "shorten metadata or the file list, or make fewer trials"
+        )
 
 
 def without_secrets(spec: JobSpec) -> tuple[JobSpec, tuple[str, ...]]:

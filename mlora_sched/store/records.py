@@ -145,21 +145,21 @@ class TrialState:
     """How a trial of a sweep stands.
 
     Attributes:
+        request: what its owner wants, and has not come true.
         every: steps between two figures, None while that is not known.
         until, stop: as in `spec.wire.JobStart`. stopped_by: what has ended it early.
-        figures: of the sweep's metric, by step, such that less is better.
     """
 
     job_id: str
     number: int
     state: JobState
+    request: Request
     step: int
     total_steps: int | None
     every: int | None
     until: int | None
     stop: StoppedBy | None
     stopped_by: StoppedBy | None
-    figures: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, func, insert, select, update
@@ -21,6 +22,7 @@ from mlora_sched.spec.query import STATE_ORDER
 from mlora_sched.spec.state import JobState, Request, StoppedBy
 from mlora_sched.spec.sweep import Sweep, SweepSpec
 from mlora_sched.spec.sweep_view import SweepDetail, TrialView
+from mlora_sched.spec.training import TrainingSpec
 from mlora_sched.store import requests, rows, schema
 from mlora_sched.store.db import reading, writing
 from mlora_sched.store.moves import add_event
@@ -30,10 +32,10 @@ from mlora_sched.store.submissions import add_job
 SMOOTHED = 10
 """Steps of which a training loss is the mean: that of a single batch says little."""
 
-_LAST = (1 - SMOOTHED, 0)
 _MIN_PREFIX = 4
 _MOST_NAMED = 10
 _VIEW = [schema.jobs.c[name] for name in JobView.model_fields]
+_STATE = ("id", "trial", "state", "request", "step", "total_steps", "until", "stop", "stopped_by", "spec", "load")
 _BAD = (JobState.FAILED, JobState.CANCELLED)
 _FIGURE = {Metric.EVAL_LOSS: schema.metrics.c.loss, Metric.EVAL_ACCURACY: schema.metrics.c.accuracy}
 
@@ -87,12 +89,13 @@ class SweepSide:
             row = _under_key(connection, owner, _kept(document, files, terms), terms.key)
             return None if row is None else (_view(connection, row), _jobs_of(connection, row.id))
 
-    def sweeps(self, owner: str | None, limit: int | None = None) -> list[SweepView]:
-        """The sweeps of one owner (None: of everybody), newest first."""
+    def sweeps(self, scope: str | None, limit: int | None = None, user: str | None = None) -> list[SweepView]:
+        """The sweeps of one owner (None: of everybody), newest first; of these only `user`'s, where one is given."""
         table = schema.sweeps
         query = select(table).order_by(table.c.seq.desc()).limit(limit)
-        if owner is not None:
-            query = query.where(table.c.owner == owner)
+        for owner in (scope, user):
+            if owner is not None:
+                query = query.where(table.c.owner == owner)
         with reading(self._engine) as connection:
             return [_view(connection, row) for row in connection.execute(query).all()]
 
@@ -180,12 +183,19 @@ class SweepSide:
             return _document(_row(connection, sweep_id)).sweep
 
     def trial_states(self, sweep_id: str, metric: Metric) -> list[TrialState]:
-        """How every trial of a sweep stands, by number; figures such that less is better."""
+        """How every trial of a sweep stands, by number."""
         jobs = schema.jobs
+        query = select(*(jobs.c[name] for name in _STATE)).where(jobs.c.sweep == sweep_id).order_by(jobs.c.trial)
         with reading(self._engine) as connection:
-            figures = _curves(connection, sweep_id, metric)
-            query = select(jobs).where(jobs.c.sweep == sweep_id).order_by(jobs.c.trial)
-            return [_trial_state(row, metric, figures.get(row.id, {})) for row in connection.execute(query)]
+            return [_trial_state(row, metric) for row in connection.execute(query)]
+
+    def figures(self, metric: Metric, wanted: Mapping[str, Collection[int]]) -> dict[str, dict[int, float]]:
+        """Those that there are of the wanted figures, by job and step, such that less is better.
+
+        Only these are read: a trial may have many thousands.
+        """
+        with reading(self._engine) as connection:
+            return {job_id: _figures(connection, job_id, metric, steps) for job_id, steps in wanted.items() if steps}
 
     def set_trials(self, changes: Sequence[TrialChange], now: float) -> None:
         """Write what was decided of trials, and note it in their events."""
@@ -308,42 +318,53 @@ def _best(connection: Connection, sweep_id: str, metric: Metric) -> Row[Any] | N
     return min(good, key=lambda row: (_sign(metric) * row.figure, row.trial), default=None)
 
 
-def _curves(connection: Connection, sweep_id: str, metric: Metric) -> dict[str, dict[int, float]]:
-    """Every figure, by job and step, such that less is better."""
-    jobs, metrics = schema.jobs, schema.metrics
-    event = "step" if metric is Metric.LOSS else "eval"
-    if metric is Metric.LOSS:
-        figure: ColumnElement[Any] = func.avg(metrics.c.loss).over(
-            partition_by=metrics.c.job_id, order_by=metrics.c.step, rows=_LAST
-        )
-    else:
-        figure = _FIGURE[metric]
-    query = select(metrics.c.job_id, metrics.c.step, figure.label("figure")).join(jobs, jobs.c.id == metrics.c.job_id)
-    query = query.where(jobs.c.sweep == sweep_id, metrics.c.event == event, metrics.c.step > 0)
-    found: dict[str, dict[int, float]] = {}
-    for row in connection.execute(query):
-        if row.figure is not None:
-            found.setdefault(row.job_id, {})[row.step] = _sign(metric) * row.figure
-    return found
-
-
-def _trial_state(row: Row[Any], metric: Metric, figures: Mapping[int, float]) -> TrialState:
-    every: int | None = 1
+def _figures(connection: Connection, job_id: str, metric: Metric, steps: Collection[int]) -> dict[int, float]:
+    metrics = schema.metrics
     if metric is not Metric.LOSS:
-        asked = JobSpec.model_validate_json(row.spec).training.eval_every
-        load = None if row.load is None else JobLoad.model_validate_json(row.load)
-        every = asked if isinstance(asked, int) else None if load is None else load.eval_steps
+        found = _column(connection, job_id, "eval", steps, _FIGURE[metric])
+        return {step: _sign(metric) * figure for step, figure in found.items()}
+    spans = {step: range(max(1, step - SMOOTHED + 1), step + 1) for step in steps}
+    found = _column(connection, job_id, "step", {one for span in spans.values() for one in span}, metrics.c.loss)
+    means = {
+        step: statistics.fmean(found[one] for one in span if one in found)
+        for step, span in spans.items()
+        if step in found
+    }
+    return {step: _sign(metric) * mean for step, mean in means.items()}
+
+
+def _column(
+    connection: Connection, job_id: str, event: str, steps: Collection[int], column: ColumnElement[Any]
+) -> dict[int, float]:
+    metrics = schema.metrics
+    query = select(metrics.c.step, column.label("figure"))
+    query = query.where(metrics.c.job_id == job_id, metrics.c.event == event, metrics.c.step.in_(steps))
+    return {row.step: row.figure for row in connection.execute(query) if row.figure is not None}
+
+
+def steps_between(metric: Metric, training: TrainingSpec, load: JobLoad | None) -> int | None:
+    """Steps between two figures of a trial; None while that is not known."""
+    if metric is Metric.LOSS:
+        return 1
+    if isinstance(training.eval_every, int):
+        return training.eval_every
+    return None if load is None else load.eval_steps
+
+
+def _trial_state(row: Row[Any], metric: Metric) -> TrialState:
+    training = JobSpec.model_validate_json(row.spec).training
+    load = None if row.load is None else JobLoad.model_validate_json(row.load)
     return TrialState(
         job_id=row.id,
         number=row.trial,
         state=JobState(row.state),
+        request=Request(row.request),
         step=row.step,
         total_steps=row.total_steps,
-        every=every,
+        every=steps_between(metric, training, load),
         until=row.until,
         stop=None if row.stop is None else StoppedBy(row.stop),
         stopped_by=None if row.stopped_by is None else StoppedBy(row.stopped_by),
-        figures=figures,
     )
 
 

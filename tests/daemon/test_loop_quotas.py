@@ -65,6 +65,19 @@ def test_who_has_used_up_the_day_goes_on_the_next(rig: Rig) -> None:
     assert any(isinstance(command, Detach) and command.save and not command.park for command in rig.workers[0].told)
 
 
+def test_what_comes_after_a_day_was_used_up_is_heard_of(rig: Rig) -> None:
+    """The set to which the roster adds what has changed is the one that the line-up looks at, then as before."""
+    first = rig.submit("first", steps=40)
+    rig.until(lambda: rig.store.get(first).step > 2)
+    allow_tokens(rig, "ann", 0)
+    rig.tick(20)
+    allow_tokens(rig, "ann", None)
+    rig.until(lambda: rig.state(first) is JobState.RUNNING)
+    later = rig.submit("later", steps=5)
+    rig.finish()
+    assert (rig.state(first), rig.state(later)) == (JobState.SUCCEEDED, JobState.SUCCEEDED)
+
+
 def test_a_limit_that_is_raised_lets_jobs_go_on_at_once(rig: Rig) -> None:
     allow_tokens(rig, None, 0)
     job = rig.submit("job", steps=5)

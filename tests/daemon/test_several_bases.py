@@ -10,13 +10,15 @@ import pytest
 
 from mlora_sched.daemon.broken import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Broken
 from mlora_sched.errors import BaseError
+from mlora_sched.spec.memory import MemoryReport
+from mlora_sched.spec.quota import QuotaChange, QuotaKind
 from mlora_sched.spec.state import JobState, WorkerPhase
 from mlora_sched.spec.wire import Command, Fatal, Init, NoTokenizer, Prepare
 from mlora_sched.store.records import Drain, Release
 from mlora_sched.worker.fake import fake_loss
 
 from .rig import RecordingWorker, Rig
-from .stand_in import SHAPE, report
+from .stand_in import MIB, SHAPE, report
 
 Start = Callable[..., Rig]
 EXPECTED = [(step, fake_loss(step)) for step in range(1, 201)]
@@ -101,6 +103,33 @@ def test_jobs_that_are_parked_are_saved_before_the_base_goes(start: Start) -> No
     assert max(rig.store.checkpoints(first)) >= step
     rig.finish(3000)
     assert rig.losses(first) == EXPECTED[:100]
+
+
+ROOMY, SHORT = report(1000), report(1000, budget=500 * MIB, others=500 * MIB)
+
+
+@pytest.mark.parametrize(("room", "r", "most"), [(ROOMY, 20, 2), (SHORT, 600, 99)], ids=["quota", "memory"])
+def test_no_base_stays_for_a_job_that_finds_no_room_there(start: Start, room: MemoryReport, r: int, most: int) -> None:
+    """Its slice would go by idle, time and again, while others could train."""
+    worker = lambda: RecordingWorker(memory=room, shape=SHAPE)  # noqa: E731
+    rig = several(start, base_slice=400.0, make_worker=worker)
+    rig.store.set_quota(QuotaChange(user="bob", limits={QuotaKind.DEVICE: 10 * MIB}), "root", 0.0)
+    small = rig.submit("small", "ann", base="a", steps=150)
+    large = rig.submit("large", "bob" if room is ROOMY else "cy", base="b", r=r, steps=10)
+    ready = []
+    while rig.store.get(small).step < 150:
+        rig.tick()
+        status = rig.store.worker_status()
+        ready += [status.base] * (status.phase is WorkerPhase.READY)
+    assert 1 <= held(rig).count("b") < most, "who might find room is let try"
+    assert ready.count("b") <= held(rig).count("b")
+    assert rig.state(large) is JobState.QUEUED
+    if room is ROOMY:
+        assert rig.store.get(large).reason == "quota: device: 0 B of 10.0 MiB used, needs 20.0 MiB on b"
+        rig.store.set_quota(QuotaChange(user="bob", limits={QuotaKind.DEVICE: 20 * MIB}), "root", 0.0)
+    else:
+        room = ROOMY
+    rig.finish()
 
 
 def test_a_daemon_that_starts_loads_a_base_that_has_work(start: Start) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 
 from mlora_sched.errors import NotFound, Refused
 from mlora_sched.sched.sweep import rungs
+from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.quota import QuotaChange, QuotaKind
 from mlora_sched.spec.state import JobState, Request, StoppedBy
 from mlora_sched.spec.sweep import Sweep, parse_document
@@ -128,6 +130,30 @@ def test_whom_nobody_waits_for(rig: Rig) -> None:
     assert (JobState.SUCCEEDED, None, STEPS) in outcome(rig).values()
 
 
+def given_up_in(rig: Rig) -> list[str]:
+    return [state.job_id for state in rig.store.trial_states("s-" + "0" * 32, Metric.LOSS) if state.stop]
+
+
+@pytest.mark.parametrize("ticks", range(12, 40, 7))
+def test_a_pause_of_all_decides_nothing(rig: Rig, ticks: int) -> None:
+    """It is not known yet how those do that were to come: those that wait at a rung are not given up for it."""
+    rig.max_resident = 2
+    rig.boot()
+    sweep_id = "s-" + "0" * 32
+    submit(rig, document(9, ASHA))
+    rig.tick(ticks)
+    before = given_up_in(rig)
+    rig.store.request_of_sweep(sweep_id, Request.PAUSE, rig.clock())
+    rig.until(lambda: all(job.state is JobState.PAUSED or job.state.is_final for job in rig.store.list()))
+    rig.tick(5)
+    assert given_up_in(rig) == before
+    rig.store.request_of_sweep(sweep_id, Request.RESUME, rig.clock())
+    rig.finish(ticks=3000)
+    ended = outcome(rig)
+    assert ended[best_of(document(9, ASHA))] == (JobState.SUCCEEDED, None, STEPS)
+    assert [step for _, stopped, step in ended.values() if stopped].count(3) == 6, "as if it had not been paused"
+
+
 def test_the_median_ends_a_trial_while_it_trains(rig: Rig) -> None:
     rig.max_resident = 8
     rig.boot()
@@ -140,6 +166,29 @@ def test_the_median_ends_a_trial_while_it_trains(rig: Rig) -> None:
     pruned = [step for _, stopped, step in ended.values() if stopped is StoppedBy.PRUNED]
     assert pruned
     assert all(6 <= step < STEPS for step in pruned)
+
+
+def test_figures_that_decide_are_read_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has many thousands of figures in a sweep must not hold up everybody's rounds."""
+    read: list[tuple[str, int]] = []
+    figures = rig.store.figures
+
+    def counted(metric: Metric, wanted: Mapping[str, Collection[int]]) -> dict[str, dict[int, float]]:
+        found = figures(metric, wanted)
+        read.extend((job_id, step) for job_id, of_job in found.items() for step in of_job)
+        return found
+
+    monkeypatch.setattr(rig.store, "figures", counted)
+    jobs = submit(rig, document(4, {"rule": "median"}, "loss", steps=90))
+    rig.finish(ticks=2000)
+    assert len(read) == len(set(read)), "none twice"
+    assert {step for _, step in read} <= {*range(5, 91, 5), *(job.step for job in rig.store.list())}
+    longest = next(job.id for job in rig.store.list() if job.step == 90)
+    expected = dict(rig.losses(longest))
+    for step, mean in rig.store.figures(Metric.LOSS, {longest: [3, 45, 90, 91]})[longest].items():
+        last = [expected[at] for at in range(max(1, step - 9), step + 1)]
+        assert mean == pytest.approx(sum(last) / len(last))
+    assert any(rig.store.get(job_id).stopped_by is StoppedBy.PRUNED for job_id in jobs)
 
 
 def test_without_a_rule_all_go_to_the_end(rig: Rig) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -197,3 +199,35 @@ def test_the_median_never_ends_all_who_got_farthest(curves: list[list[float]]) -
     far = max(len(curve) for curve in curves)
     ended = given_up(trials, 1, 1)
     assert any(len(curve) == far and number not in ended for number, curve in enumerate(curves, 1))
+
+
+COURSES = st.lists(
+    st.tuples(
+        st.dictionaries(st.integers(1, 9), st.floats(0.1, 9.0), max_size=6),
+        st.sampled_from([Standing.GOING, Standing.GOING, Standing.PRUNED, Standing.SUCCEEDED, Standing.GONE]),
+    ),
+    max_size=8,
+)
+
+
+@given(COURSES, st.integers(1, 4), st.integers(1, 3))
+def test_the_median_is_that_of_the_others_averages(
+    courses: list[tuple[dict[int, float], Standing]], min_steps: int, min_trials: int
+) -> None:
+    """As the rule is written down, however it is reckoned."""
+    trials = [Trial(n, standing, (), 0, figures) for n, (figures, standing) in enumerate(courses, 1)]
+    found = given_up(trials, min_steps, min_trials)
+    for trial in trials:
+        step = max(trial.figures, default=0)
+        others = [
+            [figure for at, figure in other.figures.items() if at <= step]
+            for other in trials
+            if other is not trial and other.standing is not Standing.GONE and max(other.figures, default=0) >= step
+        ]
+        averages = [sum(figures) / len(figures) for figures in others if figures]
+        if trial.standing is not Standing.GOING or step < min_steps or len(averages) < min_trials:
+            assert trial.number not in found
+            continue
+        best, median = min(trial.figures.values()), statistics.median(averages)
+        assert best == pytest.approx(median) or (trial.number in found) == (best > median)
+        assert found.get(trial.number, step) == step

@@ -179,6 +179,7 @@ def none_reaches(ask: Asking, served: Served, job_id: str) -> None:
     shown = ask([Ask(method, path) for method, path in sorted(FOR_EVERYBODY) if method == "GET"])
     shown += ask([Ask("GET", "/jobs?everyone=true"), Ask("GET", "/jobs?state=RUNNING")])
     shown += ask([Ask("GET", "/jobs?trials=false&everyone=true"), Ask("GET", "/sweeps?everyone=true")])
+    shown += ask([Ask("GET", f"/jobs?trials={trials}&user={sweep.owner}") for trials in ("true", "false")])
     for answer in shown:
         assert answer.status == 200
         for secret in (job_id[2:], sweep.id[2:], SECRET, SECRET_SWEEP, SHA):

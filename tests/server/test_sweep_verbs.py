@@ -86,6 +86,15 @@ def test_a_mistake_sends_nothing(served: Served, spec: SpecMaker, capsys: Captur
     assert served.store.list() == []
 
 
+def test_one_request_does_not_fill_the_disk(served: Served, spec: SpecMaker, capsys: Capture) -> None:
+    draws = {"parameters": {"training.learning_rate": {"uniform": [0.1, 0.9]}}, "method": "random", "metric": "loss"}
+    path = spec("big", metadata={"note": "x" * 100_000}, sweep=draws | {"trials": 41})
+    assert run(["submit", str(path), "--set", "sweep.trials=42"]) == 2
+    assert "big: its 42 trials have " in capsys.readouterr().err
+    assert served.store.list() == []
+    assert len(submit(capsys, path)["jobs"]) == 41
+
+
 def test_a_list_has_a_line_for_a_sweep(served: Served, sweep_file: Path, spec: SpecMaker, capsys: Capture) -> None:
     sweep = submit(capsys, sweep_file)["sweep"]["id"]
     assert run(["submit", str(spec("other"))]) == 0

@@ -129,8 +129,7 @@ def list_jobs(
     page = context.store.page(scope, query)
     if trials:
         return page
-    whose = scope if user is None else user
-    return page.model_copy(update={"sweeps": tuple(context.store.sweeps(whose, limit))})
+    return page.model_copy(update={"sweeps": tuple(context.store.sweeps(scope, limit, user))})
 
 
 @router.get("/{ref}")

@@ -16,7 +16,7 @@ from mlora_sched.server.submission import (
     check_files,
     check_memory,
     check_name,
-    check_size,
+    check_sweep_size,
     served_base,
     without_secrets,
 )
@@ -62,8 +62,9 @@ def _accept(
     check_name(document.spec)
     wanted: set[str] = set()
     sizes: set[str] = set()
-    for trial in document.trials(document.spec.name):
-        check_size(trial.spec)
+    trials = document.trials(document.spec.name)
+    check_sweep_size(document.spec.name, trials)
+    for trial in trials:
         wanted.update(trial.spec.files)
         needs = trial.spec.model_dump_json(
             include={"adapter": True, "data": True, "training": {"batch_size", "chunk_tokens"}}
