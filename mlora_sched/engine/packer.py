@@ -2,7 +2,7 @@
 
 Where it is known how long packs take (`times`), they are also kept under a bound of seconds.
 
-Of the packs that the phases would give, the one runs whose work goes to those who have paid least (`sched.phases`).
+The phases that a pack of all of them would hold take turns (`sched.phases`).
 Among the jobs of a phase `sched.packing.next_pack` chooses by the groups' accounts and a room; where what it chooses
 would not fit the memory, the largest room is sought at which it does. More jobs on the device thus mean fewer tokens in
 a pack. Nothing is measured or allocated here.
@@ -20,7 +20,7 @@ from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
-from mlora_sched.sched.phases import Offer, Phases
+from mlora_sched.sched.phases import Phases
 from mlora_sched.sched.plan import Account
 from mlora_sched.sched.step_time import Pack, StepTimeModel
 
@@ -91,16 +91,16 @@ class Packer:
             present: of equals the first goes first. accounts: of their groups, what has run of unfinished steps
                 counted. fits: whether there is memory for a pack; None when nobody knows.
         """
-        choices, offers = [], []
-        for phase in dict.fromkeys(resident.state.phase for resident in in_turn(present, accounts)):
+        due = _fill(present, accounts, Phase.DONE, Room(self.room))
+        if not due.chunks:
+            return due
+        kind = self._phases.choose(due.members[chunk.job_id].state.phase.value for chunk in due.chunks)
+        for phase in dict.fromkeys([Phase(kind), *(one.state.phase for one in in_turn(present, accounts))]):
             members = [resident for resident in present if resident.state.phase is phase]
             choice = self._of_phase(members, accounts, phase, fits)
             if choice.chunks:
-                choices.append(choice)
-                offers.append(Offer(phase.value, choice.work_by_group, not kept_waiting(members, choice)))
-        if not choices:
-            return Choice((), {}, Phase.DONE)
-        return choices[self._phases.choose(offers, accounts)]
+                return choice
+        return Choice((), {}, Phase.DONE)
 
     def next_alone(self, resident: Resident) -> Choice:
         """The next chunk of one job, by itself."""

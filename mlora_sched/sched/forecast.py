@@ -129,17 +129,30 @@ def _level(policy: Policy, job: JobFacts, now: float) -> tuple[float, int]:
 def _outlooks(
     jobs: Sequence[JobFacts], soon: Sequence[Course], late: Sequence[Course], turn: float, beside: Sequence[range]
 ) -> dict[str, Outlook]:
-    """One after another, but those that share packs: each of them may be the first to end, or the last."""
-    found = {}
+    """One after another, but those that share packs: each of them may be the first to end, or the last.
+
+    How much those of other levels share with one another depends on the room that is left in packs: the range is from
+    where they do not to where they do with equal parts.
+    """
+    found, held = {}, len(beside)
+    early, slow = _shared(soon[:held]), _shared(late[:held])
+    frees = list(zip(sorted(early), sorted(slow), strict=True))
     for at, job in enumerate(jobs):
         first, last = soon[at].end, late[at].end
-        if at < len(beside):
+        if at < held:
             own = soon[at].end - (soon[at - 1].end if at else 0.0)
             before = soon[beside[at].start - 1].end if beside[at].start else 0.0
-            first, last = min(first, before + own), late[beside[at].stop - 1].end
-        starts = None if at < len(beside) else _span(soon[at].start, late[at].start + turn)
+            first, last = min(first, before + own, early[at]), max(late[beside[at].stop - 1].end, slow[at])
+        free = frees[at - held] if held <= at < 2 * held else (soon[at].start, late[at].start)
+        starts = None if at < held else _span(min(soon[at].start, free[0]), max(late[at].start, free[1]) + turn)
         found[job.id] = Outlook(starts, _span(first, last + turn))
     return found
+
+
+def _shared(there: Sequence[Course]) -> list[float]:
+    """When jobs end that share the device equally, which do as much work one after another."""
+    own = [course.end - before for course, before in zip(there, [0.0, *(one.end for one in there)], strict=False)]
+    return [sum(min(one, other) for other in own) for one in own]
 
 
 def _span(low: float, high: float) -> Span:

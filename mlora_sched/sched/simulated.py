@@ -16,7 +16,7 @@ from enum import Enum
 
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
-from mlora_sched.sched.phases import Offer, Phases
+from mlora_sched.sched.phases import Phases
 from mlora_sched.sched.plan import Account, JobTurn
 from mlora_sched.spec.trace import Batch, Machine, TraceJob
 
@@ -183,16 +183,11 @@ class SimulatedWorker:
         ready = [one for one in present if one.ran < len(one.pieces)]
         if not ready:
             return None
-        phases = dict.fromkeys(
-            one.phase for one in sorted(ready, key=lambda one: (accounts[one.group].paid, one.level))
-        )
-        packs, offers = [], []
-        for phase in phases:
-            candidates = [Candidate(one.id, one.group, one.level, one.waiting) for one in present if one.phase is phase]
-            packs.append(self._pack(self._filled(candidates, accounts)))
-            left_out = _left_out([one for one in ready if one.phase is phase], packs[-1])
-            offers.append(Offer(phase.value, packs[-1].work_by_group, not left_out))
-        pack = packs[self._phases.choose(offers, accounts)]
+        candidates = {one.id: Candidate(one.id, one.group, one.level, one.waiting) for one in present}
+        due = next_pack(list(candidates.values()), accounts, Room(self._tokens))
+        kind = self._phases.choose(self.residents[chosen.job_id].phase.value for chosen in due)
+        members = [candidates[one.id] for one in present if one.phase.value == kind]
+        pack = self._pack(self._filled(members, accounts))
         left_out = _left_out(ready, pack)
         self._kept_waiting = frozenset(one.group for one in left_out)
         return replace(pack, kept_waiting=frozenset(one.owner for one in left_out))

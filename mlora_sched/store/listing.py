@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, case
+from sqlalchemy import ColumnElement, case, func
 
 from mlora_sched.spec.query import STATE_ORDER, JobQuery, JobSort
 from mlora_sched.store import schema
 
 _JOBS = schema.jobs.c
+_BY_PACE = (_JOBS.total_steps - _JOBS.step) / _JOBS.pace
+"""Seconds; of a job that trains. What is foretold of others is a time, the middle of a range."""
 _KEYS: dict[JobSort, tuple[ColumnElement[Any], bool]] = {
     JobSort.CREATED: (_JOBS.seq, True),
     JobSort.NAME: (_JOBS.name, False),
     JobSort.STATE: (case({state.value: place for place, state in enumerate(STATE_ORDER)}, value=_JOBS.state), False),
     JobSort.LOSS: (_JOBS.loss, False),
     JobSort.TOKENS: (_JOBS.tokens, True),
-    JobSort.ETA: ((_JOBS.total_steps - _JOBS.step) / _JOBS.pace, False),
+    JobSort.ETA: (func.coalesce(_BY_PACE, (_JOBS.ends_low + _JOBS.ends_high) / 2 - func.unixepoch()), False),
 }
 """What is ordered by, and whether the largest comes first."""
 

@@ -126,7 +126,7 @@ def test_a_pack_is_as_large_as_fits() -> None:
         assert choice.tokens == rows // 30 * 30
 
 
-def test_who_has_had_least_decides_the_phase_unless_nothing_of_it_fits() -> None:
+def test_phases_that_are_due_take_turns_unless_nothing_of_one_fits() -> None:
     packer = Packer(BUCKETS, 320)
     company = [member("trains", (40,), group="ann"), member("evaluates", (40,), Phase.EVALUATE, group="bob")]
     assert choose(packer, company, ann=10, bob=15).phase is Phase.TRAIN

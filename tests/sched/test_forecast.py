@@ -162,6 +162,19 @@ def test_ranges_hold_together(name: str, sizes: list[tuple[str, float, bool]], p
     assert max(outlook.ends.high for outlook in found.values()) == pytest.approx(everything)
 
 
+def test_jobs_of_other_levels_may_share_packs_or_not() -> None:
+    """The short one goes first; where packs have room the long one is served beside it, and a place is free later."""
+    policy = find_policy("fair")
+    there = [job("short", "ann", 10.0, 1, 0.0), job("long", "ann", 40.0, 2, 0.0)]
+    asked = snapshot(policy, there, [job("next", "ann", 50.0, 3)], 2)
+    work = {one.id: Span(one.remaining, one.remaining) for one in (*there, *asked.queues["ann"])}
+    found = forecast(policy, asked, plan(policy, asked), work, Span(1.0, 1.0))
+    assert found["short"].ends == Span(10.0, 20.0)
+    assert found["long"].ends == Span(50.0, 50.0)
+    assert found["next"].starts == Span(10.0, 20.0)
+    assert found["next"].ends == Span(100.0, 100.0)
+
+
 def test_unknown_work_is_any_of_the_others_and_nothing_is_foretold_of_nothing() -> None:
     policy = find_policy("fair")
     asked = snapshot(policy, [job("a", "ann", 9.0, 1, 0.0)], [job("b", "ann", 9.0, 2)], 1)

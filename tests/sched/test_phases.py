@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mlora_sched.sched.phases import Offer, Phases, fairest
-from mlora_sched.sched.plan import Account
+from mlora_sched.sched.phases import Phases
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.simulate import simulate
 from mlora_sched.spec.trace import ChunkLoad, Machine, TraceJob, trace_of
 from mlora_sched.spec.wire import StepTime
 
 
-def test_the_pack_of_those_who_have_paid_least_runs() -> None:
-    accounts = {"a": Account(10.0), "b": Account(20.0), "c": Account(30.0)}
-    assert fairest([{"a": 1.0}], accounts) == [0]
-    assert fairest([{"c": 5.0}, {"b": 1.0}], accounts) == [1]
-    assert fairest([{"a": 1.0, "c": 9.0}, {"b": 1.0}], accounts) == [1], "the lowest group does not decide for all"
-    assert fairest([{"a": 9.0, "c": 1.0}, {"b": 1.0}], accounts) == [0]
-    assert fairest([{"b": 1.0}, {"new": 7.0}], accounts) == [1]
-
-
-AMOUNT = st.floats(1e-6, 1e6)
-
-
-@given(AMOUNT, AMOUNT, AMOUNT)
-def test_packs_of_one_group_are_equal_whatever_is_in_them(paid: float, work: float, other: float) -> None:
-    assert fairest([{"a": work}, {"a": other}], {"a": Account(paid)}) == [0, 1]
-
-
-def test_equals_take_turns_while_packs_have_room() -> None:
+def test_kinds_that_are_due_take_turns() -> None:
     phases = Phases()
-
-    def runs(train: bool, evaluate: bool) -> int:
-        return phases.choose([Offer("train", {"": 1.0}, train), Offer("evaluate", {"": 3.0}, evaluate)], {})
-
-    assert [runs(True, False) for _ in range(4)] == [0, 1, 0, 1]
-    assert [runs(True, True) for _ in range(4)] == [0, 1, 0, 1]
-    assert [runs(False, True) for _ in range(4)] == [0, 0, 0, 0], "the first leaves no room"
+    assert [phases.choose(["train", "evaluate", "train"]) for _ in range(3)] == ["train", "evaluate", "train"]
+    assert [phases.choose(["train"]) for _ in range(2)] == ["train", "train"]
+    assert [phases.choose(["evaluate", "train"]) for _ in range(2)] == ["evaluate", "train"]
 
 
 @pytest.mark.parametrize("policy", ["fair", "fifo"])

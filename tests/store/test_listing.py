@@ -24,12 +24,17 @@ from mlora_sched.store.jobs import JobStore
 
 NAMES = ("mood", "mood-2", "Mood", "records", "r.1", "a_b", "a-b", "triage", "x")
 OWNERS = ("ann", "bob", "cid")
+FAR = 4e9
+"""A time at which nobody reads this any more; jobs that wait are foretold to end then."""
 SPEC = parse_job({"name": "x", "data": {"train": "a.jsonl"}}).model_dump_json()
 
 
 def _row(number: int, chance: random.Random) -> dict[str, Any]:
     state = chance.choice(list(JobState))
+    ends = FAR + chance.randrange(9) if state is JobState.QUEUED and number % 2 else None
     return {
+        "ends_low": ends,
+        "ends_high": None if ends is None else ends + 100,
         "id": f"j-{number:032x}",
         "name": chance.choice(NAMES),
         "owner": chance.choice(OWNERS),
@@ -86,7 +91,7 @@ KEYS: dict[JobSort, Callable[[JobView], Any]] = {
     JobSort.LOSS: lambda job: job.loss,
     JobSort.TOKENS: lambda job: -job.tokens,
     JobSort.ETA: lambda job: (
-        None if job.pace is None or job.total_steps is None else (job.total_steps - job.step) / job.pace
+        job.ends_low if job.pace is None or job.total_steps is None else (job.total_steps - job.step) / job.pace
     ),
 }
 
