@@ -9,6 +9,7 @@ from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import PackedBatch, build_pack
 from mlora_sched.engine.loop import Trainer
+from mlora_sched.engine.memory import TrainerMemory
 from mlora_sched.engine.resident import Resident
 from mlora_sched.engine.saver import Saving
 from mlora_sched.engine.step import SegmentResult, begin_steps, run_pack
@@ -26,6 +27,7 @@ class OurJobs:
         started: a trainer that holds the base; its own residents stay out of this.
         pack_tokens: most tokens of a pack.
         saving: how they are saved, below `folder`; unless told otherwise not at all.
+        memory: packs are sized by it, too.
     """
 
     def __init__(
@@ -36,8 +38,9 @@ class OurJobs:
         *,
         saving: Saving | None = None,
         folder: Path = Path("unused"),
+        memory: TrainerMemory | None = None,
     ) -> None:
-        self.trainer = Trainer(started.base, started.tokenizer, started.origin, pack_tokens, saving=saving)
+        self.trainer = Trainer(started.base, started.tokenizer, started.origin, pack_tokens, memory, saving)
         self.jobs = tuple(jobs)
         for job in jobs:
             adapter = build_adapter(job.spec.adapter, started.base, job.spec.training.seed)

@@ -16,6 +16,8 @@ from mlora_sched.bench.record import Bar, Ratio, Result, Series, Unit, quartiles
 from mlora_sched.errors import UserError
 
 _MIB = 2**20
+_WIDE = 500
+"""Times as large as the smallest bar: the largest one that is drawn on a plain scale."""
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -128,8 +130,11 @@ def _draw_curves(axes: Any, series: Sequence[Series]) -> None:
 
 def _draw_bars(axes: Any, series: Sequence[Series]) -> None:
     scale = 1 / (1024 * _MIB) if series[0].unit is Unit.BYTES else 1.0
-    names, medians = [one.system.replace("_", "\n") for one in series], [one.median * scale for one in series]
+    names = [one.system.replace("_", "\n").replace(", ", ",\n") for one in series]
+    medians = [one.median * scale for one in series]
     axes.bar(names, medians, yerr=_spread(series, scale), capsize=4, color="tab:blue", alpha=0.8)
+    if max(medians) > _WIDE * min(medians):
+        axes.set_yscale("log")
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(alpha=0.3, axis="y")
 

@@ -6,7 +6,7 @@ stands against it. What is known of it is made anew when the job has changed, or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from mlora_sched.daemon.hands import Hands
 from mlora_sched.daemon.holds import Holds
 from mlora_sched.daemon.roster import Roster
 from mlora_sched.sched.board import Board, queues
-from mlora_sched.sched.plan import JobFacts, Policy
+from mlora_sched.sched.plan import JobFacts, Policy, Ranked
 from mlora_sched.spec.state import JobState
 from mlora_sched.store.records import LiveJob
 
@@ -73,7 +73,7 @@ class Lineup:
         return ended
 
     @property
-    def admitted(self) -> Mapping[str, Sequence[JobFacts]]:
+    def admitted(self) -> Mapping[str, Ranked]:
         """Those whom the policy may choose from, as `Snapshot.queues`."""
         return {} if self._doors.gate.closed else self._board.queues
 
@@ -82,11 +82,11 @@ class Lineup:
         """All that could be attached but for the gate."""
         return self._facts.keys()
 
-    def everybody(self, now: float) -> Mapping[str, Sequence[JobFacts]]:
+    def everybody(self, now: float) -> Mapping[str, Ranked]:
         """Likewise, in order."""
         return queues(self._policy, self._facts.values(), now)
 
-    def only(self, job_ids: Collection[str], now: float) -> Mapping[str, Sequence[JobFacts]]:
+    def only(self, job_ids: Collection[str], now: float) -> Mapping[str, Ranked]:
         """Those of these jobs whom the policy may choose from."""
         if self._doors.gate.closed:
             return {}

@@ -17,7 +17,7 @@ from mlora_sched.daemon.prospects import Prospects
 from mlora_sched.daemon.roster import Roster, by_submission
 from mlora_sched.daemon.slices import Slices
 from mlora_sched.daemon.suspects import Company
-from mlora_sched.sched.plan import JobFacts, Plan, Snapshot
+from mlora_sched.sched.plan import Plan, Ranked, Snapshot
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import plan
@@ -165,7 +165,7 @@ class Scheduling:
         jobs = [self._roster[job_id] for job_id in job_ids if job_id in self._roster]
         return sorted((job for job in jobs if not self._holds.holds(job)), key=by_submission)
 
-    def _of(self, queues: Mapping[str, Sequence[JobFacts]], attached: Sequence[LiveJob], now: float) -> Snapshot:
+    def _of(self, queues: Mapping[str, Ranked], attached: Sequence[LiveJob], now: float) -> Snapshot:
         fairness, admission = self._store.fairness(), self._admission
         all_attached, staying = self._hands.attached, self._hands.staying
         stay = [job for job in attached if job.id in staying]

@@ -7,40 +7,10 @@ anew. The order is the policy's merit; time comes in as a number. Why jobs wait 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
-from typing import overload
+from collections.abc import Iterable, Mapping
 
-from mlora_sched.sched.plan import JobFacts, Merit, Policy
-
-_KEY = itemgetter(0)
-
-
-class _Queue(Sequence[JobFacts]):
-    """One group's waiting jobs, best first."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[Merit, JobFacts]] = []
-
-    def add(self, merit: Merit, job: JobFacts) -> None:
-        insort(self._entries, (merit, job), key=_KEY)
-
-    def remove(self, merit: Merit) -> None:
-        del self._entries[bisect_left(self._entries, merit, key=_KEY)]
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[JobFacts]:
-        return (job for _, job in self._entries)
-
-    @overload
-    def __getitem__(self, at: int) -> JobFacts: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[JobFacts]: ...
-    def __getitem__(self, at: int | slice) -> JobFacts | Sequence[JobFacts]:
-        return [job for _, job in self._entries[at]] if isinstance(at, slice) else self._entries[at][1]
+from mlora_sched.sched.blocks import RankedBlocks
+from mlora_sched.sched.plan import JobFacts, Merit, Policy, Ranked
 
 
 class Board:
@@ -51,14 +21,14 @@ class Board:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, RankedBlocks] = {}
         self._jobs: dict[str, tuple[Merit, JobFacts]] = {}
         self._changes: list[tuple[float, str]] = []
         """When merits change by themselves; entries of jobs that have gone, or were put anew, are of no harm."""
         self._now = 0.0
 
     @property
-    def queues(self) -> Mapping[str, Sequence[JobFacts]]:
+    def queues(self) -> Mapping[str, Ranked]:
         """What a `Snapshot` takes; it shows later changes, so that a snapshot is of use until the next one."""
         return self._queues
 
@@ -105,13 +75,13 @@ class Board:
     def _add(self, job: JobFacts) -> None:
         merit = self._policy.merit(job, self._now)
         self._jobs[job.id] = (merit, job)
-        self._queues.setdefault(self._policy.group(job), _Queue()).add(merit, job)
+        self._queues.setdefault(self._policy.group(job), RankedBlocks()).add(merit, job)
         changes = self._policy.merit_changes(job, self._now)
         if changes is not None:
             heapq.heappush(self._changes, (changes, job.id))
 
 
-def queues(policy: Policy, waiting: Iterable[JobFacts], now: float) -> Mapping[str, Sequence[JobFacts]]:
+def queues(policy: Policy, waiting: Iterable[JobFacts], now: float) -> Mapping[str, Ranked]:
     """The queues of these jobs, made at one go."""
     board = Board(policy)
     board.advance(now)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mlora_sched.quotas import Use
-from mlora_sched.sched.plan import JobFacts, Limits
+from mlora_sched.sched.plan import JobFacts, Limits, Space
 from mlora_sched.spec.quota import QuotaKind
 
 
@@ -23,6 +24,7 @@ class Device:
     def __init__(self, limits: Limits, held: Mapping[str, int], jobs: Iterable[JobFacts] = ()) -> None:
         self._limits, self._held, self._chunk = limits, Counter(held), 0
         self._total = sum(held.values())
+        self._space: Space | None = None
         for job in jobs:
             self.put(job)
 
@@ -31,6 +33,7 @@ class Device:
         self._held[job.owner] += job.resident
         self._total += job.resident
         self._chunk = max(self._chunk, job.chunk)
+        self._space = None
 
     def free_for(self, job: JobFacts) -> int | None:
         """Bytes for what the job holds and a chunk of its own; None without a bound."""
@@ -40,6 +43,16 @@ class Device:
     def allowance(self, job: JobFacts) -> Use:
         """What the jobs of its owner may hold, and how much of that they do."""
         return Use(QuotaKind.DEVICE, self._limits.owner_memory.get(job.owner), self._held[job.owner])
+
+    def space(self, owner: str | None = None) -> Space:
+        """What one more job may take, as `has_room` says; and, of this owner, as `fits` does."""
+        if self._space is None:
+            left = math.inf if self._limits.memory is None else self._limits.memory - self._total
+            self._space = Space(left - self._chunk, left)
+        if owner is None or owner not in self._limits.owner_memory:
+            return self._space
+        may_hold = self._limits.owner_memory[owner] - self._held[owner]
+        return self._space._replace(resident=min(may_hold, self._space.resident))
 
     def has_room(self, job: JobFacts) -> bool:
         """There is memory for the job."""

@@ -6,7 +6,8 @@ out is the daemon's, cutting steps into packs the worker's business, by the turn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +36,21 @@ class JobFacts:
     resident: int = 0
     chunk: int = 0
     attached: float | None = None
+
+
+class Space(NamedTuple):
+    """What a job may take: bytes that it holds, and bytes of that and a chunk together; infinite without a bound."""
+
+    resident: float
+    together: float
+
+
+class Ranked(Sequence[JobFacts]):
+    """One group's waiting jobs, best first."""
+
+    @abstractmethod
+    def that_fit(self, space: Callable[[], Space]) -> Iterator[JobFacts]:
+        """The jobs that fit, in order, each into the space that is left when it is asked for; it never grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,7 @@ class Snapshot:
 
     now: float
     resident: tuple[JobFacts, ...]
-    queues: Mapping[str, Sequence[JobFacts]]
+    queues: Mapping[str, Ranked]
     leaving: int
     counters: Mapping[str, float]
     floor: float

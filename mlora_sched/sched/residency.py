@@ -85,24 +85,38 @@ def _lifted(policy: Policy, snapshot: Snapshot) -> dict[str, float]:
 
 
 class _Line:
-    """The jobs of one group, attached and waiting, best first. One that is attached has an advantage."""
+    """The jobs of one group, attached and waiting, best first. One that is attached has an advantage.
 
-    def __init__(self, policy: Policy, residents: Iterable[JobFacts], queue: Iterable[JobFacts], now: float) -> None:
-        self._policy, self._now = policy, now
+    One that does not fit is passed over for good: what is left of the device only shrinks.
+    """
+
+    def __init__(
+        self, policy: Policy, group: str, snapshot: Snapshot, residents: Iterable[JobFacts], device: Device
+    ) -> None:
+        self._policy, self._now, self._device = policy, snapshot.now, device
         self._residents = sorted(((self._defended(job), job) for job in residents), key=lambda pair: pair[0])[::-1]
-        self._queue = iter(queue)
-        self._first = next(self._queue, None)
+        owner = group if policy.by_owner else None
+        queue = snapshot.queues.get(group)
+        self._queue = None if queue is None else queue.that_fit(lambda: device.space(owner))
+        self._first: JobFacts | None = None
 
-    def __iter__(self) -> Iterator[JobFacts]:
-        while (job := self._next()) is not None:
-            yield job
-
-    def _next(self) -> JobFacts | None:
-        waits = self._first
+    def next(self) -> JobFacts | None:
+        """The best job that fits, which does not come again; None when none does."""
+        while self._residents and not self._device.fits(self._residents[-1][1]):
+            self._residents.pop()
+        waits = self._waits()
         if self._residents and (waits is None or self._residents[-1][0] <= self._policy.merit(waits, self._now)):
             return self._residents.pop()[1]
-        self._first = next(self._queue, None)
+        self._first = None
         return waits
+
+    def _waits(self) -> JobFacts | None:
+        """The best of the waiting that fits."""
+        while self._queue is not None and (self._first is None or not self._device.fits(self._first)):
+            self._first = next(self._queue, None)
+            if self._first is None:
+                self._queue = None
+        return self._first
 
     def _defended(self, job: JobFacts) -> Merit:
         if not self._policy.preempts:
@@ -115,66 +129,43 @@ def _deal(policy: Policy, snapshot: Snapshot, paid: Mapping[str, float]) -> Iter
     """Who should be attached, those who deserve it most first.
 
     A group that holds the place already has an advantage of `slack`, and for the first place one whose best job is
-    overdue.
+    overdue. A group's jobs are not looked at before its turn comes: there may be many groups for few places.
     """
     residents: dict[str, list[JobFacts]] = defaultdict(list)
     for job in snapshot.resident:
         residents[policy.group(job)].append(job)
-    lines: dict[str, Iterator[JobFacts]] = {}  # of the groups that are looked at: most of many are not
-    device, left = _Tried(snapshot), most_places(policy, snapshot)
-    groups = residents.keys() | snapshot.queues.keys()
-    places, held = dict.fromkeys(groups, 0), {group: len(jobs) for group, jobs in residents.items()}
-    overdue = {group for group in groups if _is_overdue(policy, residents.get(group, ()), snapshot, group)}
+    device, left, overdue = Device(snapshot.limits, {}), most_places(policy, snapshot), _overdue(policy, snapshot)
+    held = {group: len(jobs) for group, jobs in residents.items()}
+    slack = snapshot.limits.slack
 
-    def deserves(group: str) -> tuple[int, float, str]:
-        advantage = (held.get(group, 0) > places[group]) + (group in overdue and not places[group])
-        return places[group], paid.get(group, 0.0) - advantage * snapshot.limits.slack, group
+    def deserves(group: str, places: int) -> tuple[int, float, str]:
+        advantage = (held.get(group, 0) > places) + (not places and group in overdue)
+        return places, paid.get(group, 0.0) - advantage * slack, group
 
-    turns = [deserves(group) for group in groups]
+    turns = [deserves(group, 0) for group in residents.keys() | snapshot.queues.keys()]
     heapq.heapify(turns)
+    lines: dict[str, _Line] = {}
     while turns and left:
-        group = turns[0][-1]
+        places, _, group = turns[0]
         if group not in lines:
-            queue = snapshot.queues.get(group, ())
-            lines[group] = iter(_Line(policy, residents.get(group, ()), queue, snapshot.now))
-        found = next((job for job in lines[group] if device.take(job)), None)
+            lines[group] = _Line(policy, group, snapshot, residents.get(group, ()), device)
+        found = lines[group].next()
         if found is None:
             heapq.heappop(turns)
             continue
-        places[group] += 1
+        device.put(found)
         left -= 1
         yield found
-        heapq.heapreplace(turns, deserves(group))
+        heapq.heapreplace(turns, deserves(group, places + 1))
 
 
-def _is_overdue(policy: Policy, residents: Iterable[JobFacts], snapshot: Snapshot, group: str) -> bool:
-    """A job of the group, attached or the best that waits, is there for too long."""
+def _overdue(policy: Policy, snapshot: Snapshot) -> set[str]:
+    """The groups whose best job, attached or waiting, is there for too long."""
     if not policy.preempts:
-        return False
-    waits = snapshot.queues.get(group)
-    if waits and policy.merit(waits[0], snapshot.now)[0] < 0:
-        return True
-    return any(policy.merit(job, snapshot.now)[0] < 0 for job in residents)
-
-
-class _Tried:
-    """The device while jobs are dealt; who needs as much as one that did not fit is not looked at again."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._device = Device(snapshot.limits, {})
-        self._too_much: set[tuple[int, int]] = set()
-
-    def take(self, job: JobFacts) -> bool:
-        """Put a job on it, if there is room."""
-        size = job.resident, job.chunk
-        if size in self._too_much:
-            return False
-        if self._device.fits(job):
-            self._device.put(job)
-            return True
-        if not self._device.has_room(job):
-            self._too_much.add(size)
-        return False
+        return set()
+    found = {policy.group(job) for job in snapshot.resident if policy.merit(job, snapshot.now)[0] < 0}
+    best = ((group, queue[0]) for group, queue in snapshot.queues.items())
+    return found | {group for group, job in best if policy.merit(job, snapshot.now)[0] < 0}
 
 
 def _stay(snapshot: Snapshot, wanted: frozenset[str]) -> list[JobFacts]:
@@ -203,11 +194,14 @@ def _attach(policy: Policy, snapshot: Snapshot, wanted: Iterable[JobFacts]) -> l
 
 
 def _turns(policy: Policy, stay: Iterable[JobFacts], now: float) -> tuple[JobTurn, ...]:
-    """In which order packs take the chunks of a group: by urgency, then by how much is left to do, as powers of two."""
+    """In which order packs take the chunks of a group: by urgency, then by how much is left to do, as powers of two.
+
+    What is less than one unit counts as one: `frexp` of nothing is that of one half.
+    """
     levels: dict[str, dict[tuple[float, int], int]] = defaultdict(dict)
     turns = []
     for merit, job in sorted(((policy.merit(job, now), job) for job in stay), key=lambda pair: (pair[0], pair[1].id)):
         known = levels[policy.group(job)]
-        level = known.setdefault((merit[0], math.frexp(merit[1])[1]), len(known))
+        level = known.setdefault((merit[0], math.frexp(max(1.0, merit[1]))[1]), len(known))
         turns.append(JobTurn(job.id, policy.group(job), level))
     return tuple(turns)

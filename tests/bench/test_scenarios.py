@@ -15,7 +15,7 @@ import pytest
 
 from mlora_sched.bench.record import Outcome, Result, Unit
 from mlora_sched.bench.run import write
-from mlora_sched.bench.scenarios import SCENARIOS, ceiling, flat, memory, mix, moe, options, saving, small
+from mlora_sched.bench.scenarios import SCENARIOS, ceiling, decisions, flat, memory, mix, moe, options, saving, small
 from mlora_sched.bench.setting import Setting, machine
 from mlora_sched.cli.local.bench import NAMES
 
@@ -30,6 +30,9 @@ SMALL: dict[str, Callable[[Setting], Outcome]] = {
         setting, options.Plan(jobs=2, tokens=64, options=("checkpoint-activations", "bfloat16"))
     ),
     "saving": lambda setting: saving.run(setting, saving.Plan(jobs=2, rank=4, tokens=64, steps=2)),
+    "decisions": lambda setting: decisions.run(
+        setting, decisions.Plan(queued=60, owners=6, places=8, decisions=20, residents=4, users=2, rank=4, tokens=16)
+    ),
     "memory": lambda setting: memory.run(setting, memory.Plan(mix=mix.Plan(ranks=(4, 8), batch_size=2), steps=1)),
 }
 SYSTEMS = {
@@ -42,6 +45,8 @@ SYSTEMS = {
         system + what for system in ("plain", "checkpoint-activations", "bfloat16") for what in ("", ", peak tensors")
     },
     "saving": {"saved", "plain", "an interval with one save of every job", "an interval"},
+    "decisions": {"scheduling", "packs", "bar"}
+    | {f"{memory}, {what}" for memory in ("little fits", "nothing fits", "plenty") for what in ("median", "p95")},
     "memory": {"together, pss", "together, tensors", "processes, pss", "processes, tensors"},
 }
 
@@ -124,6 +129,13 @@ def test_flat_divides_the_same_rows_among_more_jobs(outcome_of: Callable[[str], 
 def test_moe_compares_equal_numbers_of_parameters(outcome_of: Callable[[str], Outcome]) -> None:
     counts: Any = outcome_of("moe").counts
     assert counts["parameters_lora"] == pytest.approx(counts["parameters_mixlora"], rel=0.02)
+
+
+def test_decisions_are_about_full_places_and_about_none(outcome_of: Callable[[str], Outcome]) -> None:
+    counts: Any = outcome_of("decisions").counts
+    assert counts["wanted"]["plenty"] == 8
+    assert counts["wanted"]["nothing fits"] == 0
+    assert counts["packs"] >= 1
 
 
 @pytest.mark.slow

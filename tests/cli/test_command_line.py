@@ -196,6 +196,11 @@ def test_validate_names_every_bad_spec_and_every_good_one(tmp_path: Path, capsys
         (["--base", "a={tmp}", "--base", "a={tmp}", "--state", "{tmp}/s"], 2, "two bases are called a"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--base-slice", "0m"], 2, "'0m' is no duration; write a number"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--threads", "-1"], 2, "--threads"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "best"], 2, "'best' is not one of"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--min-slice", "-1"], 2, "--min-slice"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--weight", "ann"], 2, "--weight ann: write USER=WEIGHT"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--weight", "ann=0"], 2, "--weight ann=0: write USER=WEIGHT"),
+        (["--base", "a={tmp}", "--state", "{tmp}/s", "--weight", "ann=nan"], 2, "with a number above 0"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--max-jobs", "0"], 2, "--max-jobs"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--pack-seconds", "0"], 2, "--pack-seconds"),
         (["--base", "a={tmp}", "--state", "{tmp}/s", "--policy", "mine"], 2, "'mine' is not"),
@@ -214,14 +219,16 @@ def test_serve_refuses(tmp_path: Path, capsys: Capture, args: list[str], code: i
 def test_options_of_serve_reach_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[DaemonSettings] = []
     monkeypatch.setattr("mlora_sched.cli.local.serve.run_daemon", lambda settings, *_: started.append(settings))
-    options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "fair", "--threads", "2", "--dtype", "bfloat16"]
+    options = ["--pack-tokens", "512", "--max-jobs", "3", "--policy", "aspen", "--threads", "2", "--dtype", "bfloat16"]
     options += ["--checkpoint-activations", "--quantize", "nf4", "--compile"]
     options += ["--memory-budget", "20GiB", "--memory-margin", "0.1", "--host-memory", "512 MiB"]
     options += ["--idle-unload", "15m", "--base", f"b={tmp_path}", "--base-slice", "2m", "--pack-seconds", "0.25"]
+    options += ["--min-slice", "7s", "--weight", "ann=2", "--weight", "bob=0.5"]
     assert run(["serve", "--base", f"a={tmp_path}", "--state", str(tmp_path / "s"), *options]) == 0
     (settings,) = started
     assert (settings.pack_tokens, settings.pack_seconds) == (512, 0.25)
-    assert (settings.max_resident_jobs, settings.policy) == (3, "fair")
+    assert (settings.max_resident_jobs, settings.policy) == (3, "aspen")
+    assert (settings.min_slice, settings.weights) == (7.0, {"ann": 2.0, "bob": 0.5})
     assert (settings.threads, settings.dtype) == (2, "bfloat16")
     assert (settings.checkpoint_activations, settings.quantize, settings.compile) == (True, "nf4", True)
     assert (settings.memory_budget, settings.memory_margin) == (20 << 30, 0.1)

@@ -168,6 +168,15 @@ def test_owners_share_one_place_over_time(start: Callable[..., Rig]) -> None:
     assert rig.store.fairness().counters == {"ann": 60 * 20_000, "bob": 60 * 20_000}, "no step was computed twice"
 
 
+def test_who_has_a_weight_gets_as_much_more_and_pays_as_much_less(start: Callable[..., Rig]) -> None:
+    rig = start(max_resident=1, options={"weights": {"ann": 3.0}, "min_slice": 1.0})
+    ann, bob = (rig.submit(owner, owner, steps=60, step_tokens=20_000) for owner in ("ann", "bob"))
+    rig.until(lambda: rig.state(ann).is_final)
+    assert 10 <= rig.store.get(bob).step <= 35, "about a third of hers"
+    rig.finish()
+    assert rig.store.fairness().counters == pytest.approx({"ann": 60 * 20_000 / 3, "bob": 60 * 20_000})
+
+
 # ---------------------------------------------------------------- requests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from random import Random
 
@@ -17,7 +18,22 @@ from mlora_sched.sched.queue import queue
 from mlora_sched.sched.residency import most_places, plan
 from mlora_sched.spec.job import Priority
 
-from .snapshots import POLICIES, by_id, carried_out, fit, free_places, policies, settle, snapshots, waiting
+from .snapshots import (
+    FAIR,
+    POLICIES,
+    by_id,
+    carried_out,
+    fit,
+    free_places,
+    policies,
+    settle,
+    snapshot_of,
+    snapshots,
+    waiting,
+)
+from .snapshots import (
+    job as a_job,
+)
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 
@@ -210,6 +226,22 @@ def _place(policy: Policy, snapshot: Snapshot, job_id: str) -> int:
     """Where the job stands in the queue; before it when it does not wait."""
     told = [one.job_id for one in queue(policy, snapshot, plan(policy, snapshot))]
     return told.index(job_id) if job_id in told else -1
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.data())
+def test_who_has_less_to_do_is_never_behind_in_packs(remaining: list[float], data: st.DataObject) -> None:
+    """Of one owner's jobs of a priority; and those of a level are within a factor of two, but for the tiniest."""
+    there = tuple(
+        replace(a_job(at, "ann", priority=data.draw(st.sampled_from(_RANK))), remaining=left)
+        for at, left in enumerate(remaining)
+    )
+    turns = {turn.job_id: turn.level for turn in plan(FAIR, snapshot_of(resident=there, places=len(there))).turns}
+    for one, other in itertools.permutations(there, 2):
+        if (_RANK.index(one.priority), -one.remaining) > (_RANK.index(other.priority), -other.remaining):
+            assert turns[one.id] <= turns[other.id]
+        if turns[one.id] == turns[other.id]:
+            assert one.priority is other.priority
+            assert max(1.0, one.remaining) <= 2 * max(1.0, other.remaining)
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:

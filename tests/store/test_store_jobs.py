@@ -321,6 +321,13 @@ def test_reports_of_a_whole_life(store: JobStore) -> None:
     assert store.fairness().counters == {"ann": 42.5}, "its steps and its evaluation"
 
 
+def test_what_an_owner_pays_is_divided_by_their_weight(store: JobStore) -> None:
+    bring_to(store, JobState.RUNNING)
+    store.record([stepped(1)], 12.0, weights={"ann": 4.0, "bob": 8.0})
+    store.record([evaluated(1)], 12.0, weights={"bob": 8.0})
+    assert store.fairness().counters == {"ann": 10 / 4 + 2.5}, "1 for who has none"
+
+
 def test_a_job_that_a_limit_has_stopped_says_so(store: JobStore) -> None:
     bring_to(store, JobState.RUNNING)
     store.record([stepped(1), JobFinished(job_id=ID, epoch=0, step=1, stopped_by=StoppedBy.MAX_TOKENS)], 12.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mlora_sched.bench.record import Outcome
-from mlora_sched.bench.scenarios import ceiling, flat, memory, mix, moe, options, saving, small
+from mlora_sched.bench.scenarios import ceiling, decisions, flat, memory, mix, moe, options, saving, small
 from mlora_sched.bench.setting import Setting
 
 
@@ -35,6 +35,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "memory": Scenario(memory.QUESTION, memory.run, memory.step),
         "options": Scenario(options.QUESTION, options.run, options.step),
         "saving": Scenario(saving.QUESTION, saving.run, saving.step),
+        "decisions": Scenario(decisions.QUESTION, decisions.run, decisions.step),
     }
 )
 """In the order in which they run when none is named."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlora_sched.bench.record import Result
     from mlora_sched.bench.setting import Setting
 
-NAMES = ("mix", "ceiling", "flat", "small", "moe", "memory", "options", "saving")
+NAMES = ("mix", "ceiling", "flat", "small", "moe", "memory", "options", "saving", "decisions")
 """Of the scenarios, here so that help loads no torch; a test holds them to `mlora_sched.bench.scenarios`."""
 
 
@@ -45,14 +45,15 @@ def bench(
     """Measure training together, side by side with what one would do instead.
 
     \b
-    mix      jobs of several ranks on uneven rows, against PEFT
-    ceiling  a packed step against the frozen base's own forward and backward
-    flat     the same tokens divided among 1 to 32 jobs
-    small    from 16 to 2048 tokens a step, against PEFT
-    moe      MixLoRA against LoRA of as many parameters
-    memory   jobs in one process against a process for each
-    options  the daemon's options, each against the plain daemon
-    saving   saving every job at the default interval, against not saving
+    mix        jobs of several ranks on uneven rows, against PEFT
+    ceiling    a packed step against the frozen base's own forward and backward
+    flat       the same tokens divided among 1 to 32 jobs
+    small      from 16 to 2048 tokens a step, against PEFT
+    moe        MixLoRA against LoRA of as many parameters
+    memory     jobs in one process against a process for each
+    options    the daemon's options, each against the plain daemon
+    saving     saving every job at the default interval, against not saving
+    decisions  who trains next with 10,000 jobs waiting, and scheduling's share of a step
 
     All of them when none is named. All systems run in turn in every round; figures are medians over the rounds. With
     --json, one object; with several scenarios, one object that holds theirs by name.
