@@ -1,12 +1,13 @@
 """Real history as a trace: the jobs that have ended and the machine that they ran on, for `simulate`.
 
-What jobs were is known exactly (when they came and ended, how many steps they did), what a step was as a mean: of equal
-batches, cut into as many chunks as it had. How long packs take is what the worker has learned.
+What jobs were is known exactly: when they came and ended, how many steps they did, and the chunks of their first
+steps, which stand for the later ones. Of jobs whose chunks are too many to be kept, or that were prepared earlier, the
+mean step is known. How long packs take is what the worker has learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import floor
 
 from mlora_sched.errors import Refused
@@ -14,8 +15,8 @@ from mlora_sched.memory.fit import Estimating, Fit, Sizes
 from mlora_sched.sched.work import WorkModel
 from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.adapter import LoraSpec
-from mlora_sched.spec.load import Load
+from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
+from mlora_sched.spec.load import JobLoad, Load
 from mlora_sched.spec.state import JobState
 from mlora_sched.spec.trace import Batch, ChunkLoad, Machine, TraceJob, write_trace
 from mlora_sched.store.jobs import JobStore
@@ -93,12 +94,8 @@ def _job(job: PastJob, fit: Fit, work: WorkModel, names: _Names, began: float) -
         priority=job.priority,
         arrival=job.created - began,
         steps=job.total_steps,
-        batches=_batches(load.step, work.of_load(adapter, load.step, training=True)),
-        evaluation=()
-        if load.evaluation is None or not evaluates
-        else _batch(
-            load.evaluation, work.of_load(adapter, load.evaluation, training=False), round(load.evaluation.chunks)
-        ),
+        batches=_batches(load, adapter, work),
+        evaluation=_evaluation(load, adapter, work) if evaluates else (),
         eval_steps=load.eval_steps if evaluates else None,
         resident=needs.resident,
         chunk=needs.chunk,
@@ -108,13 +105,28 @@ def _job(job: PastJob, fit: Fit, work: WorkModel, names: _Names, began: float) -
     )
 
 
-def _batches(load: Load, work: float) -> tuple[Batch, ...]:
-    """So many batches of equal work that their mean number of chunks is about the load's."""
-    least = floor(load.chunks)
-    more = round(BATCHES * (load.chunks - least))
+def _batches(load: JobLoad, adapter: AdapterSpec, work: WorkModel) -> tuple[Batch, ...]:
+    """The first steps; else so many batches of equal work that their mean number of chunks is about the load's."""
+    if load.batches:
+        return tuple(_chunks(batch, adapter, work, training=True) for batch in load.batches)
+    done = work.of_load(adapter, load.step, training=True)
+    least = floor(load.step.chunks)
+    more = round(BATCHES * (load.step.chunks - least))
     if more == 0:
-        return (_batch(load, work, least),)
-    return tuple(_batch(load, work, least + (at < more)) for at in range(BATCHES))
+        return (_batch(load.step, done, least),)
+    return tuple(_batch(load.step, done, least + (at < more)) for at in range(BATCHES))
+
+
+def _evaluation(load: JobLoad, adapter: AdapterSpec, work: WorkModel) -> Batch:
+    assert load.evaluation is not None
+    if load.held_out:
+        return _chunks(load.held_out, adapter, work, training=False)
+    done = work.of_load(adapter, load.evaluation, training=False)
+    return _batch(load.evaluation, done, round(load.evaluation.chunks))
+
+
+def _chunks(loads: Sequence[Load], adapter: AdapterSpec, work: WorkModel, *, training: bool) -> Batch:
+    return tuple(ChunkLoad(round(load.tokens), work.of_load(adapter, load, training=training)) for load in loads)
 
 
 def _batch(load: Load, work: float, chunks: int) -> Batch:

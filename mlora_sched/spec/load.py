@@ -28,11 +28,15 @@ class JobLoad(Frozen):
     Attributes:
         step: the mean optimiser step. evaluation: one evaluation, None where there are no validation data.
         eval_steps: steps between two evaluations; there is one before the first step and one after the last.
+        batches: of the first steps, the chunks of each, in order; what packs look like depends on how they vary.
+        held_out: likewise of an evaluation; empty where those are too many to be kept.
     """
 
     step: Load
     evaluation: Load | None = None
     eval_steps: int | None = None
+    batches: tuple[tuple[Load, ...], ...] = ()
+    held_out: tuple[Load, ...] = ()
 
     def evaluations(self, done: int, total: int) -> int:
         """Evaluations still to come of a job that has done so many steps of all, the one at that step not counted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from engine.bases import token_set
@@ -11,7 +13,22 @@ from hypothesis import strategies as st
 from mlora_sched.data.cursor import Cursor
 from mlora_sched.data.load import load_of
 from mlora_sched.data.pack import cut_chunks
+from mlora_sched.data.token_set import TokenSet
 from mlora_sched.spec.job import parse_job
+
+
+def one_by_one(batch: Iterable[int], rows: TokenSet) -> list[tuple[float, float, float]]:
+    """Tokens, squares and targets of a batch's chunks of at most 64 tokens, counted row by row."""
+    told: list[tuple[float, float, float]] = []
+    for row in batch:
+        length, targets = float(rows.lengths[row]), float(rows.targets[row])
+        if told and told[-1][0] + length <= 64:
+            tokens, squares, before = told[-1]
+            told[-1] = (tokens + length, squares + length**2, before + targets)
+        else:
+            told.append((length, length**2, targets))
+    return told
+
 
 LENGTHS = st.lists(st.integers(2, 90), min_size=1, max_size=40)
 
@@ -37,6 +54,10 @@ def test_the_mean_step_is_that_of_the_steps_one_by_one(
     assert load.evaluation.tokens == sum(held_out)
     assert load.evaluation.squares == sum(length**2 for length in held_out)
     assert load.eval_steps == cursor.steps_per_epoch
+    told = [[(chunk.tokens, chunk.squares, chunk.targets) for chunk in batch] for batch in load.batches]
+    assert told == [one_by_one(batch, train) for batch in batches[: min(16, cursor.steps_per_epoch)]]
+    held = [(chunk.tokens, chunk.squares, chunk.targets) for chunk in load.held_out]
+    assert held == one_by_one(range(len(held_out)), validation)
 
 
 def test_without_validation_data_nothing_is_evaluated() -> None:
