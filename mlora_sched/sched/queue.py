@@ -20,12 +20,15 @@ def queue(policy: Policy, snapshot: Snapshot, plan: Plan) -> tuple[Waiting, ...]
     """
     attached = set(plan.attach)
     paid = {**snapshot.counters, **plan.counters}
-    places = Counter(policy.group(job) for job in snapshot.resident)
+    leave = set(plan.detach)
+    places = Counter(policy.group(job) for job in snapshot.resident if job.id not in leave)
     turns: list[tuple[tuple[bool, int, float, str], JobFacts]] = []
     for group, jobs in snapshot.queues.items():
         counter = paid.get(group, 0.0) if policy.by_owner else 0.0
+        overdue = policy.preempts and policy.merit(next(iter(jobs)), snapshot.now)[0] < 0
         for place, job in enumerate(jobs, places[group]):
-            turns.append(((job.id not in plan.wanted, place, counter, group), job))
+            behind = counter - (snapshot.limits.slack if overdue and place == 0 else 0.0)  # as places are dealt
+            turns.append(((job.id not in plan.wanted, place, behind, group), job))
     ordered = [job for _, job in sorted(turns, key=lambda pair: pair[0]) if job.id not in attached]
     return tuple(_reasons(policy, snapshot, plan, ordered))
 
