@@ -5,13 +5,13 @@ is forgotten with the step. What the daemon has recorded is late by a slice or t
 here, unless a group was lifted there: so the larger of the two is right.
 
 A group that got all it asked for in a pack was not kept waiting by anybody, and has no claim to be served for that
-later: it is lifted to just behind the lowest of those that were kept waiting, in the pack or for a place, as an owner
-is who comes back; or, when nobody was, to who has paid most. A group that was kept waiting is never lifted here.
+later: it is lifted to the lowest of those that were kept waiting, in the pack or for a place, less what one pack gave
+to any group: those that are served in turn are apart by that. When nobody was kept waiting, it is lifted to who has
+paid most. A group that was kept waiting is never lifted here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 from mlora_sched.sched.plan import Account
@@ -24,6 +24,10 @@ class Ledger:
         self._accounts: dict[str, Account] = {}
         self._known: dict[str, float] = {}
         self._lifted: set[str] = set()
+        self._stood: dict[str, float] = {}
+        """What groups had paid after the last pack, unfinished steps included."""
+        self._gained: dict[str, float] = {}
+        """By how much that grew in the last pack in which they were served."""
 
     def join(self, group: str, account: Account, unfinished: Mapping[str, float]) -> None:
         """A job of a group has come, with what was recorded of the group by then.
@@ -75,8 +79,13 @@ class Ledger:
         waits = {group for group, account in self._accounts.items() if account.waits} | set(kept_waiting)
         known = self.with_unfinished(unfinished)
         claims = [account.paid for group, account in known.items() if group in waits]
-        if claims:
-            level = math.nextafter(min(claims), math.inf)
+        for group, account in known.items():
+            gained = account.paid - self._stood.get(group, account.paid)
+            if gained > 0:
+                self._gained[group] = gained
+        self._stood = {group: account.paid for group, account in known.items()}
+        if claims:  # who was served in turn with them may be behind by what a turn is
+            level = min(claims) - max((self._gained.get(group, 0.0) for group in known), default=0.0)
         else:
             level = max((account.paid for account in known.values()), default=0.0)
         for group, account in list(self._accounts.items()):

@@ -115,7 +115,9 @@ def assert_weathered(storm: Storm, jobs: int) -> None:
     assert sum(isinstance(report, JobFinished) for report in storm.bench.reports) == jobs
     assert not any(isinstance(report, JobFailed) for report in storm.bench.reports)
     assert min(storm.left) >= 0, "no pack took what others held, or more than there is"
-    assert sum(storm.used) / len(storm.used) >= 0.85
+    assert sum(storm.used) / len(storm.used) >= 0.8, (
+        "packs of training and of evaluation take turns, and some are small"
+    )
     assert storm.memory.report().peak <= TOTAL
     assert not any(note.startswith("out of memory") for note in storm.bench.notes())
 
