@@ -14,12 +14,9 @@ from dataclasses import dataclass, field, replace
 from mlora_sched.sched.board import Board
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
-from mlora_sched.sched.plan import Account, JobFacts, JobTurn, Limits, Policy, Snapshot
+from mlora_sched.sched.plan import SLICES_AHEAD, Account, JobFacts, JobTurn, Limits, Policy, Snapshot
 from mlora_sched.sched.residency import plan
 from mlora_sched.spec.job import Priority
-
-AHEAD = 2
-"""Slices that a worker has at once."""
 
 
 @dataclass
@@ -77,7 +74,7 @@ class World:
     def slice(self) -> None:
         """Plan, carry out, and run one slice by what was planned earlier."""
         self._plan()
-        turns, accounts = self._told.popleft() if len(self._told) > AHEAD else self._told[0]
+        turns, accounts = self._told.popleft() if len(self._told) > SLICES_AHEAD else self._told[0]
         self._ledger.hear(accounts, {self.policy.group(work.facts) for work in self.resident.values()})
         done: list[tuple[str, float]] = []
         for _ in range(self.packs_a_slice):
