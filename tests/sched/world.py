@@ -86,7 +86,6 @@ class World:
 
     def _plan(self) -> None:
         self._board.advance(self.now)
-        self._board.keep_only(self.waiting)
         for work in self.waiting.values():
             self._board.put(work.known)
         snapshot = Snapshot(
@@ -107,6 +106,7 @@ class World:
             self.moves += 1
         for job_id in decided.attach:
             work = self.waiting.pop(job_id)
+            self._board.drop(job_id)
             work.facts = replace(work.facts, attached=self.now)
             self.resident[job_id] = work
             group = self.policy.group(work.facts)
