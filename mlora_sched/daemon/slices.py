@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mlora_sched.sched.plan import Account, JobTurn
+from mlora_sched.sched.plan import SLICES_AHEAD, Account, JobTurn
 from mlora_sched.spec.wire import Command, GroupAccount, Slice, Turn
-
-SLICES_AHEAD = 2
-"""Slices the worker has at once."""
 
 
 class Slices:

@@ -28,7 +28,6 @@ from mlora_sched.engine.resident import FAULTS, Resident, Saved, code_fault, onc
 from mlora_sched.engine.saver import Saver, Saving
 from mlora_sched.engine.saving import resume
 from mlora_sched.engine.step import PartError, SegmentResult, begin_steps, run_pack
-from mlora_sched.engine.train_state import Phase
 from mlora_sched.engine.turns import Turns
 from mlora_sched.errors import JobFault
 from mlora_sched.memory.device import host_memory
@@ -36,6 +35,7 @@ from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.meter import Measurement
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import free_caches, is_out_of_memory
+from mlora_sched.sched.phases import Phase
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Note, Report, Slice
 

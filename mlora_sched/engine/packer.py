@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 from mlora_sched.data.pack import Chunk, bucket_for
 from mlora_sched.engine.resident import Resident
-from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
-from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
-from mlora_sched.sched.phases import Phases
+from mlora_sched.sched.packing import Candidate, Offer, Piece, Room, in_time, next_pack
+from mlora_sched.sched.phases import Phase, Phases
 from mlora_sched.sched.plan import Account
 from mlora_sched.sched.step_time import Pack, StepTimeModel
 
@@ -44,15 +43,6 @@ class Choice:
     def tokens(self) -> int:
         """Real rows of the pack."""
         return sum(chunk.tokens for chunk in self.chunks)
-
-    @property
-    def work_by_group(self) -> dict[str, float]:
-        """Of its chunks, by the groups that their jobs take turns in."""
-        found: dict[str, float] = defaultdict(float)
-        for chunk in self.chunks:
-            resident = self.members[chunk.job_id]
-            found[resident.turn.group] += resident.state.work(chunk)
-        return found
 
     def charge(self, seconds: float) -> None:
         """Divide the time that the pack took among its jobs, by their tokens."""
@@ -94,8 +84,8 @@ class Packer:
         due = _fill(present, accounts, Phase.DONE, Room(self.room))
         if not due.chunks:
             return due
-        kind = self._phases.choose(due.members[chunk.job_id].state.phase.value for chunk in due.chunks)
-        for phase in dict.fromkeys([Phase(kind), *(one.state.phase for one in in_turn(present, accounts))]):
+        kind = self._phases.choose(due.members[chunk.job_id].state.phase for chunk in due.chunks)
+        for phase in dict.fromkeys([kind, *(one.state.phase for one in in_turn(present, accounts))]):
             members = [resident for resident in present if resident.state.phase is phase]
             choice = self._of_phase(members, accounts, phase, fits)
             if choice.chunks:
@@ -165,13 +155,12 @@ class Packer:
 
     def _fill(self, members: Sequence[Resident], accounts: Mapping[str, Account], phase: Phase, tokens: int) -> Choice:
         """A pack of at most so many tokens that takes no longer than it may; one chunk may take any time."""
-        work = math.inf
-        while True:
+
+        def offer(work: float) -> Offer[Choice]:
             choice = _fill(members, accounts, phase, Room(tokens, work))
-            over = self.times.seconds(self._timed(choice)) / self.seconds if len(choice.chunks) > 1 else 0.0
-            if over <= 1:
-                return choice
-            work = choice.work / max(over, 1.05)
+            return Offer(choice, len(choice.chunks), choice.work, self.times.seconds(self._timed(choice)))
+
+        return in_time(offer, self.seconds)
 
     def _timed(self, choice: Choice) -> Pack:
         """The pack as far as its time goes."""

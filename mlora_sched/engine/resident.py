@@ -12,10 +12,11 @@ from typing import TypeVar
 import torch
 
 from mlora_sched.engine.step import OwnCode
-from mlora_sched.engine.train_state import Phase, TrainState
+from mlora_sched.engine.train_state import TrainState
 from mlora_sched.errors import DataError, JobFault, MloraError, NotFound, SpecError
 from mlora_sched.memory.meter import bytes_of
 from mlora_sched.model.device import free_caches, is_out_of_memory
+from mlora_sched.sched.phases import Phase
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import JobStart, Turn
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
@@ -25,19 +24,12 @@ from mlora_sched.engine.step import SegmentResult
 from mlora_sched.errors import JobFault
 from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
+from mlora_sched.sched.phases import Phase
 from mlora_sched.sched.work import WorkModel
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.training import interval_steps
-
-
-class Phase(StrEnum):
-    """What the job's next chunks are for."""
-
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    DONE = "done"
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,6 @@ class Board:
         if not self._queues[group]:
             del self._queues[group]
 
-    def keep_only(self, job_ids: Iterable[str]) -> None:
-        """No other jobs wait than these."""
-        for job_id in self._jobs.keys() - set(job_ids):
-            self.drop(job_id)
-
     def advance(self, now: float) -> None:
         """It is `now`, in seconds; merits that time has changed are changed. Time does not go backwards."""
         self._now = max(self._now, now)

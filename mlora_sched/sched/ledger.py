@@ -91,6 +91,7 @@ class Ledger:
         for group, account in list(self._accounts.items()):
             if group not in waits and account.paid < level:
                 self._set(group, account._replace(paid=level))
+                self._stood[group] += level - account.paid  # what it is lifted by was no pack's gift
                 self._lifted.add(group)
 
     def lifted(self) -> dict[str, float]:

@@ -17,9 +17,9 @@ import heapq
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from mlora_sched.sched.plan import Account
 
@@ -116,16 +116,13 @@ class _Group:
         return self.candidates[at].level, -self._next(at).tokens, at
 
 
-def next_pack(
-    candidates: Sequence[Candidate], accounts: Mapping[str, Account], room: Room, most: float = math.inf
-) -> tuple[Chosen, ...]:
+def next_pack(candidates: Sequence[Candidate], accounts: Mapping[str, Account], room: Room) -> tuple[Chosen, ...]:
     """Choose the chunks of the next pack.
 
     Args:
         candidates: of equals the first goes first.
         accounts: of their groups; a group that is missing has paid nothing.
         room: of the pack. The first chunk always goes in, so that work never stalls.
-        most: what a group may have paid at most with a chunk other than the first, for the sake of others who wait.
 
     Returns:
         In pack order; empty only when no candidate has a chunk.
@@ -137,6 +134,7 @@ def next_pack(
     turns = [group.turn(place) for place, group in enumerate(groups)]
     heapq.heapify(turns)
     order: dict[str, int] = {}
+    most = math.inf  # that a group may have paid with a further chunk, for the sake of who is owed one
     while turns:
         place = turns[0][-1]
         group = groups[place]
@@ -151,3 +149,27 @@ def next_pack(
         if (first := group.first()) is not None:
             most = min(most, group.account.after(first.work).paid)
     return tuple(Chosen(job_id, chunks) for job_id, chunks in order.items())
+
+
+Made = TypeVar("Made")
+
+
+class Offer(NamedTuple, Generic[Made]):
+    """A pack that could run: its chunks, counted, their work, and the seconds that it is thought to take."""
+
+    pack: Made
+    chunks: int
+    work: float
+    seconds: float
+
+
+def in_time(offer: Callable[[float], Offer[Made]], most: float) -> Made:
+    """The first pack, of less and less work, that takes no longer than so many seconds; one chunk may take any time.
+
+    Args:
+        offer: the pack of at most so much work.
+    """
+    found = offer(math.inf)
+    while found.chunks > 1 and found.seconds > most:
+        found = offer(found.work / max(found.seconds / most, 1.05))
+    return found.pack

@@ -8,15 +8,24 @@ kind, and a job that has to evaluate before its first step joins others of its u
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a job's next chunks are for, and so the kind of pack that can hold them."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    DONE = "done"
 
 
 class Phases:
     """Chooses, and remembers what it chose last."""
 
     def __init__(self) -> None:
-        self._last: str | None = None
+        self._last: Phase | None = None
 
-    def choose(self, kinds: Iterable[str]) -> str:
+    def choose(self, kinds: Iterable[Phase]) -> Phase:
         """The kind of the next pack.
 
         Args:

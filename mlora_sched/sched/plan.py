@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from mlora_sched.spec.job import Priority
 
+SLICES_AHEAD = 2
+"""Slices that a worker has at once, the one that runs and the next, so that the device never waits for a plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:

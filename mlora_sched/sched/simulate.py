@@ -18,13 +18,11 @@ from enum import IntEnum
 from mlora_sched.errors import UserError
 from mlora_sched.sched.board import Board
 from mlora_sched.sched.gaps import Gaps
-from mlora_sched.sched.plan import JobFacts, Limits, Plan, Policy, Snapshot
+from mlora_sched.sched.phases import Phase
+from mlora_sched.sched.plan import SLICES_AHEAD, JobFacts, Limits, Plan, Policy, Snapshot
 from mlora_sched.sched.residency import plan
-from mlora_sched.sched.simulated import Phase, SimulatedJob, SimulatedPack, SimulatedSlice, SimulatedWorker
+from mlora_sched.sched.simulated import SimulatedJob, SimulatedPack, SimulatedSlice, SimulatedWorker
 from mlora_sched.spec.trace import Trace
-
-SLICES_AHEAD = 2
-"""As in `daemon.slices`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,26 +7,18 @@ packs made smaller for want of memory, failures, saving. Time comes in and goes 
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from mlora_sched.sched.ledger import Ledger
-from mlora_sched.sched.packing import Candidate, Chosen, Piece, Room, next_pack
-from mlora_sched.sched.phases import Phases
+from mlora_sched.sched.packing import Candidate, Chosen, Offer, Piece, Room, in_time, next_pack
+from mlora_sched.sched.phases import Phase, Phases
 from mlora_sched.sched.plan import Account, JobTurn
+from mlora_sched.sched.step_time import Pack, seconds_of
+from mlora_sched.spec.load import evaluations_left
 from mlora_sched.spec.trace import Batch, Machine, TraceJob
-
-
-class Phase(Enum):
-    """What a job's next chunks are for; as in `engine.train_state`."""
-
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    DONE = "done"
 
 
 class SimulatedJob:
@@ -63,8 +55,7 @@ class SimulatedJob:
         work = steps * self.job.step_work
         if every is None:
             return work
-        total = self.step + steps
-        evaluations = total // every - self.step // every + (total % every > 0)
+        evaluations = evaluations_left(every, self.step, self.step + steps)
         return work + evaluations * sum(piece.work for piece in self._evaluation)
 
     def take(self, chunks: int) -> float | None:
@@ -114,7 +105,7 @@ class SimulatedPack:
 
     Attributes:
         rows: computed, padding included. seconds: that it takes.
-        work, work_by_group: of its chunks, by owner and by group.
+        work: of its chunks, by owner.
         kept_waiting: owners that had more chunks than it took.
     """
 
@@ -123,7 +114,6 @@ class SimulatedPack:
     rows: int
     seconds: float
     work: Mapping[str, float]
-    work_by_group: Mapping[str, float]
     kept_waiting: frozenset[str] = frozenset()
 
 
@@ -185,24 +175,22 @@ class SimulatedWorker:
             return None
         candidates = {one.id: Candidate(one.id, one.group, one.level, one.waiting) for one in present}
         due = next_pack(list(candidates.values()), accounts, Room(self._tokens))
-        kind = self._phases.choose(self.residents[chosen.job_id].phase.value for chosen in due)
-        members = [candidates[one.id] for one in present if one.phase.value == kind]
-        pack = self._pack(self._filled(members, accounts))
+        kind = self._phases.choose(self.residents[chosen.job_id].phase for chosen in due)
+        members = [candidates[one.id] for one in present if one.phase is kind]
+        pack = self._filled(members, accounts)
         left_out = _left_out(ready, pack)
         self._kept_waiting = frozenset(one.group for one in left_out)
         return replace(pack, kept_waiting=frozenset(one.owner for one in left_out))
 
-    def _filled(self, candidates: Sequence[Candidate], accounts: Mapping[str, Account]) -> tuple[Chosen, ...]:
-        """A pack that takes no longer than it may; one chunk may take any time. As `engine.packer` does it."""
-        most = math.inf
-        while True:
-            chosen = next_pack(candidates, accounts, Room(self._tokens, most))
-            pack = self._pack(chosen)
-            alone = len(chosen) == 1 and chosen[0].chunks == 1
-            over = 0.0 if alone else pack.seconds / self._machine.pack_seconds
-            if over <= 1:
-                return chosen
-            most = sum(pack.work.values()) / max(over, 1.05)
+    def _filled(self, candidates: Sequence[Candidate], accounts: Mapping[str, Account]) -> SimulatedPack:
+        """A pack that takes no longer than it may, as `engine.packer` makes it."""
+
+        def offer(work: float) -> Offer[SimulatedPack]:
+            pack = self._pack(next_pack(candidates, accounts, Room(self._tokens, work)))
+            chunks = sum(chosen.chunks for chosen in pack.chosen)
+            return Offer(pack, chunks, sum(pack.work.values()), pack.seconds)
+
+        return in_time(offer, self._machine.pack_seconds)
 
     def finish(self, pack: SimulatedPack) -> list[tuple[SimulatedJob, float]]:
         """A pack has run: the jobs that have completed a step or an evaluation with it, and its work."""
@@ -222,14 +210,13 @@ class SimulatedWorker:
         return [one for one in self.residents.values() if one.id in self._named or not one.named]
 
     def _pack(self, chosen: tuple[Chosen, ...]) -> SimulatedPack:
-        tokens, work, by_group = 0, defaultdict[str, float](float), defaultdict[str, float](float)
+        tokens, work = 0, defaultdict[str, float](float)
         for job_id, chunks in chosen:
             job = self.residents[job_id]
             for piece in job.pieces[job.ran : job.ran + chunks]:
                 tokens += piece.tokens
                 work[job.owner] += piece.work
-                by_group[job.group] += piece.work
-        buckets, time = self._machine.buckets, self._machine.step_time
+        buckets = self._machine.buckets
         rows = buckets[bisect_left(buckets, tokens)]
-        seconds = time.pack + time.work * sum(work.values()) + time.padding * (rows - tokens) + time.job * len(chosen)
-        return SimulatedPack(chosen, tokens, rows, seconds, dict(work), dict(by_group))
+        seconds = seconds_of(self._machine.step_time, Pack(sum(work.values()), rows - tokens, len(chosen)))
+        return SimulatedPack(chosen, tokens, rows, seconds, dict(work))

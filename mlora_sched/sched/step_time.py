@@ -48,6 +48,15 @@ class Pack(NamedTuple):
         return (1.0, self.work, float(self.padding), float(self.jobs))
 
 
+def seconds_of(time: StepTime, pack: Pack) -> float:
+    """How long a pack takes by what was told."""
+    return _sum((time.pack, time.work, time.padding, time.job), pack)
+
+
+def _sum(coefficients: Terms, pack: Pack) -> float:
+    return sum(each * term for each, term in zip(coefficients, pack.terms, strict=True))
+
+
 class StepTimeModel:
     """Learns from one pack after another."""
 
@@ -69,7 +78,7 @@ class StepTimeModel:
 
     def seconds(self, pack: Pack) -> float:
         """How long a pack will take; 0 while nobody knows."""
-        return sum(each * term for each, term in zip(self._coefficients, pack.terms, strict=True))
+        return _sum(self._coefficients, pack)
 
     def learn(self, pack: Pack, seconds: float) -> None:
         """A pack has run and has taken so long; one without work or time says nothing."""

@@ -39,8 +39,11 @@ class JobLoad(Frozen):
     held_out: tuple[Load, ...] = ()
 
     def evaluations(self, done: int, total: int) -> int:
-        """Evaluations still to come of a job that has done so many steps of all, the one at that step not counted."""
-        if self.eval_steps is None:
-            return 0
-        last = 0 if total % self.eval_steps == 0 else 1
-        return total // self.eval_steps - done // self.eval_steps + (last if done < total else 0)
+        """Evaluations still to come of a job that has done so many steps of all; see `evaluations_left`."""
+        return 0 if self.eval_steps is None else evaluations_left(self.eval_steps, done, total)
+
+
+def evaluations_left(every: int, done: int, total: int) -> int:
+    """Evaluations, after each `every` steps and the last, that are still to come; one at `done` is not counted."""
+    last = done < total and total % every > 0
+    return total // every - done // every + last

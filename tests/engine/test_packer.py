@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mlora_sched.data.pack import Chunk, bucket_ladder
 from mlora_sched.engine.packer import RECOVERY, Choice, Packer, kept_waiting, unfinished
 from mlora_sched.engine.resident import Resident
-from mlora_sched.engine.train_state import Phase
 from mlora_sched.memory.formula import PackPlan
+from mlora_sched.sched.phases import Phase
 from mlora_sched.sched.plan import Account
 from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.wire import Turn

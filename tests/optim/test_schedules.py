@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import ours
 
-from mlora_sched.engine.train_state import Phase
 from mlora_sched.optim.schedules import learning_rate
+from mlora_sched.sched.phases import Phase
 from mlora_sched.spec.training import TrainingSpec
 
 

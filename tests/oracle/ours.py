@@ -15,10 +15,11 @@ from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.data.pack import build_pack
 from mlora_sched.data.token_set import Prepared
 from mlora_sched.engine.step import run_pack
-from mlora_sched.engine.train_state import Phase, StepFigures, TrainState
+from mlora_sched.engine.train_state import StepFigures, TrainState
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.site import Placed
+from mlora_sched.sched.phases import Phase
 from mlora_sched.spec.job import parse_job
 
 BUCKETS = tuple(range(32, 1025, 32))

@@ -66,7 +66,9 @@ class Boards(RuleBasedStateMachine):
 
     @rule(seqs=st.sets(SEQS))
     def keep_only(self, seqs: set[int]) -> None:
-        self.board.keep_only(f"j-{seq}" for seq in seqs)
+        for job in self.waiting.values():
+            if job.seq not in seqs:
+                self.board.drop(job.id)
         self.waiting = {job.id: job for job in self.waiting.values() if job.seq in seqs}
 
     @rule(seconds=st.sampled_from([-1.0, 0.0, 1.0, AGEING_SECONDS / 2, AGEING_SECONDS, 3 * AGEING_SECONDS]))

@@ -136,3 +136,15 @@ def test_groups_that_are_served_in_turn_stay_apart_by_their_weights() -> None:
         of.served([name for name in accounts if name != runs], {})
         turns.append(runs)
     assert turns.count("two") == 20
+
+
+def test_what_a_group_is_lifted_by_is_no_claim_of_the_others() -> None:
+    of = ledger(rare=0.0, busy=1000.0)
+    of.served(["busy"], {})
+    assert paid(of)["rare"] == 1000.0
+    of.commit("rare", 1.0)
+    of.commit("busy", 50.0)
+    of.served(["busy"], {})
+    of.commit("busy", 50.0)
+    of.served(["busy"], {})
+    assert paid(of)["rare"] == 1100.0 - 50.0, "behind by a pack, and not by what it was lifted by"

@@ -194,9 +194,3 @@ def test_nobody_is_served_for_ever_for_fitting_beside_others() -> None:
         chosen = next_pack(jobs, accounts, Room(100))
         accounts, jobs = paid(jobs, chosen, accounts), left(jobs, chosen)
     assert max(each.paid for each in accounts.values()) - min(each.paid for each in accounts.values()) <= 60
-
-
-def test_others_who_wait_bound_how_far_a_pack_brings_anybody() -> None:
-    job = candidate("a", *[10] * 9)
-    assert next_pack([job], {}, Room(90), most=35.0) == (Chosen("a", 3),)
-    assert next_pack([job], {"a": Account(50.0)}, Room(90), most=35.0) == (Chosen("a", 1),)

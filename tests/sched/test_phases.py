@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlora_sched.sched.phases import Phases
+from mlora_sched.sched.phases import Phase, Phases
 from mlora_sched.sched.policies import find_policy
 from mlora_sched.sched.simulate import simulate
 from mlora_sched.spec.trace import ChunkLoad, Machine, TraceJob, trace_of
@@ -13,9 +13,13 @@ from mlora_sched.spec.wire import StepTime
 
 def test_kinds_that_are_due_take_turns() -> None:
     phases = Phases()
-    assert [phases.choose(["train", "evaluate", "train"]) for _ in range(3)] == ["train", "evaluate", "train"]
-    assert [phases.choose(["train"]) for _ in range(2)] == ["train", "train"]
-    assert [phases.choose(["evaluate", "train"]) for _ in range(2)] == ["evaluate", "train"]
+    assert [phases.choose([Phase.TRAIN, Phase.EVALUATE, Phase.TRAIN]) for _ in range(3)] == [
+        Phase.TRAIN,
+        Phase.EVALUATE,
+        Phase.TRAIN,
+    ]
+    assert [phases.choose([Phase.TRAIN]) for _ in range(2)] == [Phase.TRAIN, Phase.TRAIN]
+    assert [phases.choose([Phase.EVALUATE, Phase.TRAIN]) for _ in range(2)] == [Phase.EVALUATE, Phase.TRAIN]
 
 
 @pytest.mark.parametrize("policy", ["fair", "fifo"])

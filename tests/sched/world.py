@@ -14,12 +14,9 @@ from dataclasses import dataclass, field, replace
 from mlora_sched.sched.board import Board
 from mlora_sched.sched.ledger import Ledger
 from mlora_sched.sched.packing import Candidate, Piece, Room, next_pack
-from mlora_sched.sched.plan import Account, JobFacts, JobTurn, Limits, Policy, Snapshot
+from mlora_sched.sched.plan import SLICES_AHEAD, Account, JobFacts, JobTurn, Limits, Policy, Snapshot
 from mlora_sched.sched.residency import plan
 from mlora_sched.spec.job import Priority
-
-AHEAD = 2
-"""Slices that a worker has at once."""
 
 
 @dataclass
@@ -77,7 +74,7 @@ class World:
     def slice(self) -> None:
         """Plan, carry out, and run one slice by what was planned earlier."""
         self._plan()
-        turns, accounts = self._told.popleft() if len(self._told) > AHEAD else self._told[0]
+        turns, accounts = self._told.popleft() if len(self._told) > SLICES_AHEAD else self._told[0]
         self._ledger.hear(accounts, {self.policy.group(work.facts) for work in self.resident.values()})
         done: list[tuple[str, float]] = []
         for _ in range(self.packs_a_slice):
@@ -89,7 +86,6 @@ class World:
 
     def _plan(self) -> None:
         self._board.advance(self.now)
-        self._board.keep_only(self.waiting)
         for work in self.waiting.values():
             self._board.put(work.known)
         snapshot = Snapshot(
@@ -110,6 +106,7 @@ class World:
             self.moves += 1
         for job_id in decided.attach:
             work = self.waiting.pop(job_id)
+            self._board.drop(job_id)
             work.facts = replace(work.facts, attached=self.now)
             self.resident[job_id] = work
             group = self.policy.group(work.facts)
