@@ -20,7 +20,7 @@ from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
-from mlora_sched.spec.adapter import ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter_common import ALL_LINEAR, AdapterCommon
 from mlora_sched.spec.placement import placed
 
 

@@ -23,7 +23,7 @@ from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
-from mlora_sched.spec.adapter import AdapterCommon
+from mlora_sched.spec.adapter_common import AdapterCommon
 
 PEFT_PREFIX = "base_model.model."
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mlora_sched.adapters.lora import LoraAdapter
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.site import Site
-from mlora_sched.spec.adapter import LoraPlusSpec
+from mlora_sched.spec.plain import LoraPlusSpec
 
 
 class LoraPlusAdapter(LoraAdapter):

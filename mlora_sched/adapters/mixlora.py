@@ -33,8 +33,8 @@ from mlora_sched.model.device import numbers
 from mlora_sched.model.experts import rows_by_expert
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import SiteOp
-from mlora_sched.spec.adapter import MixLoraSpec
 from mlora_sched.spec.placement import EXPERT_SITES
+from mlora_sched.spec.routed import MixLoraSpec
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import token_losses
 from mlora_sched.model.layers import first_layers
-from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.numerics import Exactness, ProbeVerdict
+from mlora_sched.spec.plain import LoraSpec
 
 _PROBED = (7, 13, 3)
 """Row lengths of the two chunks that are compared: 23 tokens, so that it fits the smallest bucket."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlora_sched.spec.adapter import AdapterSpec, DoraSpec, MixLoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
 from mlora_sched.spec.placement import EXPERT_SITES
+from mlora_sched.spec.plain import DoraSpec
+from mlora_sched.spec.routed import MixLoraSpec
 
 _WIDE = 4
 """Bytes of float32."""

@@ -20,11 +20,12 @@ Pure: a base's shape and sizes in, numbers out. What it takes in seconds is lear
 from __future__ import annotations
 
 from mlora_sched.memory.costs import parameters
-from mlora_sched.memory.formula import loose_layer, targets_in
-from mlora_sched.spec.adapter import AdapterSpec, MixLoraSpec
+from mlora_sched.memory.formula import loose_layer, loose_targets, targets_in
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, LayerShape
 from mlora_sched.spec.placement import EXPERT_SITES
+from mlora_sched.spec.routed import MixLoraSpec
 
 GIGA = 1e9
 """Operations in a unit of work: 1 GFLOP."""
@@ -77,9 +78,8 @@ class WorkModel:
             shape, targets = self._shape, targets_in(self._shape, adapter)
             layers = zip(shape.order, targets, strict=True)
             loose = loose_layer(shape)
-            outside = frozenset(adapter.targets((s.path for g in loose.groups for s in g.sites), shape.is_mixture))
             self._met[adapter] = sum(_met(adapter, shape.kinds[kind], found) for kind, found in layers) + _met(
-                adapter, loose, outside
+                adapter, loose, loose_targets(shape, adapter)
             )
         return self._met[adapter]
 

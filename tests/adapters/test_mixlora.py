@@ -20,7 +20,7 @@ from adapters.reference import balance_loss
 from mlora_sched.adapters.mixlora import MixLoraOp, route
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.errors import SpecError
-from mlora_sched.spec.adapter import MixLoraSpec
+from mlora_sched.spec.routed import MixLoraSpec
 
 
 def mixlora(**settings: Any) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.adapters.params import Params
 from mlora_sched.adapters.registry import METHODS, build_adapter
 from mlora_sched.errors import SpecError
-from mlora_sched.spec.adapter import AdapterCommon, AdapterSpec, LoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import AdapterCommon
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.job import parse_job
 
 
