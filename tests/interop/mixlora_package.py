@@ -150,7 +150,7 @@ def ask_package(python: Path, questions: dict[str, Question], rows: Sequence[np.
     asked = {name: {"base": q.base, "adapter": q.adapter, "rows": listed} for name, q in questions.items()}
     (work / "questions.json").write_text(json.dumps(asked))
     kept_apart = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment = kept_apart | {"HF_HUB_OFFLINE": "1"}
+    environment = kept_apart | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [str(python), str(READER), "questions.json", "logits.safetensors"]
     subprocess.run(command, cwd=work, env=environment, check=True)
     theirs = load_file(work / "logits.safetensors")
