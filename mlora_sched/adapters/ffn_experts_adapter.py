@@ -38,6 +38,9 @@ _PLAIN: dict[PlainMethod, type[LoraAdapter]] = {
 }
 
 
+_ROUTER = ("weight", "bias")
+
+
 class FfnExpertsAdapter(Adapter):
     """Experts on every targeted FFN, an ordinary adapter on every other target.
 
@@ -90,8 +93,7 @@ class FfnExpertsAdapter(Adapter):
     def _plain_part(self, spec: FfnExpertsSpec) -> LoraAdapter:
         linears = self.base.places.linears
         sites = [self.base.sites[name] for name in spec.plain_targets(linears)]
-        common = AdapterCommon(r=spec.plain_rank, alpha=spec.plain_alpha, dropout=spec.plain_dropout)
-        return _PLAIN[spec.attention.method](common, self.base, sites)
+        return _PLAIN[spec.attention.method](spec.plain, self.base, sites)
 
     def _specs(self, seed: int) -> Iterator[ParamSpec]:
         spec = self._settings
@@ -104,8 +106,7 @@ class FfnExpertsAdapter(Adapter):
     def _op(self, ffn: PackedFfn) -> FfnExpertsOp:
         spec, params = self._settings, self.params
         pairs = (spec.expert_method, spec.r, spec.alpha)
-        bias = f"{ffn.name}.moe_gate.bias"
-        router = Router(params[f"{ffn.name}.moe_gate.weight"], params[bias] if bias in params else None)
+        router = Router(*(params[name] for half in _ROUTER if (name := f"{ffn.name}.moe_gate.{half}") in params))
         inner = [experts_of(params, site, *pairs, with_bias=True) for site in ffn.inner]
         outer = experts_of(params, ffn.outer, *pairs, with_bias=False)
         return FfnExpertsOp(ffn, router, self.choosing, self.balance, inner, outer, spec.dropout)
@@ -175,13 +176,9 @@ class FfnExpertsAdapter(Adapter):
         """`adapter_config.json`: at its top the ordinary adapter's settings, under `expert_lora` the experts' where
         they are others."""
         spec, plain = self._settings, self.plain
-        own = {"r": spec.r, "lora_alpha": spec.alpha} | _method_keys(spec.expert_method)
-        top = (
-            own
-            if not plain.sites
-            else {"r": spec.plain_rank, "lora_alpha": spec.plain_alpha} | _method_keys(spec.attention.method)
-        )
-        written = {
+        own = _pair_keys(spec, spec.expert_method)
+        top = _pair_keys(plain.spec, spec.attention.method) if plain.sites else own
+        written: dict[str, Any] = {
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": self.base.portable_name,
             # the mixlora package asserts a dropout above zero
@@ -202,8 +199,14 @@ def in_file(root: str, name: str) -> str:
     return f"{root}.{name}" if at is None else ".".join((root, "layers", *parts[at:]))
 
 
-def _method_keys(method: PlainMethod) -> dict[str, bool]:
-    return {"use_rslora": method is PlainMethod.RSLORA, "use_dora": method is PlainMethod.DORA}
+def _pair_keys(spec: AdapterCommon, method: PlainMethod) -> dict[str, Any]:
+    return {
+        "r": spec.r,
+        # the mixlora package asserts an integer
+        "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
+        "use_rslora": method is PlainMethod.RSLORA,
+        "use_dora": method is PlainMethod.DORA,
+    }
 
 
 def meant_by(config: Mapping[str, Any]) -> dict[str, object]:

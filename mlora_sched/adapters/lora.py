@@ -28,6 +28,8 @@ from mlora_sched.spec.adapter_common import AdapterCommon
 from mlora_sched.spec.plain import LoraSpec
 
 PEFT_PREFIX = "base_model.model."
+_DECISIVE = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "expert_lora", "num_experts", "routing_strategy")
+"""Keys of `adapter_config.json` that decide what the weights mean."""
 _PER_MODULE = ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save")
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of PEFT's `init_lora_weights` after which the pairs stand on other weights than the base's."""
@@ -97,7 +99,12 @@ class LoraAdapter(Adapter):
 
     @classmethod
     def build(cls, spec: Any, base: FrozenBase, seed: int) -> Adapter:
-        adapter = cls(spec, base, target_sites(spec, base))
+        return cls.on(spec, base, target_sites(spec, base), seed)
+
+    @classmethod
+    def on(cls, spec: Any, base: FrozenBase, sites: Sequence[Site], seed: int) -> LoraAdapter:
+        """A fresh adapter on these sites."""
+        adapter = cls(spec, base, sites)
         adapter.place(Params(adapter.specs(seed), base.device, base.dtype))
         return adapter
 
@@ -197,7 +204,16 @@ def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
         refuse_patterns(found)
     except SpecError as error:
         raise SpecError(f"adapter.init_from: its {error}") from None
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts"):
+    for key in (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "expert_lora",
+        "num_experts",
+        "routing_strategy",
+    ):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(
                 f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "

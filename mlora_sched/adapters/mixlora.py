@@ -108,18 +108,19 @@ class MixLoraAdapter(FfnExpertsAdapter):
 
     def _unreadable(self) -> str | None:
         """What of this adapter the `mixlora` package does not know."""
-        spec = self.spec
+        spec, plain = self.spec, self.plain
         if spec.routing is FfnRouting.DYNAMIC:
             return "dynamic routing"
-        if spec.expert_method is not PlainMethod.LORA:
-            return f"experts of {spec.expert_method}"
-        if not self.plain.sites:
-            return None
-        if spec.attention.method is not PlainMethod.LORA:
-            return f"{spec.attention.method} on the attention"
-        if (spec.plain_rank, spec.plain_alpha) != (spec.r, spec.alpha):
-            return "experts of another r or alpha than the attention's"
-        return None
+        if PlainMethod.DORA in (spec.expert_method, *([spec.attention.method] if plain.sites else [])):
+            return "trained magnitudes of DoRA"
+        if "expert_lora" in self.config():
+            return "experts of another r, alpha or method than the attention's"
+        if not spec.alpha.is_integer():
+            return f"alpha that is no whole number ({spec.alpha})"
+        if len(self.ffns) < len(self.base.ffns):
+            return "FFN without experts"
+        dotted = next((name for name in self.config()["target_modules"] if "." in name), None)
+        return None if dotted is None else f"target that is a path ({dotted})"
 
     def _own_config(self) -> dict[str, Any]:
         text, spec = self.base.model.config.get_text_config(), self.spec

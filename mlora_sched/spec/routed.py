@@ -23,7 +23,7 @@ from mlora_sched.spec.adapter_common import (
     private_modules,
 )
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.plain import PlainMethod
+from mlora_sched.spec.plain import DoraSpec, LoraSpec, PlainMethod, RsLoraSpec
 
 
 class PlainPart(Frozen):
@@ -73,19 +73,17 @@ class FfnExpertsSpec(AdapterCommon):
         return [path for path in found if path not in linears.in_ffn]
 
     @property
-    def plain_rank(self) -> int:
-        """Rank of the ordinary adapter."""
-        return self.r if self.attention.r is None else self.attention.r
-
-    @property
-    def plain_alpha(self) -> float:
-        """Its scale numerator."""
-        return self.alpha if self.attention.alpha is None else self.attention.alpha
-
-    @property
-    def plain_dropout(self) -> float:
-        """Its dropout."""
-        return self.dropout if self.attention.dropout is None else self.attention.dropout
+    def plain(self) -> LoraSpec | RsLoraSpec | DoraSpec:
+        """The spec of the ordinary adapter, without its targets."""
+        own = self.attention
+        given = {
+            "r": self.r if own.r is None else own.r,
+            "alpha": self.alpha if own.alpha is None else own.alpha,
+            "dropout": self.dropout if own.dropout is None else own.dropout,
+        }
+        if own.method is PlainMethod.DORA:
+            return DoraSpec(method="dora", **given)
+        return RsLoraSpec(method="rslora", **given) if own.method is PlainMethod.RSLORA else LoraSpec(**given)
 
 
 class FfnRouting(StrEnum):
