@@ -358,7 +358,8 @@ class MixLoraAdapter(Adapter):
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": self.base.portable_name,
             "r": self.spec.r,
-            "lora_alpha": self.spec.alpha,
+            # the package asserts an integer
+            "lora_alpha": int(self.spec.alpha) if self.spec.alpha.is_integer() else self.spec.alpha,
             # the package asserts a dropout above zero
             "lora_dropout": self.spec.dropout or 1e-9,
             "target_modules": target_names(self.spec, (*self.plain, *self.expert_sites)),
