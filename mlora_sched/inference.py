@@ -34,7 +34,7 @@ from mlora_sched.errors import BaseError, SpecError, UserError
 from mlora_sched.model.base import FrozenBase, lay_out
 from mlora_sched.model.layers import decoder_layers
 from mlora_sched.model.rowwise import put
-from mlora_sched.model.site import PackSlot, Placed
+from mlora_sched.model.site import PackSlot, Placed, Site
 
 Model = TypeVar("Model")
 
@@ -70,6 +70,8 @@ def unload_adapter(model: Model) -> Model:
     for handle in loaded.hooks:
         handle.remove()
     _put_back(model, loaded.base, loaded.originals)
+    for name, site in loaded.base.sites.items():
+        _hand_over(site, loaded.originals[name])
     delattr(model, _LOADED)
     return model
 
@@ -139,6 +141,13 @@ def _sites_of(model: Any, device: torch.device, dtype: torch.dtype) -> FrozenBas
 def _put_back(model: Any, base: FrozenBase, originals: Mapping[str, nn.Module]) -> None:
     for name in (*base.ffns, *base.sites):  # the sites of an FFN are modules of what it replaced
         put(model, name, originals[name])
+
+
+def _hand_over(site: Site, original: Any) -> None:
+    """Give a linear the weights of the site that stood in its place: the model may have been moved meanwhile."""
+    weight = site.weight.detach()
+    original.weight = nn.Parameter(weight.T if site.stored_transposed else weight, requires_grad=False)
+    original.bias = site.bias
 
 
 def _adapter_of(files: AdapterFiles, base: FrozenBase, folder: Path) -> Adapter:

@@ -174,17 +174,23 @@ def test_device_and_dtype_follow_the_model(exported: Exported) -> None:
     model.float()
     with pytest.raises(BaseError, match=r"moved from torch\.bfloat16 on cpu"):
         model(ids_of(ROWS[0]))
+    moved = plain(dtype=torch.bfloat16).float()
+    with torch.no_grad():
+        assert torch.equal(mlora_sched.unload_adapter(model)(ids_of(ROWS[0])).logits, moved(ids_of(ROWS[0])).logits)
 
 
-def test_unloading_gives_the_model_back(exported: Exported) -> None:
-    model, untouched = plain(), plain()
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_unloading_gives_the_model_back(model_type: str, exported: Exported) -> None:
+    model, untouched = plain(model_type), plain(model_type)
     names = [(name, type(module)) for name, module in model.named_modules()]
-    for case in METHOD_CASES:
-        mlora_sched.load_adapter(model, exported(case)[0])
+    for case in METHOD_CASES if model_type == "llama" else METHOD_CASES[:1]:
+        folder = exported(case, model_type)[0]
+        mlora_sched.load_adapter(model, folder)
         with pytest.raises(BaseError, match="carries an adapter already"):
-            mlora_sched.load_adapter(model, exported(case)[0])
+            mlora_sched.load_adapter(model, folder)
         assert mlora_sched.unload_adapter(model) is model
     assert [(name, type(module)) for name, module in model.named_modules()] == names
+    assert all(torch.equal(value, untouched.state_dict()[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         assert torch.equal(model(ids_of(ROWS[0])).logits, untouched(ids_of(ROWS[0])).logits)
     with pytest.raises(BaseError, match="carries no adapter"):
