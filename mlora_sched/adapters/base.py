@@ -22,7 +22,8 @@ from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
-from mlora_sched.spec.adapter import ALL_LINEAR, AdapterCommon, AdapterSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
 from mlora_sched.spec.placement import placed
 
 Spec = TypeVar("Spec", bound=AdapterCommon)
@@ -32,10 +33,17 @@ _NAMES_IN_FILE = {"alpha": "lora_alpha"}
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file."""
+    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file.
+
+    Attributes:
+        as_pickle: the tensors are written as a PyTorch file too, for a program that reads nothing else.
+        notes: what a user of the files should know.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    as_pickle: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):
@@ -80,8 +88,18 @@ class Adapter(ABC):
         """
 
     @classmethod
-    def _meant(cls, config: Mapping[str, Any], spec: type[Spec], method: str, keys: Sequence[str] = ()) -> Spec:
+    def _meant(
+        cls,
+        config: Mapping[str, Any],
+        spec: type[Spec],
+        method: str,
+        keys: Sequence[str] = (),
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> Spec:
         """What `spec_of` returns, read from the keys of every method and from `keys`, which specs call the same.
+
+        Args:
+            more: fields that the method has read for itself.
 
         Raises:
             SpecError: as `spec_of` says.
@@ -92,7 +110,7 @@ class Adapter(ABC):
         fields = ("r", "alpha", "target_modules", *keys)
         given = {field: _in_config(config, _NAMES_IN_FILE.get(field, field)) for field in fields}
         try:
-            return spec.model_validate({"method": method, **given}, strict=True)
+            return spec.model_validate({"method": method, **given, **more}, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = str(first["loc"][0]) if first["loc"] else method
@@ -139,7 +157,7 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
     """What a PEFT config names as its targets: the spec's own names, or the leaf names of every site."""
-    if spec.target_modules == ALL_LINEAR:
+    if spec.target_modules in (ALL_LINEAR, ALL_FFN):
         return sorted({site.name.rpartition(".")[2] for site in sites})
     return sorted(spec.target_modules)
 
@@ -150,7 +168,7 @@ def _in_config(config: Mapping[str, Any], key: str) -> Any:
     value = config[key]
     if key != "target_modules":
         return value
-    if isinstance(value, str) and value != ALL_LINEAR:
+    if isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
         raise SpecError(
             f"adapter_config.json: target_modules = {value!r} is a pattern of PEFT's, which is not known here; write "
             f"the names of the modules in a list"

@@ -19,7 +19,8 @@ from mlora_sched.adapters.lora import LoraAdapter, LoraOp, refuse_patterns
 from mlora_sched.adapters.params import Param, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
-from mlora_sched.spec.adapter import AdapterSpec, DoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.plain import DoraSpec
 
 
 class Magnitude:
@@ -108,8 +109,8 @@ class DoraAdapter(LoraAdapter):
         refuse_patterns(config)
         return cls._meant(config, DoraSpec, "dora")
 
-    def _specs(self, seed: int) -> Iterator[ParamSpec]:
-        yield from super()._specs(seed)
+    def specs(self, seed: int) -> Iterator[ParamSpec]:
+        yield from super().specs(seed)
         for site in self.sites:
             start_O = row_norm_sq(site.dense()).sqrt()
             yield ParamSpec(f"{site.name}.lora_magnitude_vector", start_O, self.group_b)

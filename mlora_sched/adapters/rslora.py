@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mlora_sched.adapters.lora import LoraAdapter, refuse_patterns
-from mlora_sched.spec.adapter import AdapterSpec, RsLoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.plain import RsLoraSpec
 
 
 class RsLoraAdapter(LoraAdapter):

@@ -13,7 +13,9 @@ from typing import Any
 from mlora_sched.data.pack import bucket_for, bucket_ladder
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.trace import Chunked, plan_of
-from mlora_sched.spec.adapter import AdapterSpec, DoraSpec, LoraPlusSpec, LoraSpec, MixLoraSpec, RsLoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
+from mlora_sched.spec.routed import MixLoraSpec
 
 LADDER = bucket_ladder(2048)
 SMALL = ("llama-tiny", "llama-small")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.bench.peft_side import Batching, adamw, collate, peft_library, with_peft
-from mlora_sched.spec.adapter import MixLoraSpec
+from mlora_sched.spec.routed import MixLoraSpec
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from mlora_sched.bench.jobs import BenchJob
 from mlora_sched.data.pack import IGNORE, RowLike
 from mlora_sched.model.quantize import settle_bitsandbytes
-from mlora_sched.spec.adapter import ALL_LINEAR
+from mlora_sched.spec.adapter_common import ALL_LINEAR
 from mlora_sched.spec.job import JobSpec
 
 

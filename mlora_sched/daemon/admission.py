@@ -15,8 +15,8 @@ from mlora_sched.memory.sizes import format_size
 from mlora_sched.sched.plan import JobFacts, Limits
 from mlora_sched.sched.work import WorkModel
 from mlora_sched.settings import BaseRef, DaemonSettings
-from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.memory import BaseShape, Correction, MemoryReport
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.state import ErrorCode, JobState
 from mlora_sched.spec.wire import Ready
 from mlora_sched.spec.worker_config import WorkerConfig

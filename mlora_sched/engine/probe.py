@@ -28,8 +28,8 @@ from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.head import token_losses
 from mlora_sched.model.layers import first_layers
-from mlora_sched.spec.adapter import LoraSpec
 from mlora_sched.spec.numerics import Exactness, ProbeVerdict
+from mlora_sched.spec.plain import LoraSpec
 
 _PROBED = (7, 13, 3)
 """Row lengths of the two chunks that are compared: 23 tokens, so that it fits the smallest bucket."""
@@ -212,7 +212,7 @@ def _company(tokens: int, rng: np.random.Generator, vocabulary: int) -> tuple[Ch
 
 def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
     """A LoRA on every probed site whose B is not zero, so that its part of every result is there."""
-    adapter = LoraAdapter(LoraSpec(r=8), base, [base.sites[name] for name in sites], seed)
+    adapter = LoraAdapter.on(LoraSpec(r=8), base, [base.sites[name] for name in sites], seed)
     generator = torch.Generator().manual_seed(seed)
     for name in adapter.params:
         value = adapter.params[name].value

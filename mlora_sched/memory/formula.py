@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from mlora_sched.memory.costs import LayerCost, derived, layer_cost, parameters, step_work
 from mlora_sched.memory.layer import PackedLayer
 from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import Linears
 from mlora_sched.spec.memory import BaseShape, Extent, LayerShape, Linear
 
 _WIDE = 4
@@ -178,7 +179,7 @@ class Formula:
         targets = targets_in(shape, adapter)
         count = sum(parameters(adapter, shape.kinds[kind], targets[at]) for at, kind in enumerate(shape.order))
         loose = loose_layer(shape)
-        named = frozenset(adapter.targets((s.path for g in shape.loose for s in g.sites), shape.is_mixture))
+        named = loose_targets(shape, adapter)
         count += parameters(adapter, loose, named)
         of_layer = list(zip(shape.order, targets, strict=True))
         job = JobMemory(
@@ -207,9 +208,16 @@ def targets_in(shape: BaseShape, adapter: AdapterSpec) -> list[frozenset[str]]:
     for at, kind in enumerate(shape.order):
         prefix = f"{shape.path}.{at}."
         sites = [prefix + site.path for group in shape.kinds[kind].groups for site in group.sites]
-        named = adapter.targets(sites, shape.is_mixture)
+        inside = frozenset(prefix + path for path in shape.kinds[kind].in_ffn)
+        named = adapter.targets(Linears(sites, inside, shape.is_mixture))
         found.append(frozenset(name.removeprefix(prefix) for name in named))
     return found
+
+
+def loose_targets(shape: BaseShape, adapter: AdapterSpec) -> frozenset[str]:
+    """Paths of the sites outside the decoder layers that the adapter sits on."""
+    sites = [site.path for group in shape.loose for site in group.sites]
+    return frozenset(adapter.targets(Linears(sites, frozenset(), shape.is_mixture)))
 
 
 def loose_layer(shape: BaseShape) -> LayerShape:

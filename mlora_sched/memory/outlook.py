@@ -17,7 +17,7 @@ from mlora_sched.memory.formula import Formula, PackPlan, SegmentPlan
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.memory import BaseShape, MemoryReport
-from mlora_sched.spec.placement import Places
+from mlora_sched.spec.placement import FfnParts, Places
 
 MOST_TOKENS = 1 << 20
 """Packs are not sought beyond so many tokens."""
@@ -132,7 +132,7 @@ def places_of(shape: BaseShape, base: str, kind: str) -> Places:
     for at, number in enumerate(shape.order):
         layer, prefix = shape.kinds[number], f"{shape.path}.{at}."
         sites += [prefix + site.path for group in layer.groups for site in group.sites]
-        ffns += [prefix + ffn.path for ffn in layer.ffns]
+        ffns += [FfnParts(prefix + ffn.path, ffn.inner, ffn.outer) for ffn in layer.ffns]
     sites += [site.path for group in shape.loose for site in group.sites]
     return Places(base, kind, sites, ffns, shape.is_mixture)
 

@@ -202,7 +202,11 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
         groups=groups,
         ffns=tuple(
             FfnShape(
-                path=ffn.name.removeprefix(prefix), hidden=ffn.gate_proj.in_features, width=ffn.gate_proj.out_features
+                path=ffn.name.removeprefix(prefix),
+                hidden=ffn.inner[0].in_features,
+                width=ffn.outer.in_features,
+                inner=ffn.form.inner,
+                outer=ffn.form.outer,
             )
             for ffn in ffns
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,19 @@ from torch import Tensor, nn
 
 from mlora_sched.errors import BaseError
 from mlora_sched.model.attention import PACKED_ATTENTION, SpanPlan
+from mlora_sched.model.device import is_hollow
 from mlora_sched.model.experts import PACKED_EXPERTS, SLOT
-from mlora_sched.model.ffn import PackedFfn
+from mlora_sched.model.ffn import FORMS, FfnForm, PackedFfn
 from mlora_sched.model.head import Head, head_of
 from mlora_sched.model.quantize import Nf4Site, check_bitsandbytes
-from mlora_sched.model.rowwise import put, row_norm, use_half_rotation
+from mlora_sched.model.rowwise import agree, put, row_norm, use_half_rotation
 from mlora_sched.model.site import PackSlot, Site, SiteGroup
 from mlora_sched.model.support import check_config
 from mlora_sched.settings import source_of
 from mlora_sched.spec.numerics import Quantize
-from mlora_sched.spec.placement import Places
+from mlora_sched.spec.placement import FfnParts, Places
 
 _SHARED_INPUT = (("qkv", ("q_proj", "k_proj", "v_proj")), ("gate_up", ("gate_proj", "up_proj")))
-_GATED_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class FrozenBase:
         name: the name jobs ask for. location: directory or REPO[@REV] it came from.
         model: the transformers model, in eval mode, its linears replaced by sites.
         sites: by dotted name, in forward order of definition.
-        ffns: gated FFNs by dotted name, where routed adapters can sit.
+        ffns: FFNs by dotted name, where routed adapters can sit.
         slot: the running pack, shared by all sites.
         longest: most tokens of one sequence.
         is_mixture: the base routes tokens to experts of its own.
@@ -69,7 +70,8 @@ class FrozenBase:
     @property
     def places(self) -> Places:
         """Where adapters can sit."""
-        return Places(self.name, self.model.config.model_type, self.sites, self.ffns, self.is_mixture)
+        ffns = [FfnParts(name, ffn.form.inner, ffn.form.outer) for name, ffn in self.ffns.items()]
+        return Places(self.name, self.model.config.model_type, self.sites, ffns, self.is_mixture)
 
     @property
     def portable_name(self) -> str:
@@ -245,11 +247,48 @@ def _group(sites: dict[str, Site], slot: PackSlot) -> None:
 
 def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> dict[str, PackedFfn]:
     ffns: dict[str, PackedFfn] = {}
+    same: dict[type, bool] = {}
     for name, module in list(model.named_modules()):
-        if all(hasattr(module, part) for part in _GATED_FFN) and f"{name}.down_proj" in sites:
-            ffns[name] = PackedFfn(name, module.gate_proj, module.up_proj, module.down_proj, module.act_fn, slot)
-            put(model, name, ffns[name])
+        form = _form_of(name, module, sites)
+        if form is None:
+            continue
+        packed = PackedFfn(name, form, sites, getattr(module, form.act), slot)
+        if type(module) not in same:
+            same[type(module)] = _same_function(module, packed)
+            slot.clear()
+        if same[type(module)]:
+            put(model, name, packed)
+            ffns[name] = packed
     return ffns
+
+
+def _form_of(name: str, module: nn.Module, sites: dict[str, Site]) -> FfnForm | None:
+    """The form that a module has the parts of, and nothing else that it could compute with."""
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None
+    for form in FORMS:
+        parts = {*form.inner, form.outer, form.act}
+        others = [child for part, child in module.named_children() if part not in parts]
+        linears = all(f"{name}.{part}" in sites for part in (*form.inner, form.outer))
+        known = all(isinstance(child, nn.Dropout | nn.Identity) for child in others)
+        if linears and known and isinstance(getattr(module, form.act, None), nn.Module):
+            return form
+    return None
+
+
+def _same_function(module: nn.Module, packed: PackedFfn) -> bool:
+    """A module with an FFN's parts may do something else with them: compare both on a few rows."""
+    dense_OD = packed.inner[0].dense()
+    if is_hollow(dense_OD):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(1, 3, dense_OD.shape[1]).normal_(generator=generator).to(dense_OD.device, dense_OD.dtype)
+    with torch.no_grad():
+        try:
+            theirs = module(x)
+        except (RuntimeError, TypeError, ValueError):  # it wants other shapes or arguments
+            return False
+        return isinstance(theirs, Tensor) and agree(packed(x), theirs)
 
 
 def _shorten_rows(model: nn.Module) -> None:

@@ -105,7 +105,7 @@ def _same_norm(ours: RowNorm, dtype: torch.dtype) -> bool:
         theirs.weight.normal_(generator=generator)
         expected_TD = theirs(x_TD)
         found_TD = RowNorm(theirs, ours.eps, ours.shift, ours.gain_wide)(x_TD)
-    if not _agree(found_TD, expected_TD):
+    if not agree(found_TD, expected_TD):
         return False
     return dtype is torch.float32 or float((found_TD != expected_TD).float().mean()) <= _TRIAL_MISMATCHES
 
@@ -158,7 +158,7 @@ def turns_halves(original: Rotary) -> bool:
         except RuntimeError:  # it wants other shapes
             return False
         ours = half_rotation(original)(q, k, cos, sin)
-    return all(_agree(a, b) for a, b in zip(ours, theirs, strict=True))
+    return all(agree(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def use_half_rotation(module: nn.Module) -> bool:
@@ -236,7 +236,7 @@ class _GatedProduct(torch.autograd.Function):
         return dgate, activated.detach() * dproduct, None
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
+def agree(ours: Tensor, theirs: Tensor) -> bool:
     """Equal within a few roundings."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False

@@ -20,11 +20,11 @@ Pure: a base's shape and sizes in, numbers out. What it takes in seconds is lear
 from __future__ import annotations
 
 from mlora_sched.memory.costs import parameters
-from mlora_sched.memory.formula import loose_layer, targets_in
-from mlora_sched.spec.adapter import AdapterSpec, MixLoraSpec
+from mlora_sched.memory.formula import loose_layer, loose_targets, targets_in
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, LayerShape
-from mlora_sched.spec.placement import EXPERT_SITES
+from mlora_sched.spec.routed import LlavaMoleSpec, MixLoraSpec
 
 GIGA = 1e9
 """Operations in a unit of work: 1 GFLOP."""
@@ -77,18 +77,20 @@ class WorkModel:
             shape, targets = self._shape, targets_in(self._shape, adapter)
             layers = zip(shape.order, targets, strict=True)
             loose = loose_layer(shape)
-            outside = frozenset(adapter.targets((s.path for g in loose.groups for s in g.sites), shape.is_mixture))
             self._met[adapter] = sum(_met(adapter, shape.kinds[kind], found) for kind, found in layers) + _met(
-                adapter, loose, outside
+                adapter, loose, loose_targets(shape, adapter)
             )
         return self._met[adapter]
 
 
 def _met(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str]) -> int:
-    """Numbers of an adapter in a layer that one token is multiplied with: all routers, but `top_k` of the experts."""
-    if not isinstance(adapter, MixLoraSpec):
+    """Numbers of an adapter in a layer that one token is multiplied with: all routers, but the experts it is sent to.
+
+    Where that is as many as the router likes (`dynamic`), all experts count.
+    """
+    if not isinstance(adapter, MixLoraSpec | LlavaMoleSpec):
         return parameters(adapter, layer, targets)
-    few = adapter.model_copy(update={"num_experts": adapter.top_k})
-    routed = [ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in EXPERT_SITES)]
-    others = (adapter.num_experts - adapter.top_k) * sum(ffn.hidden for ffn in routed)
+    few = adapter.model_copy(update={"num_experts": adapter.most_choices})
+    routed = [ffn for ffn in layer.ffns if not targets.isdisjoint(ffn.linears)]
+    others = (adapter.num_experts - adapter.most_choices) * sum(ffn.hidden for ffn in routed)
     return parameters(few, layer, targets) + others

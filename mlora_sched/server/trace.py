@@ -15,8 +15,9 @@ from mlora_sched.memory.fit import Estimating, Fit, Sizes
 from mlora_sched.sched.work import WorkModel
 from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
-from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.load import JobLoad, Load
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.state import JobState
 from mlora_sched.spec.trace import Batch, ChunkLoad, Machine, TraceJob, write_trace
 from mlora_sched.store.jobs import JobStore

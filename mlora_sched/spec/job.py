@@ -10,13 +10,14 @@ from typing import TypeVar
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from mlora_sched.errors import SpecError
-from mlora_sched.spec.adapter import AdapterSpec, LoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.data import DataSpec
 from mlora_sched.spec.explain import explain
 from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec, Metric
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.override import Override, apply_overrides
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.training import TrainingSpec
 
 _Document = TypeVar("_Document")

@@ -88,11 +88,25 @@ class Moment(Frozen):
 
 
 class FfnShape(Frozen):
-    """A gated FFN of a layer, where routed experts can sit: its path, and the widths of its input and product."""
+    """An FFN of a layer, where routed experts can sit.
+
+    Attributes:
+        path: within the layer. hidden, width: of its input and of the product that the outer linear reads.
+        inner, outer: names of the linears that read its input, and of the one that makes its output.
+        activation: numbers for each of the product's that autograd keeps of the activation, beside its input.
+    """
 
     path: str
     hidden: int
     width: int
+    inner: tuple[str, ...] = ("gate_proj", "up_proj")
+    outer: str = "down_proj"
+    activation: float = 1.0
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Paths of its linears."""
+        return tuple(f"{self.path}.{name}" for name in (*self.inner, self.outer))
 
 
 class LayerShape(Frozen):
@@ -111,6 +125,11 @@ class LayerShape(Frozen):
     forward: tuple[Moment, ...]
     backward: tuple[Moment, ...]
     evaluating: tuple[Moment, ...]
+
+    @property
+    def in_ffn(self) -> frozenset[str]:
+        """Paths of the linears of its FFNs."""
+        return frozenset(path for ffn in self.ffns for path in ffn.linears)
 
 
 class HeadShape(Frozen):

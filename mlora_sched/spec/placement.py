@@ -7,10 +7,35 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mlora_sched.errors import SpecError
-from mlora_sched.spec.adapter import ALL_LINEAR, EXPERT_NAMES, AdapterCommon, MixLoraSpec, ends_with
+from mlora_sched.spec.adapter_common import (
+    ALL_FFN,
+    ALL_LINEAR,
+    EXPERT_NAMES,
+    AdapterCommon,
+    Linears,
+    Targets,
+    chosen,
+    ends_with,
+    layers_in,
+)
+from mlora_sched.spec.routed import LlavaMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
 
-EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
-"""Linears of a gated FFN that a routed method makes experts of."""
+_FFN = "an FFN whose linears are known here (gate_proj, up_proj, down_proj; gate_up_proj, down_proj; or fc1, fc2)"
+
+
+@dataclass(frozen=True, slots=True)
+class FfnParts:
+    """An FFN on which experts can sit: its dotted path, the names of the linears that read its input, and of the one
+    that makes its output."""
+
+    path: str
+    inner: tuple[str, ...]
+    outer: str
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Their dotted paths."""
+        return tuple(f"{self.path}.{name}" for name in (*self.inner, self.outer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +44,21 @@ class Places:
 
     Attributes:
         base: its name. kind: its architecture, as transformers calls it.
-        sites: dotted paths of its linears. ffns: those of its gated FFNs.
+        sites: dotted paths of its linears. ffns: its FFNs on which experts can sit.
         is_mixture: it routes tokens to experts of its own.
     """
 
     base: str
     kind: str
     sites: Collection[str]
-    ffns: Collection[str]
+    ffns: Collection[FfnParts]
     is_mixture: bool
+
+    @property
+    def linears(self) -> Linears:
+        """Of which adapters choose."""
+        inside = frozenset(path for ffn in self.ffns for path in ffn.linears)
+        return Linears(tuple(self.sites), inside, self.is_mixture)
 
 
 def placed(adapter: AdapterCommon, places: Places) -> list[str]:
@@ -36,40 +67,97 @@ def placed(adapter: AdapterCommon, places: Places) -> list[str]:
     Raises:
         SpecError: `target_modules` has a name that no site of the base has, or the method cannot sit on this base.
     """
-    found = adapter.targets(places.sites, places.is_mixture)
-    if adapter.target_modules != ALL_LINEAR:
-        for name in adapter.target_modules:
-            if not any(ends_with(site, name) for site in found):
-                _refuse_target(name, places)
-    if isinstance(adapter, MixLoraSpec):
-        _check_experts(adapter, places, found)
+    linears = places.linears
+    if isinstance(adapter, MixLoraSpec | LlavaMoleSpec | LoraMoeSpec):
+        _check_has_ffns(adapter, places)
+    _check_names("adapter.target_modules", adapter.target_modules, places, linears)
+    found = adapter.targets(linears)
+    if not found:
+        raise SpecError(
+            f"adapter.target_modules: {_written(adapter.target_modules)} names no linear of base {places.base} "
+            f"({places.kind}); choose from {_known(places)}"
+        )
+    if isinstance(adapter, MixLoraSpec | LlavaMoleSpec):
+        _check_experts(adapter, places, linears)
+    if isinstance(adapter, LoraMoeSpec):
+        _check_only_ffn(adapter, found, linears)
+    if isinstance(adapter, MolaSpec):
+        _check_allocation(adapter, places)
     return found
 
 
-def _refuse_target(name: str, places: Places) -> NoReturn:
-    known = sorted({site.rpartition(".")[2] for site in places.sites} - set(EXPERT_NAMES if places.is_mixture else ()))
+def _check_names(field: str, targets: Targets, places: Places, linears: Linears) -> None:
+    """Every name is a site's."""
+    if targets in (ALL_LINEAR, ALL_FFN):
+        return
+    for name in targets:
+        if not any(ends_with(site, name) for site in linears.usable):
+            _refuse_target(field, name, places)
+
+
+def _refuse_target(field: str, name: str, places: Places) -> NoReturn:
     why = (
         "cannot be adapted on a mixture of experts: PEFT would take it for the experts' own"
         if any(ends_with(site, name) for site in places.sites)
         else f"is no linear of base {places.base}"
     )
-    raise SpecError(f"adapter.target_modules: {name!r} {why}; choose from {', '.join(known)}")
+    raise SpecError(f"{field}: {name!r} {why}; choose from {_known(places)}")
 
 
-def _check_experts(adapter: MixLoraSpec, places: Places, targets: Collection[str]) -> None:
+def _known(places: Places) -> str:
+    names = {site.rpartition(".")[2] for site in places.sites} - set(EXPERT_NAMES if places.is_mixture else ())
+    return ", ".join(sorted(names))
+
+
+def _check_has_ffns(adapter: MixLoraSpec | LlavaMoleSpec | LoraMoeSpec, places: Places) -> None:
     if places.is_mixture:
         raise SpecError(
-            f"adapter.method: mixlora puts experts on a dense FFN, but the FFN of base {places.base} is itself a "
-            f"mixture; use lora on its attention"
+            f"adapter.method: {adapter.method} puts experts on a dense FFN, but the FFN of base {places.base} is "
+            f"itself a mixture; use lora on its attention"
         )
     if not places.ffns:
         raise SpecError(
-            f"adapter.method: mixlora needs an FFN of gate_proj, up_proj and down_proj; base {places.base} "
-            f"({places.kind}) has none; use lora, rslora, loraplus or dora"
+            f"adapter.method: {adapter.method} needs {_FFN}; base {places.base} ({places.kind}) has none; use lora, "
+            f"rslora, loraplus or dora"
         )
-    inside = {f"{ffn}.{name}" for ffn in places.ffns for name in EXPERT_SITES}
-    if inside.isdisjoint(targets):
+
+
+def _check_experts(adapter: MixLoraSpec | LlavaMoleSpec, places: Places, linears: Linears) -> None:
+    own = adapter.attention.target_modules
+    if own is not None:
+        field = "adapter.attention.target_modules"
+        _check_names(field, own, places, linears)
+        inside = [] if own == ALL_LINEAR else [path for path in chosen(own, linears) if path in linears.in_ffn]
+        for path in inside[:1]:
+            raise SpecError(
+                f"{field}: {path.rpartition('.')[2]} is a part of the FFN, which carries experts; name it in "
+                f"adapter.target_modules, and other linears here"
+            )
+    if not adapter.expert_targets(linears):
+        names = dict.fromkeys(name for ffn in places.ffns for name in (*ffn.inner, ffn.outer))
         raise SpecError(
-            f"adapter.target_modules: {', '.join(adapter.target_modules)} names no part of the FFN; mixlora needs at "
-            f"least one of {', '.join(EXPERT_SITES)}"
+            f"adapter.target_modules: {_written(adapter.target_modules)} names no part of the FFN; {adapter.method} "
+            f"needs at least one of {', '.join(names)}"
         )
+
+
+def _check_only_ffn(adapter: LoraMoeSpec, found: Collection[str], linears: Linears) -> None:
+    for path in found:
+        if path not in linears.in_ffn and adapter.target_modules != ALL_LINEAR:
+            raise SpecError(
+                f"adapter.target_modules: {path.rpartition('.')[2]} is no part of an FFN, and {adapter.method} sits on "
+                f"the FFN alone; leave it out"
+            )
+
+
+def _check_allocation(adapter: MolaSpec, places: Places) -> None:
+    layers = layers_in(places.sites)
+    if isinstance(adapter.experts, tuple) and len(adapter.experts) != layers:
+        raise SpecError(
+            f"adapter.experts: the list has {len(adapter.experts)} numbers, base {places.base} has {layers} decoder "
+            f"layers; give one number for each, or a preset"
+        )
+
+
+def _written(targets: Targets) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)

@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from docs.pages import blocks, quoted, rows, text_of
-from mlora_sched.spec.adapter import ALL_LINEAR, AdapterSpec, LoraSpec
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import ALL_LINEAR
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.sweep import SweepSpec, parse_document
 
 PAGE = text_of("spec.md")
@@ -103,7 +105,8 @@ def choices(field: str) -> list[str]:
     owners: list[type[BaseModel]] = [Document]
     *parents, leaf = field.split(".")
     for parent in parents:
-        owners = [model for owner in owners for model in models_in(owner.model_fields[parent].annotation)]
+        having = [owner for owner in owners if parent in owner.model_fields]
+        owners = [model for owner in having for model in models_in(owner.model_fields[parent].annotation)]
     found: list[str] = []
     for owner in owners:
         if leaf in owner.model_fields:

@@ -16,7 +16,7 @@ from mlora_sched.engine.resident import Resident
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.sched.phases import Phase
 from mlora_sched.sched.plan import Account
-from mlora_sched.spec.adapter import LoraSpec
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.wire import Turn
 
 BUCKETS = bucket_ladder(320)
