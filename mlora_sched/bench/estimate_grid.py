@@ -14,8 +14,8 @@ from mlora_sched.data.pack import bucket_for, bucket_ladder
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.trace import Chunked, plan_of
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
-from mlora_sched.spec.routed import MixLoraSpec
+from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, PlainMethod, RsLoraSpec
+from mlora_sched.spec.routed import FfnRouting, LlavaMoleSpec, MixLoraSpec, PlainPart
 
 LADDER = bucket_ladder(2048)
 SMALL = ("llama-tiny", "llama-small")
@@ -110,6 +110,22 @@ def dora(r: int = 8, dropout: float = 0.0) -> DoraSpec:
 def mixlora(r: int = 8, dropout: float = 0.0, experts: int = 8) -> MixLoraSpec:
     """A MixLoRA."""
     return MixLoraSpec(method="mixlora", r=r, dropout=dropout, num_experts=experts)
+
+
+def mixdora(r: int = 8, dropout: float = 0.0) -> MixLoraSpec:
+    """A MixLoRA of DoRA experts, with a LoRA of half the rank on the attention."""
+    attention = PlainPart(r=max(1, r // 2))
+    return MixLoraSpec(method="mixlora", r=r, dropout=dropout, expert_method=PlainMethod.DORA, attention=attention)
+
+
+def dynamic(r: int = 8, dropout: float = 0.0) -> MixLoraSpec:
+    """A MixLoRA that takes experts by the sum of their probabilities."""
+    return MixLoraSpec(method="mixlora", r=r, dropout=dropout, num_experts=4, routing=FfnRouting.DYNAMIC)
+
+
+def llava_mole(r: int = 8, dropout: float = 0.0) -> LlavaMoleSpec:
+    """A LLaVA-MoLE."""
+    return LlavaMoleSpec(method="llava_mole", r=r, dropout=dropout)
 
 
 def rslora(r: int = 8, dropout: float = 0.0) -> RsLoraSpec:

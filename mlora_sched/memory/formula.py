@@ -196,8 +196,11 @@ class Formula:
             for kind in range(len(shape.kinds))
         ]
         layers, evaluating = (
-            tuple(layer_cost(spec, *pair, shape.itemsize) for pair in zip(shape.kinds, anywhere, strict=True))
-            for spec in (adapter, adapter.model_copy(update={"dropout": 0.0}))
+            tuple(
+                layer_cost(spec, *pair, shape.itemsize, training=training)
+                for pair in zip(shape.kinds, anywhere, strict=True)
+            )
+            for spec, training in ((adapter, True), (adapter.model_copy(update={"dropout": 0.0}), False))
         )
         return _Known(job, layers, evaluating)
 
