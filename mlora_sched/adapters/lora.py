@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,14 @@ from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.adapter_common import AdapterCommon
+from mlora_sched.spec.plain import LoraSpec
 
 PEFT_PREFIX = "base_model.model."
+_PER_MODULE = ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of PEFT's `init_lora_weights` after which the pairs stand on other weights than the base's."""
 
 
 class LoraOp:
@@ -83,6 +88,7 @@ class LoraOp:
 class LoraAdapter(Adapter):
     """Low-rank pairs on every targeted site."""
 
+    marks: ClassVar[Mapping[str, object]] = {"peft_type": "LORA", "use_rslora": False, "use_dora": False}
     group_a, group_b = "all", "all"
 
     def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
@@ -94,6 +100,11 @@ class LoraAdapter(Adapter):
     @classmethod
     def build(cls, spec: Any, base: FrozenBase, seed: int) -> Adapter:
         return cls(spec, base, target_sites(spec, base), seed)
+
+    @classmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        refuse_patterns(config)
+        return cls._meant(config, LoraSpec, "lora")
 
     @property
     def scale(self) -> float:
@@ -174,7 +185,10 @@ def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, 
 
 def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuse to start from an adapter whose settings change what its weights mean."""
-    refuse_patterns(found)
+    try:
+        refuse_patterns(found)
+    except SpecError as error:
+        raise SpecError(f"adapter.init_from: its {error}") from None
     for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts"):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(
@@ -183,18 +197,30 @@ def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
-def refuse_patterns(found: dict[str, Any]) -> None:
-    """Refuse settings of PEFT that change single modules: their weights would mean something else here."""
-    for key in ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save"):
+def refuse_patterns(found: Mapping[str, Any]) -> None:
+    """Refuse settings of PEFT with which the weights would mean something else here.
+
+    Raises:
+        SpecError: the message begins with "adapter_config.json".
+    """
+    for key in _PER_MODULE:
         if found.get(key):
             raise SpecError(
-                f"adapter.init_from: its adapter_config.json sets {key}, which is not known here; start from an "
-                f"adapter with one rank and one alpha for all modules"
+                f"adapter_config.json sets {key}, which is not known here; take an adapter with one rank and one "
+                f"alpha for all modules"
             )
     if found.get("bias", "none") != "none":
         raise SpecError(
-            f"adapter.init_from: it trained biases (bias = {found['bias']!r}); start from one with bias none"
+            f"adapter_config.json says that biases were trained (bias = {found['bias']!r}); take one with bias none"
         )
+    start = found.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        raise SpecError(
+            f"adapter_config.json: init_lora_weights = {start!r} stands on a changed base; let PEFT save it as a plain "
+            f"LoRA (path_initial_model_for_weight_conversion)"
+        )
+    if found.get("alora_invocation_tokens"):
+        raise SpecError("adapter_config.json: alora_invocation_tokens is not known here; take a LoRA that is always on")
 
 
 def matching(tensors: dict[str, Tensor], wanted: dict[str, str], params: Params) -> dict[str, Tensor]:

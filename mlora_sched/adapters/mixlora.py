@@ -17,15 +17,23 @@ F intermediate width, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
-from mlora_sched.adapters.lora import by_group, check_config, group_op, group_pairs, lora_pair, matching
+from mlora_sched.adapters.lora import (
+    by_group,
+    check_config,
+    group_op,
+    group_pairs,
+    lora_pair,
+    matching,
+    refuse_patterns,
+)
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.model.base import FrozenBase
@@ -33,6 +41,7 @@ from mlora_sched.model.device import numbers
 from mlora_sched.model.experts import rows_by_expert
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import SiteOp
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.placement import EXPERT_SITES
 from mlora_sched.spec.routed import MixLoraSpec
 
@@ -266,6 +275,8 @@ def _sum_choices(rows_M: Tensor, r: Routing) -> Tensor:
 class MixLoraAdapter(Adapter):
     """Experts on every targeted FFN, plain LoRA on every other target."""
 
+    marks: ClassVar[Mapping[str, object]] = {"peft_type": "MIXLORA", "routing_strategy": "mixlora"}
+
     def __init__(self, spec: MixLoraSpec, base: FrozenBase, seed: int) -> None:
         targets = target_sites(spec, base)
         inside = {f"{ffn}.{part}": ffn for ffn in base.ffns for part in EXPERT_SITES}
@@ -284,6 +295,11 @@ class MixLoraAdapter(Adapter):
     @classmethod
     def build(cls, spec: MixLoraSpec, base: FrozenBase, seed: int) -> Adapter:
         return cls(spec, base, seed)
+
+    @classmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        refuse_patterns(config)
+        return cls._meant(config, MixLoraSpec, "mixlora", ("num_experts", "top_k"))
 
     def _specs(self, seed: int) -> Iterator[ParamSpec]:
         for _, members in by_group(self.plain):

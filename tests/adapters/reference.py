@@ -187,6 +187,7 @@ class Reference:
         total = torch.zeros((), dtype=torch.float64)
         for chunk in chunks:
             part = SegmentPart("job", 0, chunk.tokens, training=True, stream=(seed, step, chunk.index))
+            part.lengths = tuple(int(rows.lengths[row]) for row in chunk.rows)
             self.now.part, self.now.tokens, self.now.at = part if dropout else None, chunk.tokens, 0
             self.now.routers.clear()
             for row in chunk.rows:
