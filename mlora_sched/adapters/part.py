@@ -26,7 +26,7 @@ class SegmentPart:
             even a NaN, as in BLAS.
         aux_weight: weight of the chunk's auxiliary losses: its share of the batch's tokens.
         lengths: tokens of each of its sequences (data rows), in order; they sum to stop − start.
-        tasks: the task of each sequence, from 0, as `data.tasks` counts them; empty where the job's data name none.
+        tasks: number of each sequence's task, its place in `data.tasks`; empty where the job's spec names none.
         routing: what routed layers have seen of this chunk, by layer, for losses over all layers.
     """
 
