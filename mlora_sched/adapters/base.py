@@ -23,7 +23,7 @@ from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.adapter_common import ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
 from mlora_sched.spec.placement import placed
 
 Spec = TypeVar("Spec", bound=AdapterCommon)
@@ -140,7 +140,7 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
     """What a PEFT config names as its targets: the spec's own names, or the leaf names of every site."""
-    if spec.target_modules == ALL_LINEAR:
+    if spec.target_modules in (ALL_LINEAR, ALL_FFN):
         return sorted({site.name.rpartition(".")[2] for site in sites})
     return sorted(spec.target_modules)
 

@@ -42,8 +42,9 @@ from mlora_sched.model.experts import rows_by_expert
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import SiteOp
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.placement import EXPERT_SITES
 from mlora_sched.spec.routed import MixLoraSpec
+
+EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)

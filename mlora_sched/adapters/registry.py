@@ -7,6 +7,7 @@ from typing import Any
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.dora import DoraAdapter
+from mlora_sched.adapters.dynmole import DynMoleAdapter
 from mlora_sched.adapters.lora import LoraAdapter
 from mlora_sched.adapters.loraplus import LoraPlusAdapter
 from mlora_sched.adapters.mixlora import MixLoraAdapter
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Adapter]] = {
     "loraplus": LoraPlusAdapter,
     "dora": DoraAdapter,
     "mixlora": MixLoraAdapter,
+    "dynmole": DynMoleAdapter,
 }
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
-from mlora_sched.spec.placement import EXPERT_SITES
 from mlora_sched.spec.plain import DoraSpec
 from mlora_sched.spec.routed import MixLoraSpec
 
+EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
 _WIDE = 4
 """Bytes of float32."""
 _DRAW = 4

@@ -24,8 +24,9 @@ from mlora_sched.memory.formula import loose_layer, loose_targets, targets_in
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, LayerShape
-from mlora_sched.spec.placement import EXPERT_SITES
 from mlora_sched.spec.routed import MixLoraSpec
+
+EXPERT_SITES = ("gate_proj", "up_proj", "down_proj")
 
 GIGA = 1e9
 """Operations in a unit of work: 1 GFLOP."""

@@ -14,6 +14,7 @@ from oracle import ours
 from torch import Tensor, nn
 
 from adapters.reference import Reference
+from adapters.reference_mixed import WEIGHTS, MixedReference
 from mlora_sched.data.token_set import Prepared
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase, adopt
@@ -64,7 +65,8 @@ def reference_gradients(state: TrainState) -> tuple[float, dict[str, Tensor]]:
     spec = state.spec.adapter
     scale = spec.alpha / (spec.r**0.5 if spec.method == "rslora" else spec.r)
     values = {name: state.adapter.params[name].value.clone() for name in state.adapter.params}
-    reference = Reference(float64_model(), values, spec, scale)
+    plain = MixedReference if spec.method in WEIGHTS else Reference
+    reference = plain(float64_model(), values, spec, scale)
     loss = reference.loss(state.data.train, list(state.waiting_chunks), state.seed, state.step)
     names = list(reference.trained)
     assert set(names) == set(values)

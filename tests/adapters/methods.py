@@ -34,5 +34,9 @@ METHOD_CASES = (
     MethodCase("loraplus", {"lr_ratio": 4.0}, peft={}),
     MethodCase("dora", peft={"use_dora": True}),
     MethodCase("mixlora", {"num_experts": 4, "top_k": 2, "router_aux_loss_coef": 0.1, "router_init_range": 0.5}),
+    MethodCase(
+        "dynmole",
+        {"num_experts": 4, "keep_top_k": 1, "top_p": 0.6, "router_aux_loss_coef": 0.2, "router_dyn_loss_coef": 0.1},
+    ),
 )
 PEFT_CASES = tuple(case for case in METHOD_CASES if case.peft is not None)

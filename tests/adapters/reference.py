@@ -193,10 +193,12 @@ class Reference:
             for row in chunk.rows:
                 total = total + weight * self._row_loss(rows, row)
                 self.now.at += int(rows.lengths[row])
-            if self.now.routers:
-                aux = balance_loss(self.now.routers, self.spec.router_aux_loss_coef)
-                total = total + chunk.tokens / batch_tokens * aux
+            total = total + chunk.tokens / batch_tokens * self._auxiliary()
         return total
+
+    def _auxiliary(self) -> Tensor | float:
+        """The auxiliary losses of the chunk that has run."""
+        return balance_loss(self.now.routers, self.spec.router_aux_loss_coef) if self.now.routers else 0.0
 
     def _row_loss(self, rows: TokenSet, index: int) -> Tensor:
         row = rows.row(index)
