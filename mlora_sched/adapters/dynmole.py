@@ -2,8 +2,9 @@
 
 p = softmax(G x). A token takes its most probable experts while their sum is at most `top_p` (the one that crosses it is
 left out), at least `keep_top_k` of them, and all where the router's entropy is above the threshold:
-H = [(1 − Σ p̃^q) / (q − 1)] / [(1 − E^(1−q)) / (q − 1)], p̃ = p + ε; for q = 1, −Σ p̃ log p̃ / log E. A threshold of 1 never
-takes all, as in that code, even where ε lifts H above it. w = p where an expert is taken, else 0: not scaled to sum to 1.
+H = [(1 − Σ p̃^q) / (q − 1)] / [(1 − E^(1−q)) / (q − 1)], p̃ = p + ε; for q = 1, −Σ p̃ log p̃ / log E. A threshold of 1
+never takes all, as in that code, even where ε lifts H above it. w = p where an expert is taken, else 0: not scaled to
+sum to 1.
 
 Losses, per chunk over the outputs of all the job's routers: dyn · mean H + aux · E Σ_e mean(w_e) mean(p_e). What is
 taken counts as constant, H does not. One expert has entropy 0 (the formula divides 0 by 0).

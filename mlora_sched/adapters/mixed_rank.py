@@ -1,12 +1,12 @@
 """Routed pairs on single linears, whose weighted sum is one product: the op and the adapter of DynMoLE, MoLA, LoRAMoE.
 
-h = W x + s Σ_e w_e B_e A_e drop(x). Each linear has a router: p = softmax(G x) in float32, of x as it is, not dropped. A
-method says what weights w follow from p (`Mixing`), and what its auxiliary losses add to the gradient of p.
+h = W x + s Σ_e w_e B_e A_e drop(x). Each linear has a router: p = softmax(G x) in float32, of x as it is, not dropped.
+A method says what weights w follow from p (`Mixing`), and what its auxiliary losses add to the gradient of p.
 
-Since Σ_e w_e B_e A_e x = [B_1 … B_E] (w ⊗ [A_1; …; A_E] x), the As of all experts and of all linears that share an input
-are one product, the Bs of a linear another. Experts that a token does not take have weight 0: nothing is sorted, nothing
-waits for the device, and no loop runs over experts. That costs the products of all experts, which is cheap as long as
-experts times rank is small beside the widths of the linear.
+Since Σ_e w_e B_e A_e x = [B_1 … B_E] (w ⊗ [A_1; …; A_E] x), the As of all experts and of all linears that share an
+input are one product, the Bs of a linear another. Experts that a token does not take have weight 0: nothing is sorted
+by expert, nothing waits for the device, and no loop runs over experts. That costs the products of all experts, which is
+cheap as long as experts times rank is small beside the widths of the linear.
 
 Not here: experts of whole FFNs (`mixlora`), which see one another's outputs.
 
@@ -237,7 +237,7 @@ class MixedAdapter(Adapter):
         }
 
     def files(self) -> AdapterFiles:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name in self.params:
             value = to_file(self.params[name].value)
             keys = self._keys(name)

@@ -28,12 +28,14 @@ class Now:
 
     Attributes:
         part: source of the chunk's masks. at, tokens: the sequence's first token in the chunk, and the chunk's tokens.
+        task: of the sequence, where the job's rows are of tasks.
         routers: of every routed layer and sequence of the chunk: probabilities (L, E) and choices (L, K).
     """
 
     part: SegmentPart | None = None
     at: int = 0
     tokens: int = 0
+    task: int | None = None
     routers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def mask(self, group: str, length: int, width: int, p: float, rows_per_token: int = 1) -> Tensor | float:
@@ -191,6 +193,7 @@ class Reference:
             self.now.part, self.now.tokens, self.now.at = part if dropout else None, chunk.tokens, 0
             self.now.routers.clear()
             for row in chunk.rows:
+                self.now.task = rows.row(row).task
                 total = total + weight * self._row_loss(rows, row)
                 self.now.at += int(rows.lengths[row])
             total = total + chunk.tokens / batch_tokens * self._auxiliary()

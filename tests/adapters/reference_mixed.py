@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from adapters.reference import Now, Reference, group_of
+from mlora_sched.spec.adapter_common import layer_of
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one router made of one sequence: probabilities and weights (L, E)."""
+    """What one router made of one sequence, which is of a task or of none: probabilities and weights (L, E)."""
 
     site: str
+    task: int | None
     p_LE: Tensor
     w_LE: Tensor
 
@@ -72,8 +74,53 @@ def dynmole_loss(seen: list[Seen], spec: Any) -> Tensor:
     return spec.router_dyn_loss_coef * unsure + spec.router_aux_loss_coef * p_NE.shape[1] * balance
 
 
-WEIGHTS: dict[str, Callable[[Tensor, Any], Tensor]] = {"dynmole": dynmole_weights}
-LOSSES: dict[str, Callable[[list[Seen], Any], Tensor]] = {"dynmole": dynmole_loss}
+def mola_weights(p_E: Tensor, spec: Any) -> Tensor:
+    top_E = only(p_E, ranking(p_E.tolist())[: spec.top_k])
+    return top_E / top_E.sum()
+
+
+def mola_loss(seen: list[Seen], spec: Any) -> Tensor:
+    """Of every decoder layer by itself, over the outputs of its routers."""
+    total = torch.zeros((), dtype=torch.float64)
+    for layer in {layer_of(one.site) for one in seen}:
+        own = [one for one in seen if layer_of(one.site) == layer]
+        p_NE = torch.cat([one.p_LE for one in own])
+        chosen = [e for row in p_NE.tolist() for e in ranking(row)[: spec.top_k]]
+        for e in range(p_NE.shape[1]):
+            total = total + p_NE.shape[1] * chosen.count(e) / len(chosen) * p_NE[:, e].mean()
+    return spec.router_aux_loss_coef * total
+
+
+def loramoe_weights(p_E: Tensor, spec: Any) -> Tensor:
+    return p_E
+
+
+def loramoe_loss(seen: list[Seen], spec: Any) -> Tensor:
+    """Of every router by itself, over the rows of the chunk."""
+    total = torch.zeros((), dtype=torch.float64)
+    for site in {one.site for one in seen}:
+        sums = []
+        for one in seen:
+            if one.site == site and one.task is not None:
+                for e in range(spec.num_experts):
+                    right = (e < spec.num_experts // 2) == (one.task == 0)
+                    sums.append(one.p_LE[:, e].sum() * (1 + spec.balance_shift * (1 if right else -1)))
+        if len(sums) > 1:
+            q = torch.stack(sums)
+            total = total + q.var() / (q.mean() ** 2 + 1e-10)
+    return spec.router_aux_loss_coef * total
+
+
+WEIGHTS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "dynmole": dynmole_weights,
+    "mola": mola_weights,
+    "loramoe": loramoe_weights,
+}
+LOSSES: dict[str, Callable[[list[Seen], Any], Tensor]] = {
+    "dynmole": dynmole_loss,
+    "mola": mola_loss,
+    "loramoe": loramoe_loss,
+}
 
 
 class PlainMixed(nn.Module):
@@ -90,7 +137,7 @@ class PlainMixed(nn.Module):
         dropped_LD = x_LD * self.now.mask(group_of(self.site), len(x_LD), x_LD.shape[1], spec.dropout)
         p_LE = torch.stack([torch.softmax(router @ x_D, dim=0) for x_D in x_LD])
         w_LE = torch.stack([WEIGHTS[spec.method](p_E, spec) for p_E in p_LE])
-        self.seen.append(Seen(self.site, p_LE, w_LE))
+        self.seen.append(Seen(self.site, self.now.task, p_LE, w_LE))
         added = [
             sum(w * (b[e] @ (a[e] @ dropped_D)) for e, w in enumerate(w_E))
             for dropped_D, w_E in zip(dropped_LD, w_LE, strict=True)
