@@ -33,10 +33,17 @@ _NAMES_IN_FILE = {"alpha": "lora_alpha", "experts": "num_experts"}
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file."""
+    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file.
+
+    Attributes:
+        as_pickle: the tensors are written as a PyTorch file too, for a program that reads nothing else.
+        notes: what a user of the files should know.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    as_pickle: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):
@@ -81,8 +88,18 @@ class Adapter(ABC):
         """
 
     @classmethod
-    def _meant(cls, config: Mapping[str, Any], spec: type[Spec], method: str, keys: Sequence[str] = ()) -> Spec:
+    def _meant(
+        cls,
+        config: Mapping[str, Any],
+        spec: type[Spec],
+        method: str,
+        keys: Sequence[str] = (),
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> Spec:
         """What `spec_of` returns, read from the keys of every method and from `keys`, which specs call the same.
+
+        Args:
+            more: fields that the method has read for itself.
 
         Raises:
             SpecError: as `spec_of` says.
@@ -93,7 +110,7 @@ class Adapter(ABC):
         fields = ("r", "alpha", "target_modules", *keys)
         given = {field: _in_config(config, _NAMES_IN_FILE.get(field, field)) for field in fields}
         try:
-            return spec.model_validate({"method": method, **given}, strict=True)
+            return spec.model_validate({"method": method, **given, **more}, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = str(first["loc"][0]) if first["loc"] else method
@@ -149,7 +166,7 @@ def _in_config(config: Mapping[str, Any], key: str) -> Any:
     if key not in config:
         raise SpecError(f"adapter_config.json lacks {key}, so what the weights mean is not known")
     value = config[key]
-    if key == "target_modules" and isinstance(value, str) and value != ALL_LINEAR:
+    if key == "target_modules" and isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
         raise SpecError(
             f"adapter_config.json: target_modules = {value!r} is a pattern of PEFT's, which is not known here; write "
             f"the names of the modules in a list"

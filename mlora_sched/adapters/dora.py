@@ -109,8 +109,8 @@ class DoraAdapter(LoraAdapter):
         refuse_patterns(config)
         return cls._meant(config, DoraSpec, "dora")
 
-    def _specs(self, seed: int) -> Iterator[ParamSpec]:
-        yield from super()._specs(seed)
+    def specs(self, seed: int) -> Iterator[ParamSpec]:
+        yield from super().specs(seed)
         for site in self.sites:
             start_O = row_norm_sq(site.dense()).sqrt()
             yield ParamSpec(f"{site.name}.lora_magnitude_vector", start_O, self.group_b)

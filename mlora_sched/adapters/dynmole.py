@@ -63,7 +63,8 @@ class Tsallis:
             return p_PEN.new_zeros(p_PEN.shape[0], p_PEN.shape[2])
         shifted = p_PEN + self.eps
         if self.q == 1.0:
-            return torch.special.entr(shifted).sum(dim=1) / self.largest
+            entropy_PN: Tensor = torch.special.entr(shifted).sum(dim=1)
+            return entropy_PN / self.largest
         return (1.0 - shifted.pow(self.q).sum(dim=1)) / ((self.q - 1.0) * self.largest)
 
     def gradient(self, p_PEN: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class DynMoleAdapter(MixedAdapter):
     """As many pairs a token as its router is unsure, on every targeted linear."""
 
     marks: ClassVar[Mapping[str, object]] = {"peft_type": "DYNMOLE", "entropy_type": "tsallis"}
-    prefix = "dynmole"
+    root = "dynmole"
     settings = ("num_experts", "entropy_threshold", "entropy_index", "entropy_eps", "keep_top_k", "top_p")
     spec: DynMoleSpec
 

@@ -28,6 +28,8 @@ from mlora_sched.spec.adapter_common import AdapterCommon
 from mlora_sched.spec.plain import LoraSpec
 
 PEFT_PREFIX = "base_model.model."
+_DECISIVE = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "expert_lora", "num_experts", "routing_strategy")
+"""Keys of `adapter_config.json` that decide what the weights mean."""
 _PER_MODULE = ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save")
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of PEFT's `init_lora_weights` after which the pairs stand on other weights than the base's."""
@@ -91,15 +93,20 @@ class LoraAdapter(Adapter):
     marks: ClassVar[Mapping[str, object]] = {"peft_type": "LORA", "use_rslora": False, "use_dora": False}
     group_a, group_b = "all", "all"
 
-    def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
+    def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site]) -> None:
         self.spec, self.base, self.sites = spec, base, sites
-        self.params = Params(self._specs(seed), base.device, base.dtype)
-        self.site_ops: dict[str, SiteOp] = {group.name: self._op(group, members) for group, members in by_group(sites)}
         self.routed_ops: dict[str, RoutedOp] = {}
 
     @classmethod
     def build(cls, spec: Any, base: FrozenBase, seed: int) -> Adapter:
-        return cls(spec, base, target_sites(spec, base), seed)
+        return cls.on(spec, base, target_sites(spec, base), seed)
+
+    @classmethod
+    def on(cls, spec: Any, base: FrozenBase, sites: Sequence[Site], seed: int) -> LoraAdapter:
+        """A fresh adapter on these sites."""
+        adapter = cls(spec, base, sites)
+        adapter.place(Params(adapter.specs(seed), base.device, base.dtype))
+        return adapter
 
     @classmethod
     def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
@@ -111,7 +118,15 @@ class LoraAdapter(Adapter):
         """s."""
         return self.spec.alpha / self.spec.r
 
-    def _specs(self, seed: int) -> Iterator[ParamSpec]:
+    def place(self, params: Params) -> None:
+        """Take its parameters, which may lie among others, and make the ops that work with them."""
+        self.params = params
+        self.site_ops: dict[str, SiteOp] = {
+            group.name: self._op(group, members) for group, members in by_group(self.sites)
+        }
+
+    def specs(self, seed: int) -> Iterator[ParamSpec]:
+        """What is to be trained."""
         for _, members in by_group(self.sites):
             yield from group_pairs(members, self.spec.r, seed, self.groups)
 
@@ -189,7 +204,17 @@ def check_config(found: dict[str, Any], own: dict[str, Any], keys: Sequence[str]
         refuse_patterns(found)
     except SpecError as error:
         raise SpecError(f"adapter.init_from: its {error}") from None
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts", *keys):
+    for key in (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "expert_lora",
+        "num_experts",
+        "routing_strategy",
+        *keys,
+    ):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(
                 f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "

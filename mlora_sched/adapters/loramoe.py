@@ -113,7 +113,7 @@ class LoraMoeAdapter(MixedAdapter):
     """All pairs on every targeted linear of the FFN."""
 
     marks: ClassVar[Mapping[str, object]] = {"peft_type": "LORAMOE"}
-    prefix = "loramoe"
+    root = "loramoe"
     settings = ("num_experts",)
     spec: LoraMoeSpec
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
+from mlora_sched.adapters.ffn_experts_adapter import in_file
 from mlora_sched.adapters.lora import by_group, check_config, lora_pair, matching
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
@@ -34,7 +35,7 @@ from mlora_sched.adapters.routing import RouterStats
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
-from mlora_sched.spec.adapter_common import AdapterCommon, layer_of, layers_in
+from mlora_sched.spec.adapter_common import AdapterCommon, layers_in
 
 
 class Mixing(ABC):
@@ -169,11 +170,11 @@ class MixedAdapter(Adapter):
     """Routed pairs on every targeted linear; what is of the method alone, its subclasses say.
 
     Attributes:
-        prefix: begins the names of its tensors in files.
+        root: first part of the names of tensors in files.
         settings: keys of `adapter_config.json`, beside those of every method, without which the weights mean nothing.
     """
 
-    prefix: ClassVar[str]
+    root: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
 
     def __init__(self, spec: AdapterCommon, base: FrozenBase, seed: int) -> None:
@@ -265,16 +266,9 @@ class MixedAdapter(Adapter):
         """Of a parameter in files: one tensor for a router, one an expert for the pairs."""
         value = self.params[name].value
         if value.dim() == 2:
-            return [f"{self.prefix}.{in_file(name)}"]
+            return [in_file(self.root, name)]
         site, half = name.split(".lora_")
-        return [f"{self.prefix}.{in_file(site)}.experts.{e}.lora_{half}" for e in range(len(value))]
-
-
-def in_file(name: str) -> str:
-    """A dotted path from its decoder layer on: model.layers.3.mlp.up_proj → layers.3.mlp.up_proj. One that lies in no
-    layer stays as it is."""
-    layer = layer_of(name)
-    return name if layer is None else f"layers.{layer}.{name.partition(f'.{layer}.')[2]}"
+        return [f"{in_file(self.root, site)}.experts.{e}.lora_{half}" for e in range(len(value))]
 
 
 def _router_start(site: Site, experts: int, seed: int) -> Tensor:

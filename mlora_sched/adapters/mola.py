@@ -72,7 +72,7 @@ class MolaAdapter(MixedAdapter):
     """The k most probable pairs on every targeted linear, of as many as the linear's layer has."""
 
     marks: ClassVar[Mapping[str, object]] = {"peft_type": "MOLA"}
-    prefix = "mola"
+    root = "mola"
     settings = ("num_experts", "top_k")
     spec: MolaSpec
 

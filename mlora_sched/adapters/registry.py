@@ -8,6 +8,7 @@ from typing import Any
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.dora import DoraAdapter
 from mlora_sched.adapters.dynmole import DynMoleAdapter
+from mlora_sched.adapters.llava_mole import LlavaMoleAdapter
 from mlora_sched.adapters.lora import LoraAdapter
 from mlora_sched.adapters.loramoe import LoraMoeAdapter
 from mlora_sched.adapters.loraplus import LoraPlusAdapter
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Adapter]] = {
     "loraplus": LoraPlusAdapter,
     "dora": DoraAdapter,
     "mixlora": MixLoraAdapter,
+    "llava_mole": LlavaMoleAdapter,
     "dynmole": DynMoleAdapter,
     "mola": MolaAdapter,
     "loramoe": LoraMoeAdapter,

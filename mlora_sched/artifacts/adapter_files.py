@@ -1,7 +1,7 @@
 """Write and read an adapter's files: `adapter_config.json`, `adapter_model.safetensors`, `provenance.json`.
 
-The `mixlora` package reads a `.bin` only, so routed adapters in its format get one beside the safetensors. We never
-read a `.bin`.
+The `mixlora` package reads a `.bin` only, so adapters that it can read get one beside the safetensors. We never read a
+`.bin`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def write_adapter(directory: Path, files: AdapterFiles, provenance: dict[str, An
         OSError: the disk refuses.
     """
     write_json(directory / CONFIG, files.config, disk)
-    write_json(directory / PROVENANCE, provenance, disk)
+    write_json(directory / PROVENANCE, provenance | ({"notes": list(files.notes)} if files.notes else {}), disk)
     write_tensors(directory / MODEL, files.tensors, disk)
-    if files.config["peft_type"] == "MIXLORA":
+    if files.as_pickle:
         buffer = io.BytesIO()
         torch.save(files.tensors, buffer)
         disk.write(directory / PICKLED, lambda path: path.write_bytes(buffer.getbuffer()))
