@@ -65,8 +65,13 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-def read_adapter(config: Path, model: Path) -> AdapterFiles:
-    """Read an adapter that a job starts from. What it would take is known from its header before any of it is loaded.
+def read_adapter(config: Path, model: Path, what: str = "adapter.init_from") -> AdapterFiles:
+    """Read an adapter that a job starts from, or that is to run.
+
+    What it would take is known from its header before any of it is loaded.
+
+    Args:
+        what: named it, for the message.
 
     Raises:
         SpecError: the files are no PEFT adapter in safetensors, or are larger than an adapter can be.
@@ -76,7 +81,7 @@ def read_adapter(config: Path, model: Path) -> AdapterFiles:
         _check_header(model)
         return AdapterFiles(settings, load_file(model))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise SpecError(f"adapter.init_from: cannot be read as a PEFT adapter in safetensors: {error}") from None
+        raise SpecError(f"{what}: cannot be read as a PEFT adapter in safetensors: {error}") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
