@@ -38,14 +38,6 @@ class LoraMoeStats(RouterStats):
     balance: Tensor
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a chunk: which token is of which (N, B), and what an expert's sum over it is multiplied by (E, B)."""
-
-    of_NB: Tensor
-    factor_EB: Tensor
-
-
 class LoraMoeMixing(Mixing):
     """All experts, by their probabilities."""
 
@@ -56,8 +48,7 @@ class LoraMoeMixing(Mixing):
     def weigh(self, p_PEN: Tensor, part: SegmentPart) -> Tensor:
         found = stats_of_group(p_PEN, torch.ones_like(p_PEN, dtype=torch.bool))
         if self._balanced(part):
-            load_PEB, _ = self._loads(p_PEN, part)
-            spread_P, mean_P = _spread_and_mean(load_PEB)
+            spread_P, mean_P = _spread_and_mean(self._loads(p_PEN, part))
             balance_P = spread_P / (mean_P**2 + _TINY)
             found = [
                 LoraMoeStats(stats.chosen_E, stats.probability_E, stats.entropy, stats.tokens, balance)
@@ -72,34 +63,36 @@ class LoraMoeMixing(Mixing):
     def losses_backward(self, p_PEN: Tensor, w_PEN: Tensor, part: SegmentPart) -> Tensor | None:  # noqa: ARG002
         if not self._balanced(part):
             return None
-        load_PEB, rows = self._loads(p_PEN, part)
+        load_PEB = self._loads(p_PEN, part)
         spread_P11, mean_P11 = (each[:, None, None] for each in _spread_and_mean(load_PEB))
         each = load_PEB[0].numel()
         square_P11 = mean_P11**2 + _TINY
         dload_PEB = (load_PEB - mean_P11) * (2.0 / max(each - 1, 1)) / square_P11
         dload_PEB -= spread_P11 * mean_P11 * (2.0 / each) / square_P11**2
-        dload_PEB *= rows.factor_EB * self.spec.router_aux_loss_coef
-        return dload_PEB @ rows.of_NB.T
+        dload_PEB *= self._factors(p_PEN, part) * self.spec.router_aux_loss_coef
+        return dload_PEB.repeat_interleave(_lengths(p_PEN, part), dim=2, output_size=p_PEN.shape[2])
 
     def _balanced(self, part: SegmentPart) -> bool:
         return self.spec.router_aux_loss_coef > 0 and bool(part.tasks)
 
-    def _loads(self, p_PEN: Tensor, part: SegmentPart) -> tuple[Tensor, _Rows]:
+    def _loads(self, p_PEN: Tensor, part: SegmentPart) -> Tensor:
         """Q (P, E, B)."""
-        rows = self._rows(p_PEN, part)
-        return (p_PEN @ rows.of_NB) * rows.factor_EB, rows
+        flat_NC = p_PEN.flatten(0, 1).T.contiguous()
+        # `unsafe` leaves out a check of the lengths that would wait for the device
+        sums_BC = torch.segment_reduce(flat_NC, "sum", lengths=_lengths(p_PEN, part), unsafe=True)
+        return sums_BC.T.unflatten(0, p_PEN.shape[:2]) * self._factors(p_PEN, part)
 
-    def _rows(self, like: Tensor, part: SegmentPart) -> _Rows:
-        ends_B = torch.tensor(part.lengths, device=like.device).cumsum(dim=0)
-        place_N1 = torch.arange(like.shape[2], device=like.device)[:, None]
-        before_NB = place_N1 < ends_B
-        of_NB = before_NB.to(like.dtype)
-        of_NB[:, 1:] -= of_NB[:, :-1].clone()
+    def _factors(self, like: Tensor, part: SegmentPart) -> Tensor:
+        """What an expert's sum over a row is multiplied by, (E, B)."""
         task_B = torch.tensor(part.tasks, device=like.device)
         half_E1 = torch.arange(like.shape[1], device=like.device)[:, None] * 2 // like.shape[1]
         shift = self.spec.balance_shift
-        factor_EB = (half_E1 == task_B).to(like.dtype) * (2.0 * shift) + (1.0 - shift)
-        return _Rows(of_NB, factor_EB)
+        return (half_E1 == task_B).to(like.dtype) * (2.0 * shift) + (1.0 - shift)
+
+
+def _lengths(like: Tensor, part: SegmentPart) -> Tensor:
+    """Tokens of each row, (B,)."""
+    return torch.tensor(part.lengths, device=like.device)
 
 
 def _spread_and_mean(load_PEB: Tensor) -> tuple[Tensor, Tensor]:

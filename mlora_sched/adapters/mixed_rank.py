@@ -103,8 +103,7 @@ class MixedOp:
 
     def forward(self, x_ND: Tensor, ys: Sequence[Tensor], part: SegmentPart) -> _Saved:
         """y += s · (w ⊗ A drop(x)) Bᵀ; keeps A drop(x)ᵀ, probabilities and weights."""
-        logits = torch.mm(self._router.value, wide(x_ND).T)
-        p_PEN = torch.softmax(logits.view(self._linears, -1, len(x_ND)), dim=1)
+        p_PEN = self._probabilities(x_ND)
         w_PEN = self.mixing.weigh(p_PEN, part)
         s_KN = torch.mm(self._a_KD, part.drop(self.group, x_ND, self.dropout).T)
         part.release()
@@ -113,20 +112,28 @@ class MixedOp:
             ys[place].addmm_(u_JN.T, bt_JO, alpha=self.scale)
         return _Saved(s_KN, p_PEN, w_PEN)
 
+    def _probabilities(self, x_ND: Tensor) -> Tensor:
+        logits_CN = torch.mm(self._router.value, wide(x_ND).T)
+        return torch.softmax(logits_CN.view(self._linears, -1, len(x_ND)), dim=1)
+
     def backward(self, dys: Sequence[Tensor], x_ND: Tensor, saved: _Saved, part: SegmentPart) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of A, B and the routers in float32; return ds and the gradient of the logits."""
         du_KN = self._experts_backward(dys, saved, part)
         dw_PEN = (wide(du_KN) * wide(saved.s_KN)).view(*saved.p_PEN.shape[:2], -1, len(x_ND)).sum(dim=2)
-        ds_KN = _scaled(du_KN, saved.w_PEN)
+        ds_KN = _scaled(du_KN, saved.w_PEN, du_KN)
         self._da_KD.addmm_(wide(ds_KN), wide(part.drop(self.group, x_ND, self.dropout)), beta=part.beta)
+        dlogits_CN = self._logits_backward(dw_PEN, saved, part)
+        self._router.grad.addmm_(dlogits_CN, wide(x_ND), beta=part.beta)
+        return ds_KN, dlogits_CN.to(x_ND.dtype)
+
+    def _logits_backward(self, dw_PEN: Tensor, saved: _Saved, part: SegmentPart) -> Tensor:
+        """Their gradient by the weights and by the auxiliary losses, (P·E, N)."""
         dp_PEN = self.mixing.backward(dw_PEN, saved.p_PEN, saved.w_PEN)
         aux = self.mixing.losses_backward(saved.p_PEN, saved.w_PEN, part)
         if aux is not None:
             dp_PEN = torch.add(dp_PEN, aux, alpha=part.aux_weight)
         mean_P1N = (dp_PEN * saved.p_PEN).sum(dim=1, keepdim=True)
-        dlogits_CN = ((dp_PEN - mean_P1N) * saved.p_PEN).flatten(0, 1)
-        self._router.grad.addmm_(dlogits_CN, wide(x_ND), beta=part.beta)
-        return ds_KN, dlogits_CN.to(x_ND.dtype)
+        return ((dp_PEN - mean_P1N) * saved.p_PEN).flatten(0, 1)
 
     def _experts_backward(self, dys: Sequence[Tensor], saved: _Saved, part: SegmentPart) -> Tensor:
         """Accumulate dB; return the gradient of what it read."""
@@ -150,11 +157,13 @@ class MixedOp:
             part.release()
 
 
-def _scaled(rows_KN: Tensor, w_PEN: Tensor) -> Tensor:
+def _scaled(rows_KN: Tensor, w_PEN: Tensor, out_KN: Tensor | None = None) -> Tensor:
     """The rows of each expert times its weights, (K, N)."""
+    found = torch.empty_like(rows_KN) if out_KN is None else out_KN
     linears, experts, n = w_PEN.shape
-    rows_PERN = rows_KN.view(linears, experts, -1, n)
-    return (rows_PERN * w_PEN.to(rows_KN.dtype)[:, :, None]).view_as(rows_KN)
+    rows_PERN, found_PERN = (rows.view(linears, experts, -1, n) for rows in (rows_KN, found))
+    torch.mul(rows_PERN, w_PEN.to(rows_KN.dtype)[:, :, None], out=found_PERN)
+    return found
 
 
 def stats_of_group(p_PEN: Tensor, taken_PEN: Tensor) -> list[RouterStats]:
