@@ -79,8 +79,8 @@ class LoraMoeMixing(Mixing):
         """Q (P, E, B)."""
         flat_NC = p_PEN.flatten(0, 1).T.contiguous()
         # `unsafe` leaves out a check of the lengths that would wait for the device
-        sums_BC = torch.segment_reduce(flat_NC, "sum", lengths=_lengths(p_PEN, part), unsafe=True)
-        return sums_BC.T.unflatten(0, p_PEN.shape[:2]) * self._factors(p_PEN, part)
+        sums_BC: Tensor = torch.segment_reduce(flat_NC, "sum", lengths=_lengths(p_PEN, part), unsafe=True)
+        return sums_BC.T.view(*p_PEN.shape[:2], -1) * self._factors(p_PEN, part)
 
     def _factors(self, like: Tensor, part: SegmentPart) -> Tensor:
         """What an expert's sum over a row is multiplied by, (E, B)."""

@@ -69,7 +69,7 @@ class MixLoraAdapter(FfnExpertsAdapter):
     """Top-k or top-p experts on every targeted FFN."""
 
     root: ClassVar[str] = "mixlora"
-    marks: ClassVar[Mapping[str, object]] = {"peft_type": "MIXLORA"}
+    marks: ClassVar[Mapping[str, object]] = {"peft_type": "MIXLORA", "routing_strategy": "mixlora"}
 
     def __init__(self, spec: MixLoraSpec, base: FrozenBase, seed: int) -> None:
         self.spec = spec
@@ -88,6 +88,11 @@ class MixLoraAdapter(FfnExpertsAdapter):
         start_ED = torch.empty(self.spec.num_experts, ffn.inner[0].in_features)
         start_ED.normal_(std=self.spec.router_init_range, generator=generator)
         yield ParamSpec(f"{ffn.name}.moe_gate.weight", start_ED)
+
+    @classmethod
+    def wrote(cls, config: Mapping[str, Any]) -> bool:
+        dynamic = config.get("routing_strategy") == _DYNAMIC
+        return super().wrote({**config, "routing_strategy": "mixlora"} if dynamic else config)
 
     @classmethod
     def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:

@@ -137,14 +137,12 @@ def _routed_cost(
     directions = (sum(inside) + (h if has_outer else 0)) if dora else 0
     saved = K * i * (width + F * (1 + ffn.activation + masks) + pairs + directions) + routing
     drawing = K * F * max(_DRAW - i, i) if masks else 0
-    delta = K * h * i if has_outer else 0
-    forward = max(2 * F * i - delta, F * i + 2 * h * i, F * i + drawing)
-    through = 1 if has_outer else 0
-    # gradients of the routed rows, until the end
-    rows = K * i * (width + F * (2 + through) + (1 + through) * h)
-    steps = rows + i * max(K * F, 3 * F + h, 3 * K * h)
-    widening = K * (F * (i + (3 if w else 1) * _WIDE) + h * i)
-    return RoutedCost(ffn, saved, forward, max(steps, widening))
+    forward = max(2 * F * i, (F + 2 * h) * i, drawing)
+    gated = F if width > F else 0  # the activation's own gradient
+    found = K * (F + width)  # gradients of the product and of the inner linears, until the end
+    steps = max(found + K * gated, found + K * (len(inside) + 1) * h, found + width + h, K * (3 * F + h) * has_outer)
+    widening = K * F * (i + (3 if w else 1) * _WIDE)
+    return RoutedCost(ffn, saved, forward, max(steps * i, widening))
 
 
 # ---------------------------------------------------------------------- what a job holds

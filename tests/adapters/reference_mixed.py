@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.reference import Now, Reference, group_of
+from adapters.reference import Reference, group_of
+from adapters.reference_now import Now
 from mlora_sched.spec.adapter_common import layer_of
 
 
@@ -148,8 +149,8 @@ class PlainMixed(nn.Module):
 class MixedReference(Reference):
     """A job of DynMoLE, MoLA or LoRAMoE, written plainly."""
 
-    def __init__(self, model: Any, values: dict[str, Tensor], spec: Any, scale: float) -> None:
-        super().__init__(model, {}, spec, scale)
+    def __init__(self, model: Any, values: dict[str, Tensor], spec: Any) -> None:
+        super().__init__(model, {}, spec)
         self.seen: list[Seen] = []
         for site in sorted(key.removesuffix(".moe_gate.weight") for key in values if key.endswith(".moe_gate.weight")):
             own = {key: value for key, value in values.items() if key.startswith(f"{site}.")}

@@ -52,7 +52,7 @@ def test_masks_change_from_step_to_step(case: MethodCase) -> None:
 def test_accumulation_over_chunks_equals_one_batch(
     case: MethodCase, lengths: list[int], chunk_tokens: int, per_pack: int
 ) -> None:
-    """For token losses: those of routers, which are no sum over tokens, are switched off."""
+    """For token losses: balance losses, which are no sums over tokens, are switched off."""
     off = {name: 0.0 for name in case.settings if name.endswith("_loss_coef")}
     data, base = prepared(lengths, seed=8), float64_base()
     whole = job_at(base, case.adapter(**off), data, chunk_tokens=1024)
