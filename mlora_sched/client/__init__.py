@@ -112,7 +112,7 @@ class Client(Sweeping):
         return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
 
     def experts(self, ref: str, last: int | None = None) -> ExpertsPage:
-        """The newest records of what the job's routers do; `last` says how many, by default those they are judged by."""
+        """The newest records of what the job's routers do, `last` of them, else as many as they are judged by."""
         from mlora_sched.spec.experts import ExpertsPage
 
         return self._record(ExpertsPage, "GET", _job(ref, "/experts"), params={} if last is None else {"last": last})

@@ -13,8 +13,8 @@ class JobDetail(Frozen):
     """`show`: the job, its resolved spec, its checkpoints and its newest events.
 
     `exactness` says in words whether its results are those it would have got alone; empty before it first trains.
-    `after` are the ids of the jobs that must have succeeded before it starts. `experts` is what its routers did of late,
-    None where it has none or nothing is recorded yet.
+    `after` are the ids of the jobs that must have succeeded before it starts. `experts` says what its routers did of
+    late, None where it has none or nothing is recorded yet.
     """
 
     job: JobView

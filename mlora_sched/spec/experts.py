@@ -7,7 +7,8 @@ and where a few take everything; drawing that is `cli.experts_view`'s business.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
 from enum import StrEnum
 
 from mlora_sched.spec.common import Frozen
@@ -18,6 +19,8 @@ JUDGED = 10
 """By so many of the newest records experts are judged."""
 _IDLE = 1e-3
 """An expert that takes part in every token is dead where its mean probability is lower."""
+_ROUNDING = 1e-6
+"""Of what is recorded."""
 _NEARLY_ALL = 0.9
 """Routers have collapsed where as many experts as a token takes have more than this share of the load."""
 
@@ -121,30 +124,30 @@ def brief(records: Sequence[ExpertsRecord]) -> ExpertsBrief | None:
 
 
 def _overview(loads: Sequence[tuple[int, RouterLoad]]) -> RouterOverview:
-    _, first = loads[0]
-    tokens = sum(count for count, _ in loads)
-    # a step weighs by its choices where shares are of those, else by its tokens
-    weights = [count * (load.per_token if load.by is LoadBy.CHOICES else 1.0) for count, load in loads]
-    share = tuple(_mean((load.share[expert] for _, load in loads), weights) for expert in range(len(first.share)))
-    per_token = _mean((load.per_token for _, load in loads), [count for count, _ in loads])
-    idle = 0.0 if first.by is LoadBy.CHOICES else _IDLE
+    """Of one router, from its loads with the tokens of their steps: a step weighs by those, or by its choices."""
+    first = loads[0][1]
+    tokens = [float(count) for count, _ in loads]
+    by_choices = first.by is LoadBy.CHOICES
+    weights = [count * load.per_token for count, load in loads] if by_choices else tokens
+    share = tuple(_mean([load.share[expert] for _, load in loads], weights) for expert in range(len(first.share)))
+    per_token = _mean([load.per_token for _, load in loads], tokens)
     return RouterOverview(
         router=first.router,
         by=first.by,
         share=share,
         per_token=per_token,
-        entropy=_mean((load.entropy for _, load in loads), [count for count, _ in loads]),
-        dead=tuple(expert for expert, part in enumerate(share) if part <= idle),
-        taken_by=_taken_by(share, first.by, per_token),
+        entropy=_mean([load.entropy for _, load in loads], tokens),
+        dead=tuple(expert for expert, part in enumerate(share) if part <= (0.0 if by_choices else _IDLE)),
+        taken_by=_taken_by(share, math.ceil(per_token - _ROUNDING) if by_choices else 1),
     )
 
 
-def _mean(values: Iterable[float], weights: Sequence[float]) -> float:
-    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / math.fsum(weights)
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(map(operator.mul, values, weights)) / math.fsum(weights)
 
 
-def _taken_by(share: Sequence[float], by: LoadBy, per_token: float) -> tuple[int, ...]:
-    few = 1 if by is LoadBy.PROBABILITY else math.ceil(per_token - 1e-6)
+def _taken_by(share: Sequence[float], few: int) -> tuple[int, ...]:
+    """The `few` experts with the most load where they have nearly all of it, and others have none to speak of."""
     if few >= len(share):
         return ()
     busiest = sorted(range(len(share)), key=lambda expert: (-share[expert], expert))[:few]

@@ -17,8 +17,8 @@ from mlora_sched.adapters.registry import METHODS, build_adapter
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.adapter_common import AdapterCommon
-from mlora_sched.spec.job import parse_job
 from mlora_sched.spec.plain import LoraSpec
+from mlora_sched.spec.job import parse_job
 
 
 def spec_of(adapter: dict[str, Any]) -> AdapterSpec:
