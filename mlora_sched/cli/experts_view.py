@@ -50,8 +50,10 @@ class ExpertsView(Frozen):
 
 def experts_lines(view: ExpertsView, width: int, *, plain: bool = False) -> Iterator[str]:
     """A line a router, or several where its experts need them; `plain` draws with ASCII only."""
-    first, last = view.steps[0], view.steps[-1]
-    yield f"{len(view.routers)} routers, {len(view.steps)} recorded steps ({first} to {last}), {view.tokens:,} tokens"
+    steps = f"step {view.steps[0]}"
+    if len(view.steps) > 1:
+        steps = f"the last {len(view.steps)} recorded steps ({view.steps[0]} to {view.steps[-1]})"
+    yield f"{_counted(len(view.routers))} in {steps}, of {view.tokens:,} tokens"
     yield ""
     texts = [_row(name, one) for one, name in _named(view.routers)]
     margin = max(len("router"), *(len(row.name) for row in texts))
@@ -75,7 +77,7 @@ def brief_text(brief: ExpertsBrief | None) -> str:
     """`32 routers, entropy 0.83, 2 dead`; empty where there are none."""
     if brief is None:
         return ""
-    parts = [f"{brief.routers} router{'s' * (brief.routers != 1)}, entropy {brief.entropy:.2f}"]
+    parts = [f"{_counted(brief.routers)}, entropy {brief.entropy:.2f}"]
     parts += [f"{brief.dead} dead"] if brief.dead else []
     parts += [f"{brief.collapsed} collapsed"] if brief.collapsed else []
     return ", ".join(parts)
@@ -167,6 +169,10 @@ class _Said:
             what = "choices" if by_choices else "probability"
             took = f"took {sum(one.share[expert] for expert in one.taken_by):.0%} of the router's {what}"
             yield f"{where}: {_listed('expert', one.taken_by)} {took} {self.seen}; {self.remedy}"
+
+
+def _counted(routers: int) -> str:
+    return "1 router" if routers == 1 else f"{routers} routers"
 
 
 def _listed(noun: str, numbers: Sequence[int]) -> str:
