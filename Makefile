@@ -10,7 +10,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long check format setup clean
+.PHONY: demo test test-long test-interop check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -29,6 +29,10 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/pytest -m "slow or not slow" --timeout 7200
+
+# MixLoRA exports against the `mixlora` package, in an environment of its own that is kept in .cache
+test-interop: $(READY)
+	$(BIN)/python -m tests.interop.mixlora_package --env .cache/interop --torch "$(TORCH)" --torch-args="$(TORCH_ARGS)"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,26 +10,40 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from mlora_sched.adapters.params import Params
 from mlora_sched.adapters.part import SegmentPart
+from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
-from mlora_sched.spec.adapter_common import ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
 from mlora_sched.spec.placement import placed
+
+Spec = TypeVar("Spec", bound=AdapterCommon)
+_NAMES_IN_FILE = {"alpha": "lora_alpha"}
+"""Fields of specs that `adapter_config.json` calls otherwise."""
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file."""
+    """An adapter as it is written: `adapter_config.json` and tensors, by their names in the file.
+
+    Attributes:
+        as_pickle: the tensors are written as a PyTorch file too, for a program that reads nothing else.
+        notes: what a user of the files should know.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    as_pickle: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):
@@ -39,8 +53,11 @@ class Adapter(ABC):
         params: what is trained.
         site_ops: ops by name of the site group. routed_ops: ops by FFN name.
         lr_scales: factor on the learning rate by optimiser group; groups not named have 1.
+        marks: keys of `adapter_config.json`, with their values, by which the method's files are known; a key that is
+            absent counts as False.
     """
 
+    marks: ClassVar[Mapping[str, object]]
     lr_scales: Mapping[str, float] = MappingProxyType({})
     params: Params
     site_ops: dict[str, SiteOp]
@@ -54,6 +71,51 @@ class Adapter(ABC):
         Raises:
             SpecError: the targets do not exist in the base, or the method cannot sit on it.
         """
+
+    @classmethod
+    def wrote(cls, config: Mapping[str, Any]) -> bool:
+        """The config is of this method's files, or of those of one that is written in the same way."""
+        return all((config.get(key) or False) == value for key, value in cls.marks.items())
+
+    @classmethod
+    @abstractmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        """The spec of an adapter whose weights mean what this `adapter_config.json` says. Dropout is 0: it is to run.
+
+        Raises:
+            SpecError: it is of another method, lacks a setting, or has one that is not known here. The message begins
+                with "adapter_config.json".
+        """
+
+    @classmethod
+    def _meant(
+        cls,
+        config: Mapping[str, Any],
+        spec: type[Spec],
+        method: str,
+        keys: Sequence[str] = (),
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> Spec:
+        """What `spec_of` returns, read from the keys of every method and from `keys`, which specs call the same.
+
+        Args:
+            more: fields that the method has read for itself.
+
+        Raises:
+            SpecError: as `spec_of` says.
+        """
+        if not cls.wrote(config):
+            says = ", ".join(f"{key} = {config.get(key)!r}" for key in cls.marks)
+            raise SpecError(f"adapter_config.json says {says}, which is not {method}")
+        fields = ("r", "alpha", "target_modules", *keys)
+        given = {field: _in_config(config, _NAMES_IN_FILE.get(field, field)) for field in fields}
+        try:
+            return spec.model_validate({"method": method, **given, **more}, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = str(first["loc"][0]) if first["loc"] else method
+            key = _NAMES_IN_FILE.get(field, field)
+            raise SpecError(f"adapter_config.json: {key} = {config.get(key)!r}: {first['msg']}") from None
 
     @abstractmethod
     def files(self) -> AdapterFiles:
@@ -95,9 +157,23 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
 
 def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
     """What a PEFT config names as its targets: the spec's own names, or the leaf names of every site."""
-    if spec.target_modules == ALL_LINEAR:
+    if spec.target_modules in (ALL_LINEAR, ALL_FFN):
         return sorted({site.name.rpartition(".")[2] for site in sites})
     return sorted(spec.target_modules)
+
+
+def _in_config(config: Mapping[str, Any], key: str) -> Any:
+    if key not in config:
+        raise SpecError(f"adapter_config.json lacks {key}, so what the weights mean is not known")
+    value = config[key]
+    if key != "target_modules":
+        return value
+    if isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
+        raise SpecError(
+            f"adapter_config.json: target_modules = {value!r} is a pattern of PEFT's, which is not known here; write "
+            f"the names of the modules in a list"
+        )
+    return tuple(value) if isinstance(value, list) else value
 
 
 def to_file(value: Tensor) -> Tensor:

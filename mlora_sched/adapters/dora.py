@@ -9,16 +9,18 @@ Legend: N rows of a segment, D input width, O output width, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mlora_sched.adapters.lora import LoraAdapter, LoraOp
+from mlora_sched.adapters.lora import LoraAdapter, LoraOp, refuse_patterns
 from mlora_sched.adapters.params import Param, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.plain import DoraSpec
 
 
 class Magnitude:
@@ -100,8 +102,15 @@ class DoraOp:
 class DoraAdapter(LoraAdapter):
     """LoRA whose rows are rescaled to a trained magnitude."""
 
-    def _specs(self, seed: int) -> Iterator[ParamSpec]:
-        yield from super()._specs(seed)
+    marks: ClassVar[Mapping[str, object]] = {**LoraAdapter.marks, "use_dora": True}
+
+    @classmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        refuse_patterns(config)
+        return cls._meant(config, DoraSpec, "dora")
+
+    def specs(self, seed: int) -> Iterator[ParamSpec]:
+        yield from super().specs(seed)
         for site in self.sites:
             start_O = row_norm_sq(site.dense()).sqrt()
             yield ParamSpec(f"{site.name}.lora_magnitude_vector", start_O, self.group_b)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,16 @@ from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.adapter_common import AdapterCommon
+from mlora_sched.spec.plain import LoraSpec
 
 PEFT_PREFIX = "base_model.model."
+_DECISIVE = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "expert_lora", "num_experts", "routing_strategy")
+"""Keys of `adapter_config.json` that decide what the weights mean."""
+_PER_MODULE = ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of PEFT's `init_lora_weights` after which the pairs stand on other weights than the base's."""
 
 
 class LoraOp:
@@ -83,24 +90,43 @@ class LoraOp:
 class LoraAdapter(Adapter):
     """Low-rank pairs on every targeted site."""
 
+    marks: ClassVar[Mapping[str, object]] = {"peft_type": "LORA", "use_rslora": False, "use_dora": False}
     group_a, group_b = "all", "all"
 
-    def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
+    def __init__(self, spec: AdapterCommon, base: FrozenBase, sites: Sequence[Site]) -> None:
         self.spec, self.base, self.sites = spec, base, sites
-        self.params = Params(self._specs(seed), base.device, base.dtype)
-        self.site_ops: dict[str, SiteOp] = {group.name: self._op(group, members) for group, members in by_group(sites)}
         self.routed_ops: dict[str, RoutedOp] = {}
 
     @classmethod
     def build(cls, spec: Any, base: FrozenBase, seed: int) -> Adapter:
-        return cls(spec, base, target_sites(spec, base), seed)
+        return cls.on(spec, base, target_sites(spec, base), seed)
+
+    @classmethod
+    def on(cls, spec: Any, base: FrozenBase, sites: Sequence[Site], seed: int) -> LoraAdapter:
+        """A fresh adapter on these sites."""
+        adapter = cls(spec, base, sites)
+        adapter.place(Params(adapter.specs(seed), base.device, base.dtype))
+        return adapter
+
+    @classmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        refuse_patterns(config)
+        return cls._meant(config, LoraSpec, "lora")
 
     @property
     def scale(self) -> float:
         """s."""
         return self.spec.alpha / self.spec.r
 
-    def _specs(self, seed: int) -> Iterator[ParamSpec]:
+    def place(self, params: Params) -> None:
+        """Take its parameters, which may lie among others, and make the ops that work with them."""
+        self.params = params
+        self.site_ops: dict[str, SiteOp] = {
+            group.name: self._op(group, members) for group, members in by_group(self.sites)
+        }
+
+    def specs(self, seed: int) -> Iterator[ParamSpec]:
+        """What is to be trained."""
         for _, members in by_group(self.sites):
             yield from group_pairs(members, self.spec.r, seed, self.groups)
 
@@ -174,8 +200,20 @@ def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, 
 
 def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuse to start from an adapter whose settings change what its weights mean."""
-    refuse_patterns(found)
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_experts"):
+    try:
+        refuse_patterns(found)
+    except SpecError as error:
+        raise SpecError(f"adapter.init_from: its {error}") from None
+    for key in (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "expert_lora",
+        "num_experts",
+        "routing_strategy",
+    ):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(
                 f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "
@@ -183,18 +221,30 @@ def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
             )
 
 
-def refuse_patterns(found: dict[str, Any]) -> None:
-    """Refuse settings of PEFT that change single modules: their weights would mean something else here."""
-    for key in ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save"):
+def refuse_patterns(found: Mapping[str, Any]) -> None:
+    """Refuse settings of PEFT with which the weights would mean something else here.
+
+    Raises:
+        SpecError: the message begins with "adapter_config.json".
+    """
+    for key in _PER_MODULE:
         if found.get(key):
             raise SpecError(
-                f"adapter.init_from: its adapter_config.json sets {key}, which is not known here; start from an "
-                f"adapter with one rank and one alpha for all modules"
+                f"adapter_config.json sets {key}, which is not known here; take an adapter with one rank and one "
+                f"alpha for all modules"
             )
     if found.get("bias", "none") != "none":
         raise SpecError(
-            f"adapter.init_from: it trained biases (bias = {found['bias']!r}); start from one with bias none"
+            f"adapter_config.json says that biases were trained (bias = {found['bias']!r}); take one with bias none"
         )
+    start = found.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        raise SpecError(
+            f"adapter_config.json: init_lora_weights = {start!r} stands on a changed base; let PEFT save it as a plain "
+            f"LoRA (path_initial_model_for_weight_conversion)"
+        )
+    if found.get("alora_invocation_tokens"):
+        raise SpecError("adapter_config.json: alora_invocation_tokens is not known here; take a LoRA that is always on")
 
 
 def matching(tensors: dict[str, Tensor], wanted: dict[str, str], params: Params) -> dict[str, Tensor]:

@@ -15,6 +15,6 @@ class LoraPlusAdapter(LoraAdapter):
 
     group_a, group_b = "A", "B"
 
-    def __init__(self, spec: LoraPlusSpec, base: FrozenBase, sites: Sequence[Site], seed: int) -> None:
-        super().__init__(spec, base, sites, seed)
+    def __init__(self, spec: LoraPlusSpec, base: FrozenBase, sites: Sequence[Site]) -> None:
+        super().__init__(spec, base, sites)
         self.lr_scales: Mapping[str, float] = {"A": 1.0, "B": spec.lr_ratio}

@@ -141,6 +141,11 @@ class Params:
             if flat.compute is not flat.value:
                 flat.compute.copy_(flat.value)
 
+    def drop_grads(self) -> None:
+        """Give back the memory of the gradients, for good: an adapter that only runs has none."""
+        for flat in self.groups.values():
+            flat.grad.untyped_storage().resize_(0)
+
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor itself, or in float32 where its dtype is narrower: the precision of parameters and accumulators."""

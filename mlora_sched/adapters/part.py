@@ -25,6 +25,8 @@ class SegmentPart:
             which writes over what the step before left there, then 1.0. With 0.0 nothing old may come through, not
             even a NaN, as in BLAS.
         aux_weight: weight of the chunk's auxiliary losses: its share of the batch's tokens.
+        lengths: tokens of each of its sequences (data rows), in order; they sum to stop − start.
+        tasks: number of each sequence's task, its place in `data.tasks`; empty where the job's spec names none.
         routing: what routed layers have seen of this chunk, by layer, for losses over all layers.
     """
 
@@ -35,6 +37,8 @@ class SegmentPart:
     stream: tuple[int, int, int] = (0, 0, 0)
     beta: float = 1.0
     aux_weight: float = 1.0
+    lengths: tuple[int, ...] = ()
+    tasks: tuple[int, ...] = ()
     routing: dict[str, object] = field(default_factory=dict)
     _group: str = ""
     _mask: Tensor | None = None

@@ -95,7 +95,13 @@ class Chosen:
 
 
 class Choosing(ABC):
-    """How experts are chosen, and weighted, by their probabilities."""
+    """How experts are chosen, and weighted, by their probabilities.
+
+    Attributes:
+        sums_to_one: the weights of a row's experts do.
+    """
+
+    sums_to_one = True
 
     @abstractmethod
     def choose(self, p_NE: Tensor) -> Chosen: ...
@@ -132,6 +138,7 @@ class TopP(Choosing):
     """The most probable until their sum is more than p, the one that crosses it included, with their probabilities."""
 
     p: float
+    sums_to_one = False
 
     def choose(self, p_NE: Tensor) -> Chosen:
         sorted_p, sorted_e = torch.sort(p_NE, dim=-1, descending=True, stable=True)

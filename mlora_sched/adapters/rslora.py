@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from mlora_sched.adapters.lora import LoraAdapter
+from mlora_sched.adapters.lora import LoraAdapter, refuse_patterns
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.plain import RsLoraSpec
 
 
 class RsLoraAdapter(LoraAdapter):
     """LoRA, scaled by the root of the rank."""
+
+    marks: ClassVar[Mapping[str, object]] = {**LoraAdapter.marks, "use_rslora": True}
+
+    @classmethod
+    def spec_of(cls, config: Mapping[str, Any]) -> AdapterSpec:
+        refuse_patterns(config)
+        return cls._meant(config, RsLoraSpec, "rslora")
 
     @property
     def scale(self) -> float:

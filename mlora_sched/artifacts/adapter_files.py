@@ -1,7 +1,7 @@
 """Write and read an adapter's files: `adapter_config.json`, `adapter_model.safetensors`, `provenance.json`.
 
-The `mixlora` package reads a `.bin` only, so routed adapters in its format get one beside the safetensors. We never
-read a `.bin`.
+The `mixlora` package reads a `.bin` only, so adapters that it can read get one beside the safetensors. We never read a
+`.bin`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def write_adapter(directory: Path, files: AdapterFiles, provenance: dict[str, An
         OSError: the disk refuses.
     """
     write_json(directory / CONFIG, files.config, disk)
-    write_json(directory / PROVENANCE, provenance, disk)
+    write_json(directory / PROVENANCE, provenance | ({"notes": list(files.notes)} if files.notes else {}), disk)
     write_tensors(directory / MODEL, files.tensors, disk)
-    if files.config["peft_type"] == "MIXLORA":
+    if files.as_pickle:
         buffer = io.BytesIO()
         torch.save(files.tensors, buffer)
         disk.write(directory / PICKLED, lambda path: path.write_bytes(buffer.getbuffer()))
@@ -65,8 +65,13 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-def read_adapter(config: Path, model: Path) -> AdapterFiles:
-    """Read an adapter that a job starts from. What it would take is known from its header before any of it is loaded.
+def read_adapter(config: Path, model: Path, what: str = "adapter.init_from") -> AdapterFiles:
+    """Read an adapter that a job starts from, or that is to run.
+
+    What it would take is known from its header before any of it is loaded.
+
+    Args:
+        what: named it, for the message.
 
     Raises:
         SpecError: the files are no PEFT adapter in safetensors, or are larger than an adapter can be.
@@ -76,7 +81,7 @@ def read_adapter(config: Path, model: Path) -> AdapterFiles:
         _check_header(model)
         return AdapterFiles(settings, load_file(model))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise SpecError(f"adapter.init_from: cannot be read as a PEFT adapter in safetensors: {error}") from None
+        raise SpecError(f"{what}: cannot be read as a PEFT adapter in safetensors: {error}") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -51,10 +51,13 @@ def _is_quickly_read(name: str, path: Path) -> bool:
 def _lines(data: DataSpec, name: str, path: Path) -> Iterator[str]:
     from mlora_sched.data.shapes import recognise
     from mlora_sched.data.source import read
+    from mlora_sched.data.tasks import TaskColumn
 
+    tasks = TaskColumn.of(data)
     for shape, record in itertools.islice(recognise(read(name, path)), _SHOWN_ROWS):
         text, how = _as_text(data, shape, record)
-        yield f"{name}, line {record.line}, {how}:"
+        task = "" if tasks is None else f" task {printable(tasks.name(record))},"
+        yield f"{name}, line {record.line},{task} {how}:"
         yield from (f"  {line}" for line in _shortened(text).splitlines())
 
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import click
 
-from mlora_sched import __version__
 from mlora_sched.cli.stdout import Stdout
 from mlora_sched.errors import EXIT_INTERRUPTED, MloraError
+from mlora_sched.version import __version__
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

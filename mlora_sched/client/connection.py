@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from mlora_sched import __version__
 from mlora_sched.client.http import Answer, BrokenOff, Http, NotConnected, TimedOut, Transport, TransportError
 from mlora_sched.client.trouble import no_connection
 from mlora_sched.client.where import HOST_VARIABLE, SshTarget, Where
@@ -21,6 +20,7 @@ from mlora_sched.errors import MloraError, Unreachable, from_name
 from mlora_sched.files import MAX_SOCKET_PATH
 from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.common import Frozen
+from mlora_sched.version import __version__
 
 if TYPE_CHECKING:
     from mlora_sched.client.tunnel import Tunnel

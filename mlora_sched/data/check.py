@@ -1,4 +1,4 @@
-"""Look through a job's data files without a tokenizer: are they readable, and are their rows of a known shape?
+"""Look through a job's data files without a tokenizer: are they readable, and are their rows of a known shape and task?
 
 What only a base can tell (chat templates, tokens, loss) is left to `tokens.prepare`.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlora_sched.data.shapes import Shape, conversation, recognise, text_of
 from mlora_sched.data.source import Record, read
+from mlora_sched.data.tasks import TaskColumn
 from mlora_sched.spec.data import DataSpec
 
 
@@ -26,13 +27,18 @@ def count_rows(data: DataSpec, files: Mapping[str, Path]) -> int:
         DataError: what is wrong with which file and line.
     """
     names = (*data.train, *([data.validation] if isinstance(data.validation, str) else []))
-    records = (read(name, files[name]) for name in names)
-    if data.template_file is not None:
-        return sum(1 for rows in records for _ in rows)
-    return sum(1 for rows in records for _ in _checked(rows))
+    tasks = TaskColumn.of(data)
+    count = 0
+    for name in names:
+        records = read(name, files[name])
+        for record in records if data.template_file is not None else _of_known_shape(records):
+            if tasks is not None:
+                tasks.number(record)
+            count += 1
+    return count
 
 
-def _checked(records: Iterator[Record]) -> Iterator[Record]:
+def _of_known_shape(records: Iterator[Record]) -> Iterator[Record]:
     for shape, record in recognise(records):
         if shape is Shape.TEXT:
             text_of(record, "text")

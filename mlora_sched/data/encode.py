@@ -19,6 +19,7 @@ from mlora_sched.data.jinja import Span
 from mlora_sched.data.plain import LaidOut, Layout
 from mlora_sched.data.shapes import Shape, recognise
 from mlora_sched.data.source import Record, read
+from mlora_sched.data.tasks import TaskColumn
 from mlora_sched.data.template import choose_layout
 from mlora_sched.spec.data import DataSpec
 
@@ -40,12 +41,14 @@ class Encoded:
         input_ids: (n,) token ids, n <= max_length.
         loss_mask: (n,) True where the token is a target, that is, predicted from those before it; never at 0.
         truncated: tokens were cut off at max_length.
+        task: number of its task; None where the spec names no tasks.
     """
 
     line: int
     input_ids: npt.NDArray[np.int32]
     loss_mask: npt.NDArray[np.bool_]
     truncated: bool
+    task: int | None = None
 
 
 class Encoder:
@@ -63,6 +66,7 @@ class Encoder:
     def __init__(self, data: DataSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
         self._files = files
         self._max_length = data.max_length
+        self._tasks = TaskColumn.of(data)
         self._core = _without_post_processor(tokenizer)
         self._layout: Layout = choose_layout(data, files, tokenizer)
         self._bos, self._eos = tokenizer.bos_token, tokenizer.eos_token
@@ -117,7 +121,8 @@ class Encoder:
         cut = slice(self._max_length)
         if not loss_mask[cut].any():
             raise record.error(self._no_target(len(input_ids), bool(loss_mask.any())))
-        return Encoded(record.line, input_ids[cut], loss_mask[cut], len(input_ids) > self._max_length)
+        task = None if self._tasks is None else self._tasks.number(record)
+        return Encoded(record.line, input_ids[cut], loss_mask[cut], len(input_ids) > self._max_length, task)
 
     def _ends(self, text: str) -> tuple[list[int], list[int]]:
         """The begin and end tokens that the text does not bring itself."""

@@ -24,13 +24,16 @@ IntArray = npt.NDArray[np.int64]
 
 
 class RowLike(Protocol):
-    """A tokenised row: `input_ids` (n,) and `loss_mask` (n,), True where the token is a target."""
+    """A tokenised row: `input_ids` (n,), `loss_mask` (n,), True where the token is a target, and its task, if any."""
 
     @property
     def input_ids(self) -> npt.NDArray[np.int32]: ...
 
     @property
     def loss_mask(self) -> npt.NDArray[np.bool_]: ...
+
+    @property
+    def task(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Segment:
 
     Attributes:
         loss_rows: positions in the pack whose next token is a target, ascending.
+        tasks: number of each sequence's task, as `spans`; empty where the job's rows are of no task.
     """
 
     chunk: Chunk
@@ -71,6 +75,7 @@ class Segment:
     stop: int
     spans: tuple[Span, ...]
     loss_rows: IntArray
+    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -161,5 +166,6 @@ def build_pack(pieces: Iterable[tuple[Chunk, Sequence[RowLike]]], buckets: Seque
             spans.append(Span(at, n))
             at += n
         loss_rows = start + np.flatnonzero(targets_T[start:at] != IGNORE)
-        segments.append(Segment(chunk, start, at, tuple(spans), loss_rows))
+        tasks = tuple(row.task for row in rows if row.task is not None)
+        segments.append(Segment(chunk, start, at, tuple(spans), loss_rows, tasks))
     return PackedBatch(input_ids_T, position_ids_T, targets_T, tuple(segments), tokens)

@@ -27,10 +27,11 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row: `input_ids` (n,) int32 and `loss_mask` (n,) bool, True where the token is a target."""
+    """One row: `input_ids` (n,) int32, `loss_mask` (n,) bool, True where the token is a target, and its task if any."""
 
     input_ids: npt.NDArray[np.int32]
     loss_mask: npt.NDArray[np.bool_]
+    task: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ class TokenSet:
     Attributes:
         lengths: (rows,) tokens of each row.
         targets: (rows,) target tokens of each row, at least 1.
-        content_hash: sha256 (hex) of lengths, token ids and masks: equal for equal training data.
+        content_hash: sha256 (hex) of lengths, token ids, masks and, where there are any, tasks: equal for equal
+            training data.
+        tasks: (rows,) number of each row's task, from 0; None where the job's spec names no tasks.
     """
 
     lengths: IntArray
@@ -49,6 +52,7 @@ class TokenSet:
     _stops: IntArray
     _input_ids: Any  # safetensors' slices of the mapped file
     _loss_mask: Any
+    tasks: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,7 +67,8 @@ class TokenSet:
             raise IndexError(f"row {index} of {len(self)}")
         stop = int(self._stops[index])
         start = stop - int(self.lengths[index])
-        return Row(self._input_ids[start:stop], self._loss_mask[start:stop])
+        task = None if self.tasks is None else int(self.tasks[index])
+        return Row(self._input_ids[start:stop], self._loss_mask[start:stop], task)
 
 
 @dataclass(frozen=True)
@@ -146,17 +151,22 @@ def open_prepared(path: Path) -> Prepared | None:
     except (SafetensorError, LookupError, TypeError, ValueError):
         return None
     sets = [tokens for tokens in (train, validation) if tokens is not None]
-    intact = all(_hash(tokens.lengths, tokens._input_ids, tokens._loss_mask) == tokens.content_hash for tokens in sets)
-    return Prepared(train, validation, stats, path.name) if intact else None
+    return Prepared(train, validation, stats, path.name) if all(map(_is_intact, sets)) else None
 
 
-def _hash(lengths: IntArray, input_ids: Any, loss_mask: Any) -> str:
-    """sha256 over arrays or over slices of a mapped file, a stretch at a time."""
+def _is_intact(rows: TokenSet) -> bool:
+    return _hash(rows.lengths, rows._input_ids, rows._loss_mask, rows.tasks) == rows.content_hash
+
+
+def _hash(lengths: IntArray, input_ids: Any, loss_mask: Any, tasks: IntArray | None) -> str:
+    """sha256 over arrays or over slices of a mapped file, a stretch at a time; tasks count only where there are any."""
     digest = hashlib.sha256(lengths.tobytes())
     for part in (input_ids, loss_mask):
         total = len(part) if isinstance(part, np.ndarray) else part.get_shape()[0]
         for start in range(0, total, _HASH_STRIDE):
             digest.update(part[start : min(total, start + _HASH_STRIDE)].tobytes())
+    if tasks is not None:
+        digest.update(b"tasks" + tasks.tobytes())
     return digest.hexdigest()
 
 
@@ -170,11 +180,22 @@ def _tensors(name: str, rows: Sequence[Encoded]) -> tuple[dict[str, npt.NDArray[
         f"{name}.input_ids": input_ids,
         f"{name}.loss_mask": loss_mask,
     }
-    return tensors, {name: _hash(lengths, input_ids, loss_mask)}
+    tasks = _tasks(rows)
+    if tasks is not None:
+        tensors[f"{name}.tasks"] = tasks
+    return tensors, {name: _hash(lengths, input_ids, loss_mask, tasks)}
+
+
+def _tasks(rows: Sequence[Encoded]) -> IntArray | None:
+    numbers = [row.task for row in rows if row.task is not None]
+    assert len(numbers) in (0, len(rows)), "all rows of a job have a task, or none has"
+    return np.array(numbers, np.int64) if numbers else None
 
 
 def _open_set(file: Any, name: str, content_hash: str) -> TokenSet:
     input_ids = file.get_slice(f"{name}.input_ids")
     loss_mask = file.get_slice(f"{name}.loss_mask")
     lengths = file.get_tensor(f"{name}.lengths")
-    return TokenSet(lengths, file.get_tensor(f"{name}.targets"), content_hash, np.cumsum(lengths), input_ids, loss_mask)
+    targets = file.get_tensor(f"{name}.targets")
+    tasks = file.get_tensor(f"{name}.tasks") if f"{name}.tasks" in file.keys() else None  # noqa: SIM118 - no mapping
+    return TokenSet(lengths, targets, content_hash, np.cumsum(lengths), input_ids, loss_mask, tasks)

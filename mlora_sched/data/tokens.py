@@ -1,7 +1,7 @@
 """A job's data section → token sets, tokenised once and kept by content. The way in for everyone above `data`.
 
 The cache key holds all that decides the tokens and nothing else: the files' bytes and formats, the template, the
-length limit, which tokens carry loss, the split, the tokenizer. Jobs that differ elsewhere share an entry.
+length limit, which tokens carry loss, the tasks, the split, the tokenizer. Jobs that differ elsewhere share an entry.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def _cache_key(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedTo
 
     data = spec.data
     by_file = isinstance(data.validation, str)
-    key = {
+    key: dict[str, Any] = {
         "format": _FORMAT,
         "tokenizers": tokenizers.__version__,
         "tokenizer": fingerprint(tokenizer),
@@ -134,6 +134,8 @@ def _cache_key(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedTo
         "max_length": data.max_length,
         "train_on": data.train_on,
     }
+    if data.task_column is not None:  # only there, so that jobs without tasks find what they had
+        key["tasks"] = [data.task_column, data.tasks]
     return _sha256(json.dumps(key, sort_keys=True).encode())
 
 

@@ -213,7 +213,7 @@ def _company(tokens: int, rng: np.random.Generator, vocabulary: int) -> tuple[Ch
 
 def _member(base: FrozenBase, sites: Sequence[str], seed: int) -> _Member:
     """A LoRA on every probed site whose B is not zero, so that its part of every result is there."""
-    adapter = LoraAdapter(LoraSpec(r=8), base, [base.sites[name] for name in sites], seed)
+    adapter = LoraAdapter.on(LoraSpec(r=8), base, [base.sites[name] for name in sites], seed)
     generator = torch.Generator().manual_seed(seed)
     for name in adapter.params:
         value = adapter.params[name].value

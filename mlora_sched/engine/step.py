@@ -167,6 +167,8 @@ def _part(segment: Segment, member: PackMember, training: bool) -> SegmentPart:
         stream=(member.seed, member.step, segment.chunk.index),
         beta=0.0 if segment.chunk.index == 0 else 1.0,
         aux_weight=segment.chunk.tokens / member.batch_tokens,
+        lengths=tuple(span.length for span in segment.spans),
+        tasks=segment.tasks,
     )
 
 

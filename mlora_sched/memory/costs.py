@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
-from mlora_sched.spec.placement import EXPERT_SITES
-from mlora_sched.spec.plain import DoraSpec
-from mlora_sched.spec.routed import MixLoraSpec
+from mlora_sched.spec.plain import DoraSpec, PlainMethod
+from mlora_sched.spec.routed import FfnExpertsSpec, LlavaMoleSpec, MixLoraSpec
 
 _WIDE = 4
 """Bytes of float32."""
@@ -71,19 +70,27 @@ def layer_cost(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str],
     for at, group in enumerate(layer.groups):
         outputs = [site.outputs for site in group.sites if site.path in targets - inside]
         if outputs:
-            ops[at] = _op_cost(adapter, group, outputs, itemsize)
+            ops[at] = _op_cost(_plain(adapter), group, outputs, itemsize)
     routed = None
-    if isinstance(adapter, MixLoraSpec) and targets & inside:
-        ffn = next(ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in EXPERT_SITES))
-        routed = _routed_cost(adapter, ffn, f"{ffn.path}.down_proj" in targets, itemsize)
+    if isinstance(adapter, MixLoraSpec | LlavaMoleSpec) and targets & inside:
+        ffn = next(ffn for ffn in layer.ffns if not targets.isdisjoint(ffn.linears))
+        routed = _routed_cost(adapter, ffn, _widths(layer, ffn), targets, itemsize)
     return LayerCost(ops, routed)
 
 
 def _inside_experts(adapter: AdapterSpec, layer: LayerShape) -> frozenset[str]:
     """Paths of the sites that a routed method makes experts of."""
-    if not isinstance(adapter, MixLoraSpec):
-        return frozenset()
-    return frozenset(f"{ffn.path}.{name}" for ffn in layer.ffns for name in EXPERT_SITES)
+    return layer.in_ffn if isinstance(adapter, FfnExpertsSpec) else frozenset()
+
+
+def _plain(adapter: AdapterSpec) -> AdapterSpec:
+    """What sits on the sites that are no experts."""
+    return adapter.plain if isinstance(adapter, FfnExpertsSpec) else adapter
+
+
+def _widths(layer: LayerShape, ffn: FfnShape) -> dict[str, int]:
+    """Outputs of the linears of an FFN, by path."""
+    return {site.path: site.outputs for group in layer.groups for site in group.sites if site.path in ffn.linears}
 
 
 def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i: int) -> OpCost:
@@ -113,21 +120,29 @@ def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i:
     )
 
 
-def _routed_cost(adapter: MixLoraSpec, ffn: FfnShape, has_down: bool, i: int) -> RoutedCost:
-    """`MixLoraOp`: routed rows are K a token."""
-    K, E, R, F, h = adapter.top_k, adapter.num_experts, adapter.r, ffn.width, ffn.hidden
+def _routed_cost(
+    adapter: MixLoraSpec | LlavaMoleSpec, ffn: FfnShape, widths: dict[str, int], targets: frozenset[str], i: int
+) -> RoutedCost:
+    """`FfnExpertsOp`: routed rows are K a token."""
+    K, E, R, F, h = adapter.most_choices, adapter.num_experts, adapter.r, ffn.width, ffn.hidden
     w = _WIDE if i < _WIDE else 0
-    masks = 2 if adapter.dropout and has_down else 0  # the mask and what it leaves
+    dora = adapter.expert_method is PlainMethod.DORA
+    *inner, outer = ffn.linears
+    inside = [widths[path] for path in inner if path in targets]
+    has_outer = outer in targets
+    masks = 2 if adapter.dropout and has_outer else 0  # the mask and what it leaves
+    width = sum(widths[path] for path in inner)
     routing = (_WIDE + 8) * E + (_WIDE + 8 + 8) * K
-    saved = K * i * (F * (4 + masks) + h + 3 * R + (h if has_down else 0)) + routing
+    pairs = (len(inside) + has_outer) * R + (h if inside else 0) + (h if has_outer else 0)
+    directions = (sum(inside) + (h if has_outer else 0)) if dora else 0
+    saved = K * i * (width + F * (1 + ffn.activation + masks) + pairs + directions) + routing
     drawing = K * F * max(_DRAW - i, i) if masks else 0
-    delta = K * h * i if has_down else 0
-    forward = max(2 * F * i - delta, F * i + 2 * h * i, F * i + drawing)
-    through = 1 if has_down else 0
-    rows = K * i * ((4 + through) * F + (1 + through) * h)  # gradients of the routed rows, until the end
-    steps = rows + i * max(K * F, 3 * F + h, 3 * K * h)
-    widening = K * (F * (i + (3 if w else 1) * _WIDE) + h * i)
-    return RoutedCost(ffn, saved, forward, max(steps, widening))
+    forward = max(2 * F * i, (F + 2 * h) * i, drawing)
+    gated = F if width > F else 0  # the activation's own gradient
+    found = K * (F + width)  # gradients of the product and of the inner linears, until the end
+    steps = max(found + K * gated, found + K * (len(inside) + 1) * h, found + width + h, K * (3 * F + h) * has_outer)
+    widening = K * F * (i + (3 if w else 1) * _WIDE)
+    return RoutedCost(ffn, saved, forward, max(steps * i, widening))
 
 
 # ---------------------------------------------------------------------- what a job holds
@@ -139,9 +154,9 @@ _ALIGN = 16
 def parameters(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str]) -> int:
     """Trained numbers of an adapter in one layer, with their alignment."""
     inside = _inside_experts(adapter, layer)
-    count = sum(_pairs(adapter, group, targets - inside) for group in layer.groups)
-    if isinstance(adapter, MixLoraSpec):
-        count += sum(_experts(adapter, ffn, targets) for ffn in layer.ffns)
+    count = sum(_pairs(_plain(adapter), group, targets - inside) for group in layer.groups)
+    if isinstance(adapter, FfnExpertsSpec):
+        count += sum(_experts(adapter, ffn, _widths(layer, ffn), targets) for ffn in layer.ffns)
     return count
 
 
@@ -151,42 +166,59 @@ def _pairs(adapter: AdapterSpec, group: GroupShape, targets: frozenset[str]) -> 
     return count + (sum(map(_aligned, outputs)) if isinstance(adapter, DoraSpec) else 0)
 
 
-def _experts(adapter: MixLoraSpec, ffn: FfnShape, targets: frozenset[str]) -> int:
-    found = [name for name in EXPERT_SITES if f"{ffn.path}.{name}" in targets]
+def _experts(adapter: FfnExpertsSpec, ffn: FfnShape, widths: dict[str, int], targets: frozenset[str]) -> int:
+    found = [path for path in ffn.linears if path in targets]
     if not found:
         return 0
-    widths = {
-        "gate_proj": (ffn.hidden, ffn.width),
-        "up_proj": (ffn.hidden, ffn.width),
-        "down_proj": (ffn.width, ffn.hidden),
-    }
-    each = (_aligned(adapter.num_experts * adapter.r * width) for name in found for width in widths[name])
-    return _aligned(adapter.num_experts * ffn.hidden) + sum(each)
+    E, R = adapter.num_experts, adapter.r
+    count = _aligned(E * ffn.hidden) + (_aligned(E) if isinstance(adapter, LlavaMoleSpec) else 0)
+    for path in found:
+        inputs = ffn.width if path == ffn.linears[-1] else ffn.hidden
+        count += _aligned(E * R * inputs) + _aligned(E * R * widths[path])
+        if adapter.expert_method is PlainMethod.DORA:
+            count += _aligned(E * widths[path])
+    return count
 
 
 def derived(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> int:
     """Bytes that a method keeps beside its parameters in one layer: DoRA's row norms and ratios."""
-    if not isinstance(adapter, DoraSpec):
-        return 0
-    return sum(
-        site.outputs * (2 * _WIDE + itemsize) for group in layer.groups for site in group.sites if site.path in targets
-    )
+    inside, count = _inside_experts(adapter, layer), 0
+    for group in layer.groups:
+        for site in group.sites:
+            if site.path not in targets:
+                continue
+            if site.path in inside and _has_dora_experts(adapter):
+                count += site.outputs * (_WIDE + (_WIDE + itemsize) * _experts_of(adapter))
+            elif site.path not in inside and isinstance(_plain(adapter), DoraSpec):
+                count += site.outputs * (2 * _WIDE + itemsize)
+    return count
 
 
 def step_work(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> int:
     """Bytes that beginning a step takes for a moment: DoRA takes the row norms of one site after another."""
-    if not isinstance(adapter, DoraSpec):
-        return 0
+    inside, most = _inside_experts(adapter, layer), 0
     wide = _WIDE if itemsize < _WIDE else 0
-    return max(
-        (
-            site.outputs * (wide * group.inputs + 3 * _WIDE * adapter.r)
-            for group in layer.groups
-            for site in group.sites
-            if site.path in targets
-        ),
-        default=0,
-    )
+    for group in layer.groups:
+        for site in group.sites:
+            if site.path not in targets:
+                continue
+            if site.path in inside and _has_dora_experts(adapter):
+                own = wide * group.inputs + 3 * _WIDE * adapter.r + 2 * _WIDE * _experts_of(adapter)
+            elif site.path not in inside and isinstance(_plain(adapter), DoraSpec):
+                own = wide * group.inputs + 3 * _WIDE * _plain(adapter).r
+            else:
+                continue
+            most = max(most, site.outputs * own)
+    return most
+
+
+def _has_dora_experts(adapter: AdapterSpec) -> bool:
+    return isinstance(adapter, FfnExpertsSpec) and adapter.expert_method is PlainMethod.DORA
+
+
+def _experts_of(adapter: AdapterSpec) -> int:
+    assert isinstance(adapter, FfnExpertsSpec)
+    return adapter.num_experts
 
 
 def _aligned(count: int) -> int:

@@ -120,12 +120,10 @@ class PackedLayer:
         return ffn.width * row, ffn.hidden * row
 
     def _before_experts(self) -> int:
-        """Place of the group that gate and up form."""
-        path = self._routed[0][1].ffn.path
+        """Place of the group that the inner linears form."""
+        first = self._routed[0][1].ffn.linears[0]
         return next(
-            at
-            for at, group in enumerate(self._layer.groups)
-            if any(site.path == f"{path}.gate_proj" for site in group.sites)
+            at for at, group in enumerate(self._layer.groups) if any(site.path == first for site in group.sites)
         )
 
     def _gated(self) -> float:

@@ -167,7 +167,7 @@ def adopt(
     model.eval()
     model.requires_grad_(False)
     slot = PackSlot()
-    experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+    experts = experts_of(model)
     is_mixture = bool(experts)
     if is_mixture and quantize != "none":
         raise BaseError(
@@ -178,12 +178,33 @@ def adopt(
         model.set_experts_implementation(PACKED_EXPERTS)
     for module in experts:
         setattr(module, SLOT, slot)
+    base = lay_out(model, slot, name=name, location=location, longest=longest, device=device, quantize=quantize)
+    _shorten_rows(model)
+    return base
+
+
+def experts_of(model: Any) -> list[nn.Module]:
+    """The modules that hold the experts of a mixture base; none of a dense one."""
+    return [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+
+
+def lay_out(
+    model: Any,
+    slot: PackSlot,
+    *,
+    name: str,
+    longest: int,
+    location: str = "",
+    device: torch.device | None = None,
+    quantize: Quantize = "none",
+) -> FrozenBase:
+    """Replace the linears of a model by sites and its FFNs by `PackedFfn`s, in place; nothing else of it is changed."""
     sites = _replace_linears(model, slot, quantize, device)
     if device is not None:
         model.to(device)  # after the linears: what is quantised comes to the device one by one
     ffns = _replace_ffns(model, slot, sites)
-    _shorten_rows(model)
     first = next(model.parameters())
+    is_mixture = bool(experts_of(model))
     return FrozenBase(
         name, location, model, sites, ffns, slot, head_of(model), longest, is_mixture, first.device, first.dtype
     )

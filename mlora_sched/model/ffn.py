@@ -101,6 +101,11 @@ class PackedFfn(nn.Module):
         return site
 
     @property
+    def linears(self) -> tuple[Site, ...]:
+        """The inner ones, then the outer."""
+        return (*self.inner, self.outer)
+
+    @property
     def act(self) -> nn.Module:
         """The activation."""
         module: nn.Module = getattr(self, self.form.act)

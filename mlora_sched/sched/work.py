@@ -24,8 +24,7 @@ from mlora_sched.memory.formula import loose_layer, loose_targets, targets_in
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, LayerShape
-from mlora_sched.spec.placement import EXPERT_SITES
-from mlora_sched.spec.routed import MixLoraSpec
+from mlora_sched.spec.routed import LlavaMoleSpec, MixLoraSpec
 
 GIGA = 1e9
 """Operations in a unit of work: 1 GFLOP."""
@@ -85,10 +84,13 @@ class WorkModel:
 
 
 def _met(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str]) -> int:
-    """Numbers of an adapter in a layer that one token is multiplied with: all routers, but `top_k` of the experts."""
-    if not isinstance(adapter, MixLoraSpec):
+    """Numbers of an adapter in a layer that one token is multiplied with: all routers, but the experts it is sent to.
+
+    Where that is as many as the router likes (`dynamic`), all experts count.
+    """
+    if not isinstance(adapter, MixLoraSpec | LlavaMoleSpec):
         return parameters(adapter, layer, targets)
-    few = adapter.model_copy(update={"num_experts": adapter.top_k})
-    routed = [ffn for ffn in layer.ffns if any(f"{ffn.path}.{name}" in targets for name in EXPERT_SITES)]
-    others = (adapter.num_experts - adapter.top_k) * sum(ffn.hidden for ffn in routed)
+    few = adapter.model_copy(update={"num_experts": adapter.most_choices})
+    routed = [ffn for ffn in layer.ffns if not targets.isdisjoint(ffn.linears)]
+    others = (adapter.num_experts - adapter.most_choices) * sum(ffn.hidden for ffn in routed)
     return parameters(few, layer, targets) + others

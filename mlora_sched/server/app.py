@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from mlora_sched import __version__
 from mlora_sched.daemon.disk import Look, space_of
 from mlora_sched.daemon.retention import Retention
 from mlora_sched.errors import MloraError, NotFound, SpecError, UserError
@@ -36,6 +35,7 @@ from mlora_sched.spec.api import ErrorBody
 from mlora_sched.spec.explain import explain_items
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.store.jobs import JobStore
+from mlora_sched.version import __version__
 
 PREFIX = "/api/v1"
 SHUTDOWN_SECONDS = 5

@@ -11,17 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
-from mlora_sched.spec.routed import DynMoleSpec, LlavaMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
+from mlora_sched.spec.routed import LlavaMoleSpec, MixLoraSpec
 
 AdapterSpec = Annotated[
-    LoraSpec
-    | RsLoraSpec
-    | LoraPlusSpec
-    | DoraSpec
-    | MixLoraSpec
-    | LlavaMoleSpec
-    | DynMoleSpec
-    | MolaSpec
-    | LoraMoeSpec,
+    LoraSpec | RsLoraSpec | LoraPlusSpec | DoraSpec | MixLoraSpec | LlavaMoleSpec,
     Field(discriminator="method"),
 ]

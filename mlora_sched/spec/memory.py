@@ -93,6 +93,7 @@ class FfnShape(Frozen):
     Attributes:
         path: within the layer. hidden, width: of its input and of the product that the outer linear reads.
         inner, outer: names of the linears that read its input, and of the one that makes its output.
+        activation: numbers for each of the product's that autograd keeps of the activation, beside its input.
     """
 
     path: str
@@ -100,6 +101,7 @@ class FfnShape(Frozen):
     width: int
     inner: tuple[str, ...] = ("gate_proj", "up_proj")
     outer: str = "down_proj"
+    activation: float = 1.0
 
     @property
     def linears(self) -> tuple[str, ...]:

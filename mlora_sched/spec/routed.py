@@ -23,7 +23,7 @@ from mlora_sched.spec.adapter_common import (
     private_modules,
 )
 from mlora_sched.spec.common import Frozen
-from mlora_sched.spec.plain import PlainMethod
+from mlora_sched.spec.plain import DoraSpec, LoraSpec, PlainMethod, RsLoraSpec
 
 
 class PlainPart(Frozen):
@@ -48,15 +48,15 @@ class FfnExpertsSpec(AdapterCommon):
 
     Attributes:
         num_experts: experts of each FFN.
+        expert_method: lora, rslora or dora.
         attention: the ordinary adapter on the other targets.
         router_aux_loss_coef: weight of the load-balance loss.
-        router_init_range: standard deviation of the router's normal start.
     """
 
     num_experts: int = Field(default=8, ge=1, le=256)
+    expert_method: PlainMethod = PlainMethod.LORA
     attention: PlainPart = PlainPart()
     router_aux_loss_coef: float = Field(default=1e-3, ge=0)
-    router_init_range: float = Field(default=0.02, gt=0)
 
     def targets(self, linears: Linears) -> list[str]:
         wanted = {*self.expert_targets(linears), *self.plain_targets(linears)}
@@ -73,19 +73,17 @@ class FfnExpertsSpec(AdapterCommon):
         return [path for path in found if path not in linears.in_ffn]
 
     @property
-    def plain_rank(self) -> int:
-        """Rank of the ordinary adapter."""
-        return self.r if self.attention.r is None else self.attention.r
-
-    @property
-    def plain_alpha(self) -> float:
-        """Its scale numerator."""
-        return self.alpha if self.attention.alpha is None else self.attention.alpha
-
-    @property
-    def plain_dropout(self) -> float:
-        """Its dropout."""
-        return self.dropout if self.attention.dropout is None else self.attention.dropout
+    def plain(self) -> LoraSpec | RsLoraSpec | DoraSpec:
+        """The spec of the ordinary adapter, without its targets."""
+        own = self.attention
+        given = {
+            "r": self.r if own.r is None else own.r,
+            "alpha": self.alpha if own.alpha is None else own.alpha,
+            "dropout": self.dropout if own.dropout is None else own.dropout,
+        }
+        if own.method is PlainMethod.DORA:
+            return DoraSpec(method="dora", **given)
+        return RsLoraSpec(method="rslora", **given) if own.method is PlainMethod.RSLORA else LoraSpec(**given)
 
 
 class FfnRouting(StrEnum):
@@ -104,7 +102,7 @@ class MixLoraSpec(FfnExpertsSpec):
     Attributes:
         routing: "top_k": the `top_k` most probable experts, their weights scaled to sum to 1; "dynamic": the most
             probable ones until their sum is more than `top_p`, with their probabilities as they are.
-        expert_method: lora, rslora or dora ("MixDoRA").
+        router_init_range: standard deviation of the router's normal start.
     """
 
     method: Literal["mixlora"]
@@ -113,7 +111,7 @@ class MixLoraSpec(FfnExpertsSpec):
     routing: FfnRouting = FfnRouting.TOP_K
     top_k: int = Field(default=_TOP_K, ge=1)
     top_p: float = Field(default=_TOP_P, gt=0, le=1)
-    expert_method: PlainMethod = PlainMethod.LORA
+    router_init_range: float = Field(default=0.02, gt=0)
 
     @model_validator(mode="after")
     def _routing_fits(self) -> Self:

@@ -62,9 +62,8 @@ def job_at(base: FrozenBase, adapter: dict[str, Any], data: Prepared, **training
 def reference_gradients(state: TrainState) -> tuple[float, dict[str, Tensor]]:
     """The batch's whole loss and its gradients, from the reference."""
     spec = state.spec.adapter
-    scale = spec.alpha / (spec.r**0.5 if spec.method == "rslora" else spec.r)
     values = {name: state.adapter.params[name].value.clone() for name in state.adapter.params}
-    reference = Reference(float64_model(), values, spec, scale)
+    reference = Reference(float64_model(), values, spec)
     loss = reference.loss(state.data.train, list(state.waiting_chunks), state.seed, state.step)
     names = list(reference.trained)
     assert set(names) == set(values)

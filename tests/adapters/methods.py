@@ -33,6 +33,7 @@ METHOD_CASES = (
     MethodCase("rslora", peft={"use_rslora": True}),
     MethodCase("loraplus", {"lr_ratio": 4.0}, peft={}),
     MethodCase("dora", peft={"use_dora": True}),
+    MethodCase("llava_mole", {"num_experts": 3, "router_aux_loss_coef": 0.1}),
     MethodCase("mixlora", {"num_experts": 4, "top_k": 2, "router_aux_loss_coef": 0.1, "router_init_range": 0.5}),
 )
 PEFT_CASES = tuple(case for case in METHOD_CASES if case.peft is not None)

@@ -14,18 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.architectures import config_of
 from oracle import ours
+from pydantic import TypeAdapter
 
 from adapters.float64 import assert_equal_gradients, check, float64_base, job_at, reference_gradients
-from adapters.reference import balance_loss
-from mlora_sched.adapters.mixlora import MixLoraOp, route
+from adapters.reference_ffn import balance_loss
+from adapters.reference_now import Seen
+from mlora_sched.adapters.ffn_experts import FfnExpertsOp
 from mlora_sched.adapters.registry import build_adapter
+from mlora_sched.adapters.routing import TopK
 from mlora_sched.errors import SpecError
+from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.routed import MixLoraSpec
 
 
 def mixlora(**settings: Any) -> dict[str, Any]:
     """A `mixlora` spec whose balance loss and dropout matter."""
-    usual = {"method": "mixlora", "r": 3, "alpha": 5, "dropout": 0.2, "num_experts": 4, "top_k": 2}
+    usual = {"method": "mixlora", "r": 3, "alpha": 5, "dropout": 0.2, "num_experts": 4}
     return {**usual, "router_aux_loss_coef": 0.2, "router_init_range": 0.5, **settings}
 
 
@@ -41,6 +45,15 @@ def mixlora(**settings: Any) -> dict[str, Any]:
         {"target_modules": ["up_proj", "q_proj"]},
         {"target_modules": ["gate_proj", "up_proj", "down_proj"]},
         {"target_modules": ["layers.1.mlp.up_proj"]},
+        {"expert_method": "dora"},
+        {"expert_method": "dora", "dropout": 0.0, "target_modules": ["gate_proj"]},
+        {"expert_method": "dora", "target_modules": ["down_proj"], "attention": {"target_modules": ["q_proj"]}},
+        {"expert_method": "rslora", "attention": {"method": "dora", "r": 2, "alpha": 3, "dropout": 0.0}},
+        {"attention": {"method": "rslora", "r": 5, "alpha": 1, "target_modules": ["v_proj", "o_proj"]}},
+        {"routing": "dynamic"},
+        {"routing": "dynamic", "top_p": 0.3, "num_experts": 7},
+        {"routing": "dynamic", "top_p": 1.0, "expert_method": "dora", "target_modules": "all-ffn"},
+        {"routing": "dynamic", "top_p": 1e-6, "target_modules": ["up_proj"]},
         {"dropout": 0.0, "router_aux_loss_coef": 0.0},
     ],
     ids=str,
@@ -89,22 +102,18 @@ def test_routing_is_a_sorted_choice(experts: int, tokens: int, levels: int, data
     top_k = data.draw(st.integers(1, experts))
     seed = data.draw(st.integers(0, 2**31))
     x = torch.randint(levels, (tokens, experts), generator=torch.Generator().manual_seed(seed)).double()
-    routing = route(x, torch.eye(experts, dtype=torch.float64), top_k)
+    chosen = TopK(top_k).choose(torch.softmax(x, dim=1))
     for token in range(tokens):
         expected = sorted(range(experts), key=lambda e, row=x[token]: (-row[e].item(), e))[:top_k]
-        assert routing.choice_NK[token].tolist() == expected
-    assert torch.allclose(routing.w_NK.sum(dim=1), torch.ones((), dtype=torch.float64))
-    assert sum(routing.counts) == tokens * top_k
-    assert torch.equal(routing.order_M[routing.back_M], torch.arange(tokens * top_k))
-    experts_M = routing.choice_NK.reshape(-1)[routing.order_M]
-    assert torch.equal(experts_M, experts_M.sort().values)
+        assert chosen.choice_NC[token].tolist() == expected
+    assert torch.allclose(chosen.w_NC.sum(dim=1), torch.ones((), dtype=torch.float64))
 
 
 def test_balanced_routing_has_the_known_loss() -> None:
-    """With equal probabilities and equal use the loss is coef · k, whatever the number of experts."""
+    """With equal probabilities and equal use the loss is k, whatever the number of experts."""
     probability = torch.full((6, 3), 1 / 3, dtype=torch.float64)
-    choices = torch.tensor([[0, 1], [1, 2], [2, 0]]).repeat(2, 1)
-    assert balance_loss([(probability, choices)], coef=0.01).item() == pytest.approx(0.02)
+    choices = [[0, 1], [1, 2], [2, 0], [0, 1], [1, 2], [2, 0]]
+    assert balance_loss([Seen(0, probability, choices)]).item() == pytest.approx(2)
 
 
 def test_reported_balance_loss_is_weighted_over_chunks() -> None:
@@ -123,12 +132,15 @@ def test_evaluation_has_no_dropout() -> None:
     assert len(losses) == 1
 
 
+@pytest.mark.parametrize("method", ["mixlora", "llava_mole"])
 @pytest.mark.parametrize(
-    ("model_type", "reason"), [("gpt2", "gpt2"), ("mixtral", "itself a mixture"), ("phi3", "gate_proj, up_proj")]
+    ("model_type", "reason"),
+    [("opt", r"opt\) has none"), ("mixtral", "itself a mixture"), ("qwen3_moe", "a mixture")],
 )
-def test_bases_without_a_dense_gated_ffn_are_refused(model_type: str, reason: str) -> None:
+def test_bases_without_a_dense_ffn_of_a_known_form_are_refused(method: str, model_type: str, reason: str) -> None:
+    spec = TypeAdapter(AdapterSpec).validate_python({"method": method})
     with pytest.raises(SpecError, match=reason):
-        build_adapter(MixLoraSpec(method="mixlora"), base_of(config_of(model_type)), seed=0)
+        build_adapter(spec, base_of(config_of(model_type)), seed=0)
 
 
 def test_targets_outside_the_ffn_are_refused() -> None:
@@ -140,4 +152,4 @@ def test_targets_outside_the_ffn_are_refused() -> None:
 def test_each_routed_layer_has_one_op() -> None:
     adapter = build_adapter(MixLoraSpec(method="mixlora"), base_of(llama_config(layers=3)), seed=0)
     assert list(adapter.routed_ops) == [f"model.layers.{layer}.mlp" for layer in range(3)]
-    assert all(isinstance(op, MixLoraOp) for op in adapter.routed_ops.values())
+    assert all(isinstance(op, FfnExpertsOp) for op in adapter.routed_ops.values())

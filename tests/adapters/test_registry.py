@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -14,11 +15,12 @@ from adapters.methods import METHOD_CASES, MethodCase
 from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.adapters.params import Params
 from mlora_sched.adapters.registry import METHODS, build_adapter
+from mlora_sched.adapters.registry import spec_of as meaning_of
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.adapter_common import AdapterCommon
-from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.job import parse_job
+from mlora_sched.spec.plain import LoraSpec
 
 
 def spec_of(adapter: dict[str, Any]) -> AdapterSpec:
@@ -84,6 +86,61 @@ def test_files_that_do_not_fit_are_refused(case: MethodCase) -> None:
     cut = {**files.tensors, first: files.tensors[first][..., :-1]}
     with pytest.raises(SpecError, match="has shape"):
         same.read(AdapterFiles(files.config, cut))
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["up_proj", "q_proj", "layers.1.mlp.down_proj"]], ids=["all", "some"]
+)
+def test_a_config_says_what_its_weights_mean(case: MethodCase, targets: str | list[str]) -> None:
+    """The adapter that its config asks for takes its tensors and writes them again."""
+    base = base_of(llama_config())
+    spec = spec_of(case.adapter(dropout=0.25, target_modules=targets))
+    files = build_adapter(spec, base, seed=1).files()
+    meant = meaning_of(json.loads(json.dumps(files.config)))
+    assert meant.dropout == 0.0
+    again = build_adapter(meant, base, seed=2)
+    again.read(files)
+    back = again.files()
+    assert meaning_of(back.config) == meant
+    assert back.tensors.keys() == files.tensors.keys()
+    assert all(torch.equal(back.tensors[name], value) for name, value in files.tensors.items())
+
+
+LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"peft_type": "IA3"}, "says peft_type = 'IA3', which is none of lora, "),
+        ({"use_dora": True, "use_rslora": True}, "use_rslora = True, use_dora = True, which is none of"),
+        ({"r": "8"}, "r = '8': Input should be a valid integer"),
+        ({"r": 0}, "r = 0: Input should be greater"),
+        ({"lora_alpha": None}, "lora_alpha = None: Input should be a valid number"),
+        ({"target_modules": ".*proj"}, r"target_modules = '\.\*proj' is a pattern of PEFT's"),
+        ({"target_modules": ["lm_head"]}, "lm_head cannot be trained"),
+        ({"bias": "all"}, "biases were trained"),
+        ({"rank_pattern": {"q_proj": 2}}, "sets rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4' stands on a changed base"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is not known here"),
+        ({"use_rslora": True, "bias": "all"}, "biases were trained"),
+        ({"use_dora": True, "bias": "all"}, "biases were trained"),
+        ({"peft_type": "MIXLORA", "routing_strategy": "mixlora"}, "lacks num_experts"),
+        ({"peft_type": "MIXLORA", "routing_strategy": "mixlora-switch"}, "routing_strategy = 'mixlora-switch'"),
+    ],
+    ids=str,
+)
+def test_a_config_that_means_something_else_is_refused(change: dict[str, Any], says: str) -> None:
+    assert meaning_of({**LORA, "init_lora_weights": "gaussian"}).method == "lora"
+    with pytest.raises(SpecError, match=rf"^adapter_config\.json.*{says}"):
+        meaning_of(LORA | change)
+
+
+def test_a_config_of_another_method_is_refused_by_each() -> None:
+    for method, adapter in METHODS.items():
+        with pytest.raises(SpecError, match=f"which is not {method.removesuffix('plus')}"):
+            adapter.spec_of({**LORA, "peft_type": "IA3"})
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:

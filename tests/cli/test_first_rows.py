@@ -71,6 +71,16 @@ def test_what_cannot_be_shown_is_told(tmp_path: Path) -> None:
     assert shown(tmp_path, [EXCHANGE], template="x.jinja") == []
 
 
+def test_the_task_of_a_row_is_told(tmp_path: Path) -> None:
+    tasks = {"task_column": "kind", "tasks": ("short", "long")}
+    heading, _ = shown(tmp_path, [{"text": "x", "kind": "long"}], **tasks)
+    assert heading == f"a.jsonl, line 1, task long, {SEEN}"
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+    [line] = first_rows(DataSpec(train=("a.jsonl",), **tasks), {"a.jsonl": path})
+    assert line.startswith("the first rows: a.jsonl, line 1: lacks the column kind")
+
+
 def test_it_loads_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(EXCHANGE))
     program = (

@@ -128,6 +128,18 @@ def test_segments_tile_the_pack_and_own_their_loss_rows(contents: list[list[Cont
     assert at == pack.tokens
 
 
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_segments_know_the_tasks_of_their_sequences(tasks: list[list[int]]) -> None:
+    ids, mask = np.ones(3, np.int32), np.ones(3, np.bool_)
+    pieces = [
+        (Chunk("job", at, tuple(range(len(own))), 3 * len(own)), [Row(ids, mask, task) for task in own])
+        for at, own in enumerate(tasks)
+    ]
+    other = (Chunk("other", 0, (0,), 3), [Row(ids, mask)])
+    pack = build_pack([*pieces, other], (64,))
+    assert [segment.tasks for segment in pack.segments] == [*map(tuple, tasks), ()]
+
+
 def test_more_tokens_than_the_largest_bucket_is_a_bug_of_the_caller() -> None:
     row = Row(np.ones(33, np.int32), np.ones(33, np.bool_))
     with pytest.raises(AssertionError, match="fit no bucket"):

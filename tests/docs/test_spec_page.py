@@ -15,8 +15,8 @@ from pydantic_core import PydanticUndefined
 from docs.pages import blocks, quoted, rows, text_of
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.adapter_common import ALL_LINEAR
-from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.sweep import SweepSpec, parse_document
 
 PAGE = text_of("spec.md")

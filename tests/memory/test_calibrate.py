@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mlora_sched.memory.calibrate import MEASURED, REPEAT, WINDOW, Estimator, kind_of
 from mlora_sched.memory.formula import PackPlan, SegmentPlan
-from mlora_sched.spec.plain import DoraSpec, LoraSpec
 from mlora_sched.spec.memory import Correction
+from mlora_sched.spec.plain import DoraSpec, LoraSpec
 
 SPECS = (LoraSpec(method="lora"), DoraSpec(method="dora"))
 

@@ -13,8 +13,8 @@ from mlora_sched.memory.formula import Formula
 from mlora_sched.memory.hollow import hollow_base
 from mlora_sched.memory.profile import profile_base
 from mlora_sched.memory.trace import Chunked, plan_of, trace
-from mlora_sched.spec.plain import LoraSpec
 from mlora_sched.spec.memory import BaseShape
+from mlora_sched.spec.plain import LoraSpec
 
 CONFIG = Qwen3MoeConfig(
     hidden_size=128,

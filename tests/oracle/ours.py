@@ -54,7 +54,7 @@ def train(base: FrozenBase, state: TrainState) -> list[StepFigures]:
 def logits(base: FrozenBase, adapter: Adapter, rows: Sequence[np.ndarray]) -> list[Tensor]:
     """The engine's logits of each row with the adapter on it, in one pack."""
     lengths = [len(row) for row in rows]
-    part = SegmentPart("job", 0, sum(lengths))
+    part = SegmentPart("job", 0, sum(lengths), lengths=tuple(lengths))
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None]
     positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None]
     slot = base.slot

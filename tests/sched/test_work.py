@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlora_sched.sched.work import GIGA, WorkModel
-from mlora_sched.spec.plain import LoraSpec
-from mlora_sched.spec.routed import MixLoraSpec
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, FfnShape, GroupShape, HeadShape, LayerShape, Linear, SiteShape
+from mlora_sched.spec.plain import LoraSpec
+from mlora_sched.spec.routed import MixLoraSpec
 
 NOTHING = Linear()
 

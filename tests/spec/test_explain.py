@@ -18,6 +18,10 @@ from mlora_sched.spec.job import JobSpec, load_job, local_files, parse_job
 MINIMAL: dict[str, Any] = {"name": "toy", "data": {"train": "a.jsonl"}}
 
 
+def tasks(names: object, column: str | None = "kind") -> dict[str, Any]:
+    return {"data": {"train": "a", "task_column": column, "tasks": names}}
+
+
 def problem(**changes: Any) -> str:
     with pytest.raises(SpecError) as caught:
         parse_job(MINIMAL | changes, "toy.yaml")
@@ -55,6 +59,17 @@ def problem(**changes: Any) -> str:
         ({"data": {"train": "a", "validation": ""}}, "data.validation: is empty; write a fraction"),
         ({"data": {"train": "a", "validation": [1]}}, "data.validation: [1]: should be a valid number or a valid"),
         ({"data": {"train": "a", "template": "zephyr"}}, "data.template: 'zephyr' is none of auto, chat, alpaca, none"),
+        (tasks(["a"]), "data.tasks: has 1 of them; write 2 to 256, or leave out both tasks and task_column"),
+        (tasks([]), "data.tasks: has 0 of them; write 2 to 256"),
+        (tasks([str(n) for n in range(257)]), "data.tasks: has 257 of them; write 2 to 256"),
+        (tasks(["a", "b", "a"]), "data.tasks: names 'a' twice; write every task once"),
+        (tasks(["a", True]), "data.tasks: True is bool, not text; write it in quotes"),
+        (tasks([0, 1]), "data.tasks: 0 is int, not text; write it in quotes"),
+        (tasks(["a", ""]), "data.tasks.1: '': string should have at least 1 character"),
+        (tasks("ab"), "data.tasks: 'ab': should be a valid tuple"),
+        (tasks(["a", "b"], ""), "data.task_column: '': string should have at least 1 character"),
+        (tasks(["a", "b"], None), "data: tasks is set and task_column is not; name the column"),
+        (tasks(None), "data: task_column is 'kind' and tasks is not set; list what the column holds"),
         ({"name": "a b"}, "name: 'a b': string should match pattern"),
         ({"training": {"epochs": 1, "max_steps": 3}}, "training: epochs and max_steps are both set; keep one"),
         ({"training": {"eval_every": "2x"}}, "training.eval_every: '2x' is no interval; write a number of steps"),

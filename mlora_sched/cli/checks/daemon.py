@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from mlora_sched import __version__
 from mlora_sched.client import Client
 from mlora_sched.errors import MloraError, NotFound, Unreachable
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.access import Via
 from mlora_sched.spec.doctor import Check, DaemonCheckup, Outcome
 from mlora_sched.spec.quota import QuotaKind, QuotaLine, QuotaView
+from mlora_sched.version import __version__
 
 _CLOCK_SECONDS = 2.0
 """Clocks that differ by no more agree well enough for the times that are shown."""

@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlora_sched import __version__
 from mlora_sched.memory.sizes import format_size
 from mlora_sched.spec.doctor import Check, Outcome
+from mlora_sched.version import __version__
 
 _LITTLE, _NOTHING = 1 << 30, 64 << 20
 """Bytes of free disk below which uploads and archives may soon not fit, or certainly do not."""

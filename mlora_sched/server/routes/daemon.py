@@ -13,7 +13,6 @@ from typing import IO, Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from mlora_sched import __version__
 from mlora_sched.errors import StorageTrouble, disk_trouble
 from mlora_sched.server.activity import active_jobs
 from mlora_sched.server.auth import Caller, CallerOf
@@ -27,6 +26,7 @@ from mlora_sched.spec.memory_view import MemoryView
 from mlora_sched.spec.upkeep import GarbageView, GcRequest, GcView
 from mlora_sched.store.backup import open_copy
 from mlora_sched.store.records import Drain, Release
+from mlora_sched.version import __version__
 
 router = APIRouter(prefix="/daemon", tags=["daemon"], route_class=RecordRoute)
 

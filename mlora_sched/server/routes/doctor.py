@@ -7,12 +7,12 @@ import time
 
 from fastapi import APIRouter
 
-from mlora_sched import __version__
 from mlora_sched.server.auth import CallerOf
 from mlora_sched.server.context import ContextOf
 from mlora_sched.server.doctor import daemon_checks
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.spec.doctor import DaemonCheckup
+from mlora_sched.version import __version__
 
 router = APIRouter(prefix="/daemon/doctor", tags=["daemon"], route_class=RecordRoute)
 
