@@ -18,6 +18,10 @@ from mlora_sched.spec.experts import LoadBy
 NAMES = ("model.layers.0.mlp", "model.layers.1.mlp")
 
 
+class Dense(RouterStats):
+    dense = True
+
+
 def drawn(generator: torch.Generator, tokens: int, experts: int) -> Tensor:
     return torch.softmax(3 * torch.randn(tokens, experts, generator=generator), dim=-1)
 
@@ -62,7 +66,7 @@ def test_chunks_sum_up_to_the_count_over_all_tokens(chunks: list[int], experts: 
 
 def test_where_all_experts_take_part_the_load_is_their_probability() -> None:
     p_NE = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
-    stats = RouterStats(torch.full((2,), 2.0), p_NE.sum(dim=0), torch.tensor(1.0), 2, dense=True)
+    stats = Dense.of(p_NE, torch.ones_like(p_NE))
     _, sums = seen_by_routers(part_of({NAMES[0]: stats}), loads=True)
     (load,) = loads_of([sums, sums])
     assert (load.by, load.share, load.per_token) == (LoadBy.PROBABILITY, (0.7, 0.3), 2.0)
