@@ -250,5 +250,8 @@ def _results(
 def _figures(member: PackMember, part: SegmentPart) -> tuple[dict[str, float], tuple[RouterSums, ...]]:
     """What is told of a chunk besides its loss: figures, and what its routers did."""
     with _code_of(part.job_id):
+        own = member.adapter.chunk_figures(part)
+        if not part.training:  # nothing is told of routers in an evaluation
+            return own, ()
         entropy, routers = seen_by_routers(part, loads=member.recorded)
-        return member.adapter.chunk_figures(part) | entropy, routers
+        return own | entropy, routers
