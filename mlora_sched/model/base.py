@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,21 +263,26 @@ def _replace_ffns(model: nn.Module, slot: PackSlot, sites: dict[str, Site]) -> d
 
 
 def _form_of(name: str, module: nn.Module, sites: dict[str, Site]) -> FfnForm | None:
-    """The form that a module has the parts of."""
+    """The form that a module has the parts of, and nothing else that it could compute with."""
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None
     for form in FORMS:
+        parts = {*form.inner, form.outer, form.act}
+        others = [child for part, child in module.named_children() if part not in parts]
         linears = all(f"{name}.{part}" in sites for part in (*form.inner, form.outer))
-        if linears and isinstance(getattr(module, form.act, None), nn.Module):
+        known = all(isinstance(child, nn.Dropout | nn.Identity) for child in others)
+        if linears and known and isinstance(getattr(module, form.act, None), nn.Module):
             return form
     return None
 
 
 def _same_function(module: nn.Module, packed: PackedFfn) -> bool:
     """A module with an FFN's parts may do something else with them: compare both on a few rows."""
-    site = packed.inner[0]
-    if is_hollow(site.weight):
+    dense_OD = packed.inner[0].dense()
+    if is_hollow(dense_OD):
         return True
     generator = torch.Generator().manual_seed(0)
-    x = torch.empty(1, 3, site.in_features).normal_(generator=generator).to(site.weight.device, site.weight.dtype)
+    x = torch.empty(1, 3, dense_OD.shape[1]).normal_(generator=generator).to(dense_OD.device, dense_OD.dtype)
     with torch.no_grad():
         try:
             theirs = module(x)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mlora_sched.errors import BaseError
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.model.ffn import Gating
 
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _MOST_GRAPHS = 64
@@ -62,7 +63,8 @@ def compile_rows(base: FrozenBase) -> None:
     from torch._dynamo.exc import TorchDynamoException
 
     norms = [module for module in base.model.base_model.modules() if _is_norm(module)]
-    if not norms and not base.ffns:
+    gated = [ffn for ffn in base.ffns.values() if ffn.form.gating is not Gating.PLAIN]
+    if not norms and not gated:
         raise BaseError(
             f"--compile: base {base.name} ({base.model.config.model_type}) has neither norms that torch does not "
             f"compute in one operation already, nor gated FFNs; serve it without --compile"
@@ -71,7 +73,7 @@ def compile_rows(base: FrozenBase) -> None:
     for module in norms:
         module.compile(dynamic=True, fullgraph=True)
     product = torch.compile(_product, dynamic=True, fullgraph=True)
-    for ffn in base.ffns.values():
+    for ffn in gated:
         ffn.gated = product
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, about what its own tracing touches

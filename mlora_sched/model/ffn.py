@@ -106,8 +106,8 @@ class PackedFfn(nn.Module):
         return (*self.inner, self.outer)
 
     @property
-    def act(self) -> nn.Module:
-        """The activation."""
+    def activation(self) -> nn.Module:
+        """What makes the product of the inner linears' outputs, but for a gate's factor."""
         module: nn.Module = getattr(self, self.form.act)
         return module
 
@@ -115,17 +115,17 @@ class PackedFfn(nn.Module):
         """What the outer linear reads, (…, F), as plain autograd computes it."""
         if self.form.gating is Gating.PLAIN:
             (h,) = inner
-            activated: Tensor = self.act(h)
+            activated: Tensor = self.activation(h)
             return activated
         gate, up = _gate_and_up(self.form.gating, inner)
-        product: Tensor = self.act(gate) * up
+        product: Tensor = self.activation(gate) * up
         return product
 
     def _packed_product(self, inner: Sequence[Tensor]) -> Tensor:
         """The same, as the whole pack runs through it."""
         if self.form.gating is Gating.PLAIN:
             return self.product(inner)
-        return self.gated(self.act, *_gate_and_up(self.form.gating, inner))
+        return self.gated(self.activation, *_gate_and_up(self.form.gating, inner))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""

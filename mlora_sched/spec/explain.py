@@ -174,7 +174,8 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         return f"here it is {_FOREIGN[key]}"
     elsewhere = [path for path, name in known.items() if name == key]
     if elsewhere:
-        return f"did you mean {' or '.join(elsewhere)}?"
+        highest = min(path.count(".") for path in elsewhere)
+        return f"did you mean {' or '.join(path for path in elsewhere if path.count('.') == highest)}?"
     parent = field.rpartition(".")[0]
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     for known_paths in (beside, list(known)) if len(key) <= _LONGEST_KEY else ():

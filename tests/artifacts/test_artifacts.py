@@ -201,7 +201,7 @@ def test_equal_adapters_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_routed_adapter_has_a_second_form(tmp_path: Path) -> None:
-    write_adapter(tmp_path, AdapterFiles({"peft_type": "MIXLORA"}, ADAPTER.tensors), {})
+    write_adapter(tmp_path, AdapterFiles({"peft_type": "MIXLORA"}, ADAPTER.tensors, as_pickle=True), {})
     pickled = torch.load(tmp_path / "adapter_model.bin", weights_only=True)
     there = load_file(tmp_path / "adapter_model.safetensors")
     assert pickled.keys() == there.keys()
@@ -263,7 +263,7 @@ def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_all_files_of_an_adapter_have_the_mode_that_the_umask_asks_for(tmp_path: Path, mask: int, mode: int) -> None:
     before = os.umask(mask)
     try:
-        write_adapter(tmp_path, AdapterFiles({"peft_type": "MIXLORA"}, ADAPTER.tensors), {})
+        write_adapter(tmp_path, AdapterFiles({"peft_type": "MIXLORA"}, ADAPTER.tensors, as_pickle=True), {})
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}

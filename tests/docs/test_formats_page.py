@@ -28,7 +28,7 @@ from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 from mlora_sched.spec.wire import EvalDone, StepDone
 
 PAGE = text_of("formats.md")
-FAMILIES = {"LORA": "LoRA, rsLoRA, LoRA+, DoRA", "MIXLORA": "MixLoRA"}
+FAMILIES = {"LORA": "LoRA, rsLoRA, LoRA+, DoRA", "MIXLORA": "MixLoRA", "LLAVA_MOLE": "LLaVA-MoLE"}
 RANK = 4
 
 
@@ -97,7 +97,7 @@ def test_tensors(case: MethodCase, files: AdapterFiles) -> None:
         for axis, size in zip(axes, tensor.shape, strict=True):
             assert {"r": RANK, "experts": case.settings.get("num_experts")}.get(axis, size) == size, name
     others = [row for row in table if row not in used]
-    assert [row[2] for row in others] == ([] if case.method in ("dora", "mixlora") else ["dora"])
+    assert {row[2] for row in others} == (set() if case.method == "dora" else {"dora"})
 
 
 def _pattern(cell: str) -> re.Pattern[str]:

@@ -105,7 +105,8 @@ def choices(field: str) -> list[str]:
     owners: list[type[BaseModel]] = [Document]
     *parents, leaf = field.split(".")
     for parent in parents:
-        owners = [model for owner in owners for model in models_in(owner.model_fields[parent].annotation)]
+        having = [owner for owner in owners if parent in owner.model_fields]
+        owners = [model for owner in having for model in models_in(owner.model_fields[parent].annotation)]
     found: list[str] = []
     for owner in owners:
         if leaf in owner.model_fields:

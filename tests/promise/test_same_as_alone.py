@@ -114,8 +114,8 @@ def tenants(name: str) -> st.SearchStrategy[Tenant]:
 
 
 def _targets(case: MethodCase, targets: Any) -> Any:
-    """MixLoRA needs a part of the FFN among its targets."""
-    routed = case.method == "mixlora" and isinstance(targets, list)
+    """Experts of an FFN need a part of it among their targets."""
+    routed = case.method in ("mixlora", "llava_mole") and isinstance(targets, list)
     return [*targets, "up_proj"] if routed else targets
 
 

@@ -34,7 +34,7 @@ def problem(**changes: Any) -> str:
         ({"adaptr": {}}, "adaptr: unknown key; did you mean adapter?"),
         ({"r": 8}, "r: unknown key; did you mean adapter.r?"),
         ({"data": {"train": "a", "shufle": True}}, "data.shufle: unknown key; did you mean data.shuffle?"),
-        ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, dropout, init_from"),
+        ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, attention, "),
         (
             {"adapter": {"num_experts": 4}},
             "adapter.num_experts: unknown key; it does not go with method lora; leave it out or choose another method",
