@@ -33,9 +33,11 @@ _TINY = 1e-10
 
 @dataclass(frozen=True)
 class LoraMoeStats(RouterStats):
-    """And the localised balance, without its coefficient."""
+    """And the localised balance, without its coefficient; None where it is switched off."""
 
-    balance: Tensor
+    dense: ClassVar[bool] = True
+
+    balance: Tensor | None
 
 
 class LoraMoeMixing(Mixing):
@@ -46,15 +48,13 @@ class LoraMoeMixing(Mixing):
         self.spec = spec
 
     def weigh(self, p_PEN: Tensor, part: SegmentPart) -> Tensor:
-        found = stats_of_group(p_PEN, torch.ones_like(p_PEN, dtype=torch.bool))
+        balance_P: Sequence[Tensor | None] = [None] * len(self.sites)
         if self._balanced(part):
             spread_P, mean_P = _spread_and_mean(self._loads(p_PEN, part))
-            balance_P = spread_P / (mean_P**2 + _TINY)
-            found = [
-                LoraMoeStats(stats.chosen_E, stats.probability_E, stats.entropy, stats.tokens, balance)
-                for stats, balance in zip(found, balance_P, strict=True)
-            ]
-        part.routing.update(zip(self.sites, found, strict=True))
+            balance_P = (spread_P / (mean_P**2 + _TINY)).unbind()
+        found = stats_of_group(p_PEN, torch.ones_like(p_PEN, dtype=torch.bool))
+        for site, stats, balance in zip(self.sites, found, balance_P, strict=True):
+            part.routing[site] = LoraMoeStats(stats.chosen_E, stats.probability_E, stats.entropy, stats.tokens, balance)
         return p_PEN
 
     def backward(self, dw_PEN: Tensor, p_PEN: Tensor, w_PEN: Tensor) -> Tensor:  # noqa: ARG002 - w is p
@@ -130,6 +130,7 @@ class LoraMoeAdapter(MixedAdapter):
 
     def chunk_figures(self, part: SegmentPart) -> dict[str, float]:
         """`aux_loss`: the chunk's balance losses, with their coefficient."""
-        found = [stats.balance for stats in part.routing.values() if isinstance(stats, LoraMoeStats)]
+        every = (stats.balance for stats in part.routing.values() if isinstance(stats, LoraMoeStats))
+        found = [balance for balance in every if balance is not None]
         total = sum(numbers(torch.stack(found))) if found else 0.0
         return {"aux_loss": self.spec.router_aux_loss_coef * total}

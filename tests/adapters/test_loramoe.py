@@ -54,6 +54,7 @@ def balance(p_EN: torch.Tensor, lengths: tuple[int, ...], tasks: tuple[int, ...]
     LoraMoeMixing(SITES[:1], spec).weigh(p_EN[None], part)
     stats = part.routing[SITES[0]]
     assert isinstance(stats, LoraMoeStats)
+    assert stats.balance is not None
     return float(stats.balance)
 
 
