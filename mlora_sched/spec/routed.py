@@ -274,3 +274,7 @@ class LoraMoeSpec(AdapterCommon):
                 f"make it even"
             )
         return self
+
+
+Routed = FfnExpertsSpec | DynMoleSpec | MolaSpec | LoraMoeSpec
+"""Every spec here: whether a method has routers is `isinstance(spec, Routed)`."""

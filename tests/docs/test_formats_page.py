@@ -21,6 +21,7 @@ from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.engine.saving import adapter_files, draft_of
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.spec.experts import RouterLoad
 from mlora_sched.spec.job import JobSpec, parse_job
 from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
@@ -124,14 +125,28 @@ def test_provenance(tmp_path: Path) -> None:
 
 
 def test_metrics_lines() -> None:
-    table = {quoted(cells[0])[0]: cells[1] for cells in rows(section(PAGE, "`metrics.jsonl`"))}
+    cells = list(rows(section(PAGE, "`metrics.jsonl`")))
+    table = {quoted(row[0])[0]: row[1] for row in cells if len(row) == 3}
+    load = RouterLoad(router="0.mlp", share=(0.5, 0.5), per_token=1.0, entropy=1.0)
     step = StepDone(
-        job_id="j", epoch=1, step=1, loss=1.0, lr=1.0, grad_norm=1.0, tokens=1, target_tokens=1, extra={"aux_loss": 1.0}
+        job_id="j",
+        epoch=1,
+        step=1,
+        loss=1.0,
+        lr=1.0,
+        grad_norm=1.0,
+        tokens=1,
+        target_tokens=1,
+        extra={"aux_loss": 1.0, "router_entropy": 1.0},
+        routers=(load,),
     )
     held_out = EvalDone(job_id="j", epoch=1, step=1, loss=1.0, accuracy=1.0, tokens=1)
-    for event, report in (("step", step), ("eval", held_out)):
+    written = {"step": MetricsLine.of(step).to_json(step.routers), "eval": MetricsLine.of(held_out).to_json()}
+    for event, line in written.items():
         keys = {key for key, where in table.items() if where.partition(",")[0] in ("both", event)}
-        assert set(json.loads(MetricsLine.of(report).to_json())) == keys
+        assert set(json.loads(line)) == keys
+    (of_router,) = json.loads(written["step"])["experts"]
+    assert list(of_router) == [quoted(row[0])[0] for row in cells if len(row) == 2]
 
 
 def test_checkpoints(case: MethodCase, base: FrozenBase, tmp_path: Path) -> None:

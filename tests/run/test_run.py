@@ -90,11 +90,26 @@ def test_metrics_and_timing(company: Company, name: str) -> None:
     steps = [("step", step) for step in range(1, 7)]
     assert told == [("eval", 0), *steps[:3], ("eval", 3), *steps[3:], ("eval", 6)]
     assert [(line["event"], line["step"]) for line in timing] == told
-    wanted = {"event", "step", "loss", "lr", "grad_norm", "tokens"} | ({"aux_loss"} if name == "mixlora" else set())
+    routed = {"aux_loss", "router_entropy", "experts"} if name == "mixlora" else set()
+    wanted = {"event", "step", "loss", "lr", "grad_norm", "tokens"} | routed
     assert all(line.keys() == wanted for line in metrics if line["event"] == "step")
     assert all(line.keys() == {"event", "step", "loss", "accuracy", "tokens"} for line in metrics if "lr" not in line)
     seconds = [line["seconds"] for line in timing]
     assert seconds == sorted(seconds)
+
+
+def test_what_routers_did_is_of_every_layer_and_adds_up(company: Company) -> None:
+    for line in lines_of(company.out / "mixlora" / "metrics.jsonl"):
+        if line["event"] == "step":
+            config = json.loads((company.out / "mixlora" / "adapter_config.json").read_text())
+            for router in line["experts"]:
+                assert len(router["share"]) == config["num_experts"]
+                assert sum(router["share"]) == pytest.approx(1.0, abs=1e-5)
+                assert router["per_token"] == config["top_k"]
+                assert all(0 <= share <= 1 / config["top_k"] for share in router["share"])
+            entropies = [router["entropy"] for router in line["experts"]]
+            assert [router["router"] for router in line["experts"]] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+            assert line["router_entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-5)
 
 
 def test_a_failed_job_leaves_its_reason(company: Company) -> None:

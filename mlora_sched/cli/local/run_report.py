@@ -159,7 +159,7 @@ class RunReport:
 
     def _log(self, job: _Job, report: StepDone | EvalDone) -> None:
         line = MetricsLine.of(report)
-        job.metrics.append(line.to_json())
+        job.metrics.append(line.to_json(report.routers if isinstance(report, StepDone) else ()))
         seconds = round(time.monotonic() - self._began, 4)
         job.timing.append(json.dumps({"event": line.event, "step": line.step, "seconds": seconds}))
 
