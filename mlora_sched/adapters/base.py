@@ -23,11 +23,19 @@ from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter_common import (
+    ALL_FFN,
+    ALL_LINEAR,
+    AdapterCommon,
+    Linears,
+    Targets,
+    chosen,
+    ends_with,
+)
 from mlora_sched.spec.placement import placed
 
 Spec = TypeVar("Spec", bound=AdapterCommon)
-_NAMES_IN_FILE = {"alpha": "lora_alpha"}
+_NAMES_IN_FILE = {"alpha": "lora_alpha", "experts": "num_experts"}
 """Fields of specs that `adapter_config.json` calls otherwise."""
 
 
@@ -113,7 +121,9 @@ class Adapter(ABC):
             return spec.model_validate({"method": method, **given, **more}, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            field = str(first["loc"][0]) if first["loc"] else method
+            # of the ordinary adapter beside experts, the keys at the top
+            at = [part for part in first["loc"] if part != "attention"]
+            field = str(at[0]) if at else method
             key = _NAMES_IN_FILE.get(field, field)
             raise SpecError(f"adapter_config.json: {key} = {config.get(key)!r}: {first['msg']}") from None
 
@@ -155,20 +165,29 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
     return tuple(base.sites[name] for name in placed(spec, base.places))
 
 
-def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
-    """What a PEFT config names as its targets: the spec's own names, or the leaf names of every site."""
-    if spec.target_modules in (ALL_LINEAR, ALL_FFN):
-        return sorted({site.name.rpartition(".")[2] for site in sites})
-    return sorted(spec.target_modules)
+def target_names(named: Targets, sites: Sequence[Site], linears: Linears) -> list[str]:
+    """What a config names as its targets, so that its readers find these sites and no others.
+
+    The names that a spec gives, as far as they lead to any of the sites; else the last names of the sites; else, where
+    those are also the names of other linears (GPT-2 has a `c_proj` in its attention, too), whole paths.
+
+    Args:
+        named: the spec's. linears: all of the base's.
+    """
+    paths = {site.name for site in sites}
+    leaves = {path.rpartition(".")[2] for path in paths}
+    given = set() if isinstance(named, str) else {n for n in named if any(ends_with(path, n) for path in paths)}
+    for names in (given, leaves):
+        if set(chosen(tuple(names), linears)) == paths:
+            return sorted(names)
+    return sorted(paths)
 
 
 def _in_config(config: Mapping[str, Any], key: str) -> Any:
     if key not in config:
         raise SpecError(f"adapter_config.json lacks {key}, so what the weights mean is not known")
     value = config[key]
-    if key != "target_modules":
-        return value
-    if isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
+    if key == "target_modules" and isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
         raise SpecError(
             f"adapter_config.json: target_modules = {value!r} is a pattern of PEFT's, which is not known here; write "
             f"the names of the modules in a list"

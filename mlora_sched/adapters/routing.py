@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ class RouterStats:
     Attributes:
         chosen_E: how many choices fell on each expert; where all experts take part, how many tokens each has.
         probability_E: sums of the probabilities. entropy: sum of Shannon's entropies, each divided by log E.
-        tokens: of the chunk.
+        tokens: of the chunk. dense: all experts take part in every token, of every chunk.
     """
+
+    dense: ClassVar[bool] = False
 
     chosen_E: Tensor
     probability_E: Tensor
@@ -37,9 +40,14 @@ class RouterStats:
     tokens: int
 
     @classmethod
-    def of(cls, p_NE: Tensor, chosen_NE: Tensor) -> RouterStats:
+    def of(cls, p_NE: Tensor, chosen_NE: Tensor) -> Self:
         """Of probabilities, and where they are chosen (0 or 1, float32)."""
         return cls(chosen_NE.sum(dim=0), p_NE.sum(dim=0), normal_entropy(p_NE).sum(), len(p_NE))
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return len(self.probability_E)
 
 
 def normal_entropy(p_NE: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlora_sched.cli.curve import HELD_OUT, Point, curve, is_logarithmic
+from mlora_sched.cli.experts_view import brief_text
 from mlora_sched.cli.style import loss_text, one_line, progress, why
 from mlora_sched.cli.times import arrival, moment, range_text, span
 from mlora_sched.memory.sizes import format_size
@@ -60,6 +61,7 @@ def _facts(looked: Looked) -> Mapping[str, str]:
         "loss": loss_text(job.loss),
         "held-out loss": loss_text(job.eval_loss),
         "tokens": f"{job.tokens:,}",
+        "experts": brief_text(detail.experts),
         "device": _device(looked),
         "alone": _alone(job),
         "memory": _memory(looked.active),

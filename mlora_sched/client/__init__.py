@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlora_sched.spec.activity import ActivityView
     from mlora_sched.spec.detail import JobDetail
     from mlora_sched.spec.doctor import DaemonCheckup
+    from mlora_sched.spec.experts import ExpertsPage
     from mlora_sched.spec.job import Priority
     from mlora_sched.spec.log import EventsPage, EventView, MetricsLine, MetricsPage
     from mlora_sched.spec.memory_view import MemoryView
@@ -109,6 +110,12 @@ class Client(Sweeping):
 
         params = {"after": after} if newest is None else {"after": after, "newest": newest}
         return self._record(MetricsPage, "GET", _job(ref, "/metrics"), params=params)
+
+    def experts(self, ref: str, last: int | None = None) -> ExpertsPage:
+        """The newest records of what the job's routers do, `last` of them, else as many as they are judged by."""
+        from mlora_sched.spec.experts import ExpertsPage
+
+        return self._record(ExpertsPage, "GET", _job(ref, "/experts"), params={} if last is None else {"last": last})
 
     def events(self, ref: str, after: int = 0) -> EventsPage:
         """Events past the cursor `after`: a page, which says whether there are more."""

@@ -61,6 +61,7 @@ class _Measured:
     batch_tokens: int
     seed: int = 0
     step: int = 0
+    recorded: bool = False
 
 
 class Meter:

@@ -85,6 +85,7 @@ class _Member:
     step: int = 0
     batch_targets: int = sum(_PROBED)
     batch_tokens: int = sum(_PROBED)
+    recorded: bool = False
 
 
 def probe(base: FrozenBase, candidates: Sequence[int], seed: int = 0) -> ProbeVerdict:

@@ -107,6 +107,7 @@ def step_done(resident: Resident, figures: StepFigures) -> StepDone:
         tokens=figures.tokens,
         target_tokens=figures.target_tokens,
         extra=figures.extra,
+        routers=figures.routers,
         seconds=resident.account(),
         work=figures.work,
     )

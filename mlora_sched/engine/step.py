@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.part import SegmentPart
+from mlora_sched.adapters.router_figures import RouterSums, seen_by_routers
 from mlora_sched.data.pack import PackedBatch, Segment
 from mlora_sched.model.attention import SpanPlan
 from mlora_sched.model.base import FrozenBase
@@ -51,6 +52,10 @@ class PackMember(Protocol):
     def batch_tokens(self) -> int:
         """Tokens of the job's current batch."""
 
+    @property
+    def recorded(self) -> bool:
+        """What the job's routers do with the batch is recorded."""
+
 
 @dataclass(frozen=True)
 class SegmentResult:
@@ -59,7 +64,9 @@ class SegmentResult:
     Attributes:
         loss_sum: float32 cross-entropy summed over its targets, as a Python float.
         targets, correct: target tokens, and how many the greedy token hits.
-        figures: the method's own figures of the chunk (auxiliary losses), unweighted.
+        figures: the method's own figures of the chunk (auxiliary losses), unweighted, and `router_entropy` where it
+            routes.
+        routers: what each router did, where that is recorded.
     """
 
     job_id: str
@@ -69,6 +76,7 @@ class SegmentResult:
     targets: int
     correct: int
     figures: dict[str, float] = field(default_factory=dict)
+    routers: tuple[RouterSums, ...] = ()
 
 
 class OwnCode(StrEnum):
@@ -223,7 +231,7 @@ def _results(
     sums: list[Tensor] = [piece.sum() for piece in losses.loss_S.split(sizes)]
     hits: list[Tensor] = [piece.sum() for piece in losses.correct_S.split(sizes)]
     loss_sums, corrects = numbers(torch.stack(sums)), numbers(torch.stack(hits))
-    figures = [_figures(members[part.job_id].adapter, part) for part in parts]
+    figures = [_figures(members[part.job_id], part) for part in parts]
     return [
         SegmentResult(
             job_id=segment.chunk.job_id,
@@ -233,11 +241,17 @@ def _results(
             targets=len(segment.loss_rows),
             correct=correct,
             figures=own,
+            routers=routers,
         )
-        for segment, own, loss_sum, correct in zip(pack.segments, figures, loss_sums, corrects, strict=True)
+        for segment, (own, routers), loss_sum, correct in zip(pack.segments, figures, loss_sums, corrects, strict=True)
     ]
 
 
-def _figures(adapter: Adapter, part: SegmentPart) -> dict[str, float]:
+def _figures(member: PackMember, part: SegmentPart) -> tuple[dict[str, float], tuple[RouterSums, ...]]:
+    """What is told of a chunk besides its loss: figures, and what its routers did."""
     with _code_of(part.job_id):
-        return adapter.chunk_figures(part)
+        own = member.adapter.chunk_figures(part)
+        if not part.training:  # nothing is told of routers in an evaluation
+            return own, ()
+        entropy, routers = seen_by_routers(part, loads=member.recorded)
+        return own | entropy, routers

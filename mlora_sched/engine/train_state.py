@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter
+from mlora_sched.adapters.router_figures import loads_of
 from mlora_sched.artifacts.provenance import versions_now
 from mlora_sched.data.pack import Chunk, RowLike, cut_chunks
 from mlora_sched.data.tokens import Cursor, Prepared, TokenSet
@@ -26,6 +27,7 @@ from mlora_sched.optim.adamw import JobAdamW
 from mlora_sched.optim.schedules import learning_rate
 from mlora_sched.sched.phases import Phase
 from mlora_sched.sched.work import WorkModel
+from mlora_sched.spec.experts import RouterLoad, is_recorded
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.limits import Metric
 from mlora_sched.spec.state import ErrorCode, StoppedBy
@@ -44,6 +46,7 @@ class StepFigures:
     target_tokens: int
     extra: dict[str, float]
     work: float
+    routers: tuple[RouterLoad, ...] = ()
     diverged: str | None = None
 
     def check(self) -> None:
@@ -172,6 +175,11 @@ class TrainState:
         """Tokens of the running phase."""
         return self._open.tokens
 
+    @property
+    def recorded(self) -> bool:
+        """What its routers do in the running phase is recorded."""
+        return self.phase is Phase.TRAIN and is_recorded(self.step + 1, self.total_steps)
+
     def tensors(self) -> Iterator[Tensor]:
         """Everything that the job holds on the device for as long as it is attached."""
         for flat in self.adapter.params.groups.values():
@@ -299,7 +307,16 @@ class TrainState:
             if self.data.validation is None and at.step % self._judge_steps == 0:
                 self._judge({})
         figures = StepFigures(
-            at.step, loss, lr, grad_norm, done.tokens, done.targets, _weighted_figures(done), sum(done.work), diverged
+            step=at.step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=done.tokens,
+            target_tokens=done.targets,
+            extra=_weighted_figures(done),
+            work=sum(done.work),
+            routers=loads_of([result.routers for result in done.results]),
+            diverged=diverged,
         )
         self._begin()
         return figures

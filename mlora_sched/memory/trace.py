@@ -100,6 +100,7 @@ class _Member:
     chunk: Chunked
     seed: int = 0
     step: int = 0
+    recorded: bool = True
     optimizer: Any = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Only paths made of a job's id and a step are opened; nothing of a request become
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from mlora_sched.files import checkpoint_dir
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.api import JobView
 from mlora_sched.spec.duration import format_duration
+from mlora_sched.spec.experts import RouterLoad
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.state import JobState
 from mlora_sched.store.jobs import JobStore
 
@@ -37,7 +40,8 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
         NotFound: there is no such checkpoint, or it was removed.
     """
     source = _source(store, settings, job_id, checkpoint)
-    lines = "".join(line.to_json() + "\n" for _, line in store.metrics(job_id))
+    routers = {record.step: record.routers for record in store.experts(job_id)}
+    lines = "".join(_json(line, routers.get(line.step, ())) + "\n" for _, line in store.metrics(job_id))
     try:
         archive = Archive.of(source.folder, {METRICS_FILE: lines.encode()}, source.patterns)
     except FileNotFoundError:  # a newer checkpoint has just replaced it, or an administrator removed it
@@ -49,6 +53,10 @@ def open_adapter(store: JobStore, settings: DaemonSettings, job_id: str, checkpo
         archive.close()
         raise
     return archive
+
+
+def _json(line: MetricsLine, routers: Sequence[RouterLoad]) -> str:
+    return line.to_json(routers if line.event == "step" else ())
 
 
 class ArchiveResponse(StreamingResponse):

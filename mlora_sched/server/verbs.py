@@ -9,6 +9,7 @@ _VERBS = {
     "get_spec": "show",
     "get_metrics": "logs",
     "get_events": "logs",
+    "get_experts": "show",
     "set_priority": "priority",
     "remove": "rm",
     "get_adapter": "pull",

@@ -10,6 +10,9 @@ from pydantic import Field
 from mlora_sched.spec.common import Frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlora_sched.spec.experts import RouterLoad
     from mlora_sched.spec.wire import EvalDone, StepDone
 
 
@@ -42,10 +45,15 @@ class MetricsLine(Frozen):
             extra=report.extra,
         )
 
-    def to_json(self) -> str:
-        """The line as `metrics.jsonl` holds it: figures that the event has not are left out, `extra` is flat."""
+    def to_json(self, routers: Sequence[RouterLoad] = ()) -> str:
+        """The line as `metrics.jsonl` holds it: figures that the event has not are left out, `extra` is flat.
+
+        Args:
+            routers: what they did in the step, where that is recorded; the API has it apart from the other figures.
+        """
         fields = self.model_dump(exclude={"extra"}, exclude_none=True)
-        return json.dumps(fields | self.extra)
+        experts = {"experts": [load.model_dump(mode="json") for load in routers]} if routers else {}
+        return json.dumps(fields | self.extra | experts)
 
 
 class MetricsPage(Frozen):

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from mlora_sched.spec.common import Frozen
+from mlora_sched.spec.experts import RouterLoad
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.load import JobLoad
 from mlora_sched.spec.memory import BaseShape, MemoryReport
@@ -209,7 +210,8 @@ class Attached(Frozen):
 
 
 class StepDone(Frozen):
-    """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …).
+    """One optimiser step is committed. `extra` holds a method's own figures (aux_loss, …); `routers`, at steps of which
+    that is recorded (`spec.experts.is_recorded`), what each of its routers did.
 
     `seconds` of the device's time went into the job since it was attached or its last step or evaluation was told: its
     part, by tokens, of the packs it shared. The one figure that depends on who else is there. `work` is what its owner
@@ -226,6 +228,7 @@ class StepDone(Frozen):
     tokens: int
     target_tokens: int
     extra: dict[str, float] = Field(default_factory=dict)
+    routers: tuple[RouterLoad, ...] = ()
     seconds: float = Field(default=0.0, ge=0)
     work: float = Field(default=0.0, ge=0)
 

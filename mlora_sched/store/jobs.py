@@ -3,7 +3,7 @@
 The API inserts jobs and spooled files and writes `request`; the methods of `DaemonSide` are the daemon's alone, those
 of `Upkeep` remove what is of no more use, those of `Tokens` say who may ask over TCP, those of `QuotaSide` know quotas,
 those of `Audit` who asked for what, those of `Submissions` go with submitting, those of `SweepSide` are about trials,
-those of `History` look back.
+those of `History` look back, those of `Experts` tell what routers did.
 Nothing here decides: what to do with a job is the loop's, which states may follow is `spec.state`'s business.
 """
 
@@ -19,6 +19,7 @@ from sqlalchemy.dialects import sqlite
 from mlora_sched.errors import Ambiguous, NotFound
 from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
+from mlora_sched.spec.experts import JUDGED, brief
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.log import EventView, MetricsLine
 from mlora_sched.spec.query import JobQuery
@@ -27,6 +28,7 @@ from mlora_sched.store import listing, requests, rows, schema, submissions
 from mlora_sched.store.audit import Audit
 from mlora_sched.store.daemon_side import DaemonSide
 from mlora_sched.store.db import reading, writing
+from mlora_sched.store.experts import Experts
 from mlora_sched.store.history import History
 from mlora_sched.store.moves import add_event
 from mlora_sched.store.quotas import QuotaSide, check_upload
@@ -54,7 +56,7 @@ _TOO_SHORT = re.compile(rf"^j-[0-9a-f]{{0,{MIN_PREFIX - 1}}}$|^[0-9a-f]{{1,{MIN_
 _STEP_FIRST = case((schema.metrics.c.event == "step", 0), else_=1)
 
 
-class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Audit, History):
+class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Audit, History, Experts):
     """The jobs of one state directory. Safe to use from several threads; every method is one transaction."""
 
     def insert(
@@ -165,6 +167,7 @@ class JobStore(DaemonSide, Submissions, SweepSide, Upkeep, Tokens, QuotaSide, Au
             events=tuple(event for _, event in self.events(job_id, newest=_DETAIL_EVENTS)),
             exactness=row.exactness,
             after=self.after(job_id),
+            experts=brief(self.experts(job_id, JUDGED)),
         )
 
     def spec(self, job_id: str) -> JobSpec:

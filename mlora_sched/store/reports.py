@@ -23,6 +23,7 @@ from mlora_sched.spec.wire import (
     StepDone,
 )
 from mlora_sched.store import moves, rows, schema
+from mlora_sched.store.experts import keep_experts
 from mlora_sched.store.quotas import count_tokens
 from mlora_sched.store.records import Pace, WorkerStatus
 
@@ -141,6 +142,7 @@ def _step(connection: Connection, row: Row[Any], report: StepDone, now: float, p
         select(table.c.tokens).where(table.c.job_id == row.id, table.c.event == "step", table.c.step == report.step)
     )
     _upsert_metric(connection, row.id, MetricsLine.of(report))
+    keep_experts(connection, report)
     tokens = schema.jobs.c.tokens + report.tokens - (before or 0)
     going = {"pace": None, "pace_spread": None} if pace is None else {"pace": pace.rate, "pace_spread": pace.spread}
     worked = schema.jobs.c.work_seconds + report.seconds

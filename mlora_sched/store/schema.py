@@ -180,6 +180,15 @@ metrics = Table(
     sqlite_autoincrement=True,
 )
 
+experts = Table(
+    "experts",
+    METADATA,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("tokens", Integer, nullable=False),
+    Column("routers", Text, nullable=False),
+)
+
 events = Table(
     "events",
     METADATA,

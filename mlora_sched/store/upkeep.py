@@ -49,7 +49,7 @@ class Upkeep:
                 )
             _release_dependents(connection, view)
             forgotten = _forget_uploads(connection, job_id, view.owner)
-            for table in (schema.metrics, schema.events, schema.checkpoints, schema.job_files):
+            for table in (schema.metrics, schema.experts, schema.events, schema.checkpoints, schema.job_files):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(schema.jobs).where(schema.jobs.c.id == job_id))
             if view.sweep is not None:  # goes with the last of its trials

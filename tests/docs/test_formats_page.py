@@ -21,13 +21,21 @@ from mlora_sched.artifacts.provenance import Origin, provenance
 from mlora_sched.engine.saving import adapter_files, draft_of
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase
+from mlora_sched.spec.experts import RouterLoad
 from mlora_sched.spec.job import JobSpec, parse_job
 from mlora_sched.spec.log import MetricsLine
 from mlora_sched.spec.numerics import Exactness, NumericsKey, ProbeVerdict
 from mlora_sched.spec.wire import EvalDone, StepDone
 
 PAGE = text_of("formats.md")
-FAMILIES = {"LORA": "LoRA, rsLoRA, LoRA+, DoRA", "MIXLORA": "MixLoRA", "LLAVA_MOLE": "LLaVA-MoLE"}
+FAMILIES = {
+    "LORA": "LoRA, rsLoRA, LoRA+, DoRA",
+    "MIXLORA": "MixLoRA",
+    "LLAVA_MOLE": "LLaVA-MoLE",
+    "DYNMOLE": "DynMoLE",
+    "MOLA": "MoLA",
+    "LORAMOE": "LoRAMoE",
+}
 RANK = 4
 
 
@@ -94,9 +102,10 @@ def test_tensors(case: MethodCase, files: AdapterFiles) -> None:
         axes = row[1].strip("()").split(", ")
         assert len(axes) == tensor.dim()
         for axis, size in zip(axes, tensor.shape, strict=True):
-            assert {"r": RANK, "experts": case.settings.get("num_experts")}.get(axis, size) == size, name
+            assert {"r": RANK, "experts": case.settings.get("num_experts", size)}.get(axis, size) == size, name
     others = [row for row in table if row not in used]
-    assert {row[2] for row in others} == (set() if case.method == "dora" else {"dora"})
+    optional = {row[2] for row in table} & {"dora"} - {case.method}
+    assert {row[2] for row in others} == optional
 
 
 def _pattern(cell: str) -> re.Pattern[str]:
@@ -113,8 +122,9 @@ def test_files_of_an_adapter(case: MethodCase, files: AdapterFiles, tmp_path: Pa
     assert written == set(first_four) - (set() if case.method == "mixlora" else {"adapter_model.bin"})
 
 
-def test_provenance() -> None:
-    written = record(METHOD_CASES[0])
+def test_provenance(tmp_path: Path) -> None:
+    write_adapter(tmp_path, AdapterFiles({}, {}, notes=("a sentence",)), record(METHOD_CASES[0]))
+    written = json.loads((tmp_path / "provenance.json").read_text())
     assert first_cells("`provenance.json`") == set(written)
     for cells in rows(section(PAGE, "`provenance.json`")):
         (key,) = quoted(cells[0])
@@ -123,14 +133,28 @@ def test_provenance() -> None:
 
 
 def test_metrics_lines() -> None:
-    table = {quoted(cells[0])[0]: cells[1] for cells in rows(section(PAGE, "`metrics.jsonl`"))}
+    cells = list(rows(section(PAGE, "`metrics.jsonl`")))
+    table = {quoted(row[0])[0]: row[1] for row in cells if len(row) == 3}
+    load = RouterLoad(router="0.mlp", share=(0.5, 0.5), per_token=1.0, entropy=1.0)
     step = StepDone(
-        job_id="j", epoch=1, step=1, loss=1.0, lr=1.0, grad_norm=1.0, tokens=1, target_tokens=1, extra={"aux_loss": 1.0}
+        job_id="j",
+        epoch=1,
+        step=1,
+        loss=1.0,
+        lr=1.0,
+        grad_norm=1.0,
+        tokens=1,
+        target_tokens=1,
+        extra={"aux_loss": 1.0, "entropy_loss": 1.0, "router_entropy": 1.0},
+        routers=(load,),
     )
     held_out = EvalDone(job_id="j", epoch=1, step=1, loss=1.0, accuracy=1.0, tokens=1)
-    for event, report in (("step", step), ("eval", held_out)):
+    written = {"step": MetricsLine.of(step).to_json(step.routers), "eval": MetricsLine.of(held_out).to_json()}
+    for event, line in written.items():
         keys = {key for key, where in table.items() if where.partition(",")[0] in ("both", event)}
-        assert set(json.loads(MetricsLine.of(report).to_json())) == keys
+        assert set(json.loads(line)) == keys
+    (of_router,) = json.loads(written["step"])["experts"]
+    assert list(of_router) == [quoted(row[0])[0] for row in cells if len(row) == 2]
 
 
 def test_checkpoints(case: MethodCase, base: FrozenBase, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Member:
     step: int = 3
     batch_targets: int = 20
     batch_tokens: int = 2 * sum(LENGTHS)
+    recorded: bool = True
 
 
 def member_of(base: FrozenBase, adapter: dict[str, Any], seed: int = 1) -> Member:

@@ -61,6 +61,7 @@ def test_json_is_alone_on_stdout(company: Company) -> None:
     assert summary["explodes"]["error"].startswith("non_finite_loss: ")
     assert all(job["same_as_alone"] == "exact" for job in summary.values())
     assert summary["lora"]["steps"] == 6
+    assert all(job["notes"] == [] for job in summary.values())
     assert Path(summary["lora"]["out"]) == company.out / "lora"
 
 
@@ -89,11 +90,26 @@ def test_metrics_and_timing(company: Company, name: str) -> None:
     steps = [("step", step) for step in range(1, 7)]
     assert told == [("eval", 0), *steps[:3], ("eval", 3), *steps[3:], ("eval", 6)]
     assert [(line["event"], line["step"]) for line in timing] == told
-    wanted = {"event", "step", "loss", "lr", "grad_norm", "tokens"} | ({"aux_loss"} if name == "mixlora" else set())
+    routed = {"aux_loss", "router_entropy", "experts"} if name == "mixlora" else set()
+    wanted = {"event", "step", "loss", "lr", "grad_norm", "tokens"} | routed
     assert all(line.keys() == wanted for line in metrics if line["event"] == "step")
     assert all(line.keys() == {"event", "step", "loss", "accuracy", "tokens"} for line in metrics if "lr" not in line)
     seconds = [line["seconds"] for line in timing]
     assert seconds == sorted(seconds)
+
+
+def test_what_routers_did_is_of_every_layer_and_adds_up(company: Company) -> None:
+    for line in lines_of(company.out / "mixlora" / "metrics.jsonl"):
+        if line["event"] == "step":
+            config = json.loads((company.out / "mixlora" / "adapter_config.json").read_text())
+            for router in line["experts"]:
+                assert len(router["share"]) == config["num_experts"]
+                assert sum(router["share"]) == pytest.approx(1.0, abs=1e-5)
+                assert router["per_token"] == config["top_k"]
+                assert all(0 <= share <= 1 / config["top_k"] for share in router["share"])
+            entropies = [router["entropy"] for router in line["experts"]]
+            assert [router["router"] for router in line["experts"]] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+            assert line["router_entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-5)
 
 
 def test_a_failed_job_leaves_its_reason(company: Company) -> None:
@@ -121,6 +137,18 @@ def test_alone_everything_is_the_same(
             assert (alone / file).read_bytes() == (together / file).read_bytes(), file
     assert f"{name}: SUCCEEDED → {alone}" in said
     assert "held-out loss" in said
+
+
+def test_what_a_user_of_an_adapter_should_know_is_said_at_the_end(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(tmp_path, "dynamic", {"method": "mixlora", "num_experts": 2, "routing": "dynamic"}, max_steps=1)
+    with pytest.raises(SystemExit) as ended:
+        main.run([str(arg) for arg in run_args(base, tmp_path / "out", [spec])])
+    assert ended.value.code == 0
+    (note,) = json.loads((tmp_path / "out" / "dynamic" / "provenance.json").read_text())["notes"]
+    _, _, at_the_end = capsys.readouterr().out.partition("SUCCEEDED →")
+    assert f"dynamic: {note}" in " ".join(at_the_end.split())
 
 
 def test_checkpointed_activations_change_no_byte(company: Company, base: Path, tmp_path: Path) -> None:

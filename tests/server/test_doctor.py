@@ -62,7 +62,7 @@ def test_all_is_well(context: Context) -> None:
         "exact: bit for bit what a job gets alone (cpu, torch 2.13, float32, 2 threads, attention varlen)"
     )
     assert checks["daemon's socket"].found.endswith("mode 0600")
-    assert "schema 0005" in checks["database file"].found
+    assert "schema 0006" in checks["database file"].found
 
 
 def test_others_than_administrators_learn_no_paths_and_start_no_long_checks(context: Context) -> None:
@@ -180,7 +180,7 @@ def whole(served: Served, path: Path) -> Path:
 def test_a_damaged_database_is_told(served: Served, context: Context, tmp_path: Path) -> None:
     good = whole(served, tmp_path / "good.sqlite")
     state = look_at(good, 60.0)
-    assert (state.problem, state.complete, state.revision) == ("", True, "0005")
+    assert (state.problem, state.complete, state.revision) == ("", True, "0006")
     bad = look_at(damaged(good, tmp_path / "bad.sqlite"), 60.0)
     assert bad.problem
     settings = context.settings.model_copy(update={"state_dir": tmp_path / "state"})

@@ -35,6 +35,7 @@ OF_A_JOB: dict[Route, Any] = {
     ("GET", "/jobs/{ref}/spec"): None,
     ("GET", "/jobs/{ref}/metrics"): None,
     ("GET", "/jobs/{ref}/events"): None,
+    ("GET", "/jobs/{ref}/experts"): None,
     ("GET", "/jobs/{ref}/adapter"): None,
     ("POST", "/jobs/{ref}/pause"): None,
     ("POST", "/jobs/{ref}/resume"): None,

@@ -29,6 +29,7 @@ from mlora_sched.server.submission import (
 )
 from mlora_sched.spec.api import JobsPage, JobView
 from mlora_sched.spec.detail import JobDetail
+from mlora_sched.spec.experts import JUDGED, ExpertsPage
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.log import EventsPage, MetricsPage
 from mlora_sched.spec.query import MAX_LIMIT, NAME_PATTERN, JobQuery, JobSort
@@ -162,6 +163,17 @@ def get_metrics(
     found = context.store.metrics(context.job_id(ref, caller), after, newest)
     cursor = max((row for row, _ in found), default=after)
     return MetricsPage(lines=tuple(line for _, line in found), cursor=cursor)
+
+
+@router.get("/{ref}/experts")
+def get_experts(
+    ref: str,
+    context: ContextOf,
+    caller: CallerOf,
+    last: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Only so many records; the newest.")] = JUDGED,
+) -> ExpertsPage:
+    """What each router did in the steps of which that is recorded; no records of a job whose method has none."""
+    return ExpertsPage(records=tuple(context.store.experts(context.job_id(ref, caller), last)))
 
 
 @router.get("/{ref}/events")
