@@ -26,10 +26,20 @@ BY_SPEC = [
     ({**MIXLORA, "routing": "dynamic", "top_k": 3}, "top_k is not asked for with routing: dynamic, which takes top_p"),
     ({**MIXLORA, "routing": "dynamic", "top_p": 0}, "adapter.top_p: 0: should be greater than 0"),
     ({**MIXLORA, "expert_method": "mixlora"}, "adapter.expert_method: 'mixlora': should be 'lora', 'rslora' or 'dora'"),
+    ({"method": "mola", "experts": []}, "experts: the list is empty; give one number a decoder layer, or a preset"),
+    ({"method": "mola", "experts": [4, 0]}, "experts: 0 is not between 1 and 256"),
+    ({"method": "mola", "experts": 1}, "top_k 2 is more than the 1 experts of a layer; lower top_k"),
+    ({"method": "dynmole", "num_experts": 2, "keep_top_k": 3}, "keep_top_k 3 is more than num_experts 2"),
+    ({"method": "loramoe", "num_experts": 0}, "adapter.num_experts: 0: should be greater than or equal to 1"),
     ({**LLAVA, "attention": {"target_modules": ["lm_head"]}}, "lm_head cannot be trained: head and embeddings belong"),
 ]
 BY_BASE = {
     "llama": [
+        ({"method": "mola", "experts": [4, 4, 4]}, "adapter.experts: the list has 3 numbers, base bare has 2 decoder"),
+        (
+            {"method": "loramoe", "target_modules": ["q_proj"]},
+            "q_proj is no part of an FFN, and loramoe sits on the FFN",
+        ),
         ({**MIXLORA, "target_modules": ["q_proj"]}, "q_proj names no part of the FFN; mixlora needs at least one of"),
         ({**LLAVA, "target_modules": ["fc1"]}, "adapter.target_modules: 'fc1' is no linear of base bare; choose from"),
         (
