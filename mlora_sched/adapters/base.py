@@ -125,7 +125,8 @@ class Adapter(ABC):
             at = [part for part in first["loc"] if part != "attention"]
             field = str(at[0]) if at else method
             key = _NAMES_IN_FILE.get(field, field)
-            raise SpecError(f"adapter_config.json: {key} = {config.get(key)!r}: {first['msg']}") from None
+            value = first["input"] if at else config.get(key)
+            raise SpecError(f"adapter_config.json: {key} = {value!r}: {first['msg']}") from None
 
     @abstractmethod
     def files(self) -> AdapterFiles:

@@ -163,7 +163,11 @@ def test_targets_of_every_kind_are_found_again(
         ("r", "four", "adapter_config.json: r = 'four': Input should be a valid integer"),
         ("num_experts", 0, "adapter_config.json: num_experts = 0: Input should be greater than or equal to 1"),
         ("expert_lora", "none", "adapter_config.json: expert_lora = 'none' is no section"),
-        ("expert_lora", {"r": 4, "lora_alpha": -1}, "alpha"),
+        (
+            "expert_lora",
+            {"r": 4, "lora_alpha": -1},
+            "adapter_config.json: lora_alpha = -1: Input should be greater than 0",
+        ),
     ],
 )
 def test_experts_settings_that_mean_nothing(key: str, value: object, message: str, tmp_path: Path) -> None:
