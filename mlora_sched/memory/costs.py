@@ -183,10 +183,10 @@ def _routed_cost(
     widening = w * (F + h)  # of one expert's rows, of which a token has one at most
     scaling = 2 * w + _WIDE if dora else 0
     n = len(inside)
-    inner = max(K * (n + 1) * h * i, K * n * h * i + widening, K * (n - 1) * h * i + scaling * F) if inside else 0
-    outside = K * (h + F * (1 if dora else 2)) * i + max(K * F * i, widening, scaling * h - K * F * i)
+    inwards = max(K * (n + 1) * h * i, K * n * h * i + widening, K * (n - 1) * h * i + scaling * F) if inside else 0
+    outwards = K * (h + F * (1 if dora else 2)) * i + max(K * F * i, widening, scaling * h - K * F * i)
     weights = K * ((h if dora and has_outer else F) * (i + (3 if w else 1) * _WIDE))
-    steps = (found + passing, found - let_go + max(inner, (width + h) * i), outside if has_outer else 0, weights)
+    steps = (found + passing, found - let_go + max(inwards, (width + h) * i), outwards if has_outer else 0, weights)
     return RoutedCost(ffn, saved, forward, max(steps))
 
 

@@ -192,6 +192,7 @@ def pack_bytes(packed: tuple[Chunked, ...], recompute: bool = False, training: b
     return formula_of(combination).pack(combination.plan)
 
 
+@settings(deadline=None)
 @given(chunk=chunks(), more=st.integers(1, 200))
 def test_more_tokens_never_take_less(chunk: Chunked, more: int) -> None:
     longer = Chunked(chunk.adapter, (*chunk.lengths, more))
