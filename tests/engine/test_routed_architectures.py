@@ -77,7 +77,8 @@ def test_all_methods_in_one_pack_have_the_bits_of_each_alone(model_type: str) ->
 def test_a_base_that_is_a_mixture_takes_experts_on_its_attention_alone(model_type: str) -> None:
     base = base_of(config_of(model_type))
     for name in ON_THE_FFN:
-        with pytest.raises(SpecError, match=rf"^adapter\.method: {METHODS[name]['method']} puts experts on a dense FFN"):
+        method = METHODS[name]["method"]
+        with pytest.raises(SpecError, match=rf"^adapter\.method: {method} puts experts on a dense FFN"):
             job(base, name, 0)
     with pytest.raises(SpecError, match=r"^adapter\.target_modules"):
         job(base, "dynmole", 0)
