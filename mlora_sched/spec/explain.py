@@ -33,6 +33,18 @@ _FOREIGN: dict[str, str] = {
     "use_dora": "adapter.method: dora",
     "loraplus_lr_ratio": "adapter.lr_ratio with adapter.method: loraplus",
     "finetuning_type": "adapter.method",
+    # MoE-PEFT and the mixlora package
+    "peft_type": "adapter.method",
+    "routing_strategy": "adapter.method; of mixlora also adapter.routing",
+    "expert_lora": "adapter.r, adapter.alpha and adapter.expert_method; adapter.attention has its own",
+    "router_loss": "adapter.router_aux_loss_coef, with 0 for none",
+    "blc_alpha": "adapter.balance_shift",
+    "blc_weight": "adapter.router_aux_loss_coef",
+    "entropy_type": "adapter.entropy_index, with 1 for Shannon's entropy",
+    "act_fn": "nothing here: the activation belongs to the base",
+    "jitter_noise": "nothing here: no router is jittered",
+    "expert_capacity": "nothing here: no expert turns tokens away",
+    "router_z_loss_coef": "nothing here: switch routing is not implemented",
     "stage": "objective.type",
     "model_name_or_path": "base_model (the name under which the daemon serves the base)",
     "datasets": "data.train",
@@ -88,6 +100,8 @@ _LONGEST_KEY = 100
 _SHAPES = {"sweep.parameters.": "{values: [...]} or {log_uniform: [..., ...]}", "sweep.stop": "{rule: asha}"}
 """How sections are written that people have as a list or a word."""
 _MAIN_KEYS = {"adapter": "method", "data": "train", "objective": "type"}
+_SETTINGS_OF = {"mixdora": "mixlora with expert_method: dora", "qlora": "lora, on a base that is served in 4 bits"}
+"""What other programs call a method of its own, and here is a setting of another."""
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel], where: str) -> str:
@@ -125,11 +139,20 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
         return field, item["msg"].removeprefix("Value error, ")
     if kind == "union_tag_invalid":
         tags, key = (item["ctx"][name].replace("'", "") for name in ("expected_tags", "discriminator"))
-        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; choose one of {tags}"
+        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; {_meant(item['ctx']['tag'], tags)}"
     if kind in ("model_type", "model_attributes_type"):
         return field, f"{shown(item['input'])}: is no section of keys{_section_remedy(field, item['input'], model)}"
     message = item["msg"][:1].lower() + item["msg"][1:]
     return field, f"{shown(item['input'])}: {message.removeprefix('input ')}"
+
+
+def _meant(tag: str, tags: str) -> str:
+    """The method, or the like, that was meant by a word that is none."""
+    plain = tag[:_LONGEST_KEY].lower().replace("-", "").replace("_", "")
+    if plain in _SETTINGS_OF:
+        return f"here it is {_SETTINGS_OF[plain]}"
+    same = [known for known in tags.split(", ") if known.replace("_", "") == plain]
+    return f"did you mean {same[0]}?" if same else f"choose one of {tags}"
 
 
 def _section_remedy(field: str, value: object, model: type[BaseModel]) -> str:
@@ -170,13 +193,17 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         if field.startswith("sweep."):
             return "it does not go with this rule; leave it out or choose another rule"
         return f"it does not go with {_method(raw)}; leave it out or choose another method"
+    parent = field.rpartition(".")[0]
     if key in _FOREIGN:
-        return f"here it is {_FOREIGN[key]}"
+        ours = _FOREIGN[key]
+        beside_it = f"{parent}.{ours.rpartition('.')[2]}"
+        return f"here it is {beside_it if ours in known and beside_it in known else ours}"
+    for path in _of_other_methods(raw, model):
+        known.pop(path, None)
     elsewhere = [path for path, name in known.items() if name == key]
     if elsewhere:
         highest = min(path.count(".") for path in elsewhere)
         return f"did you mean {' or '.join(path for path in elsewhere if path.count('.') == highest)}?"
-    parent = field.rpartition(".")[0]
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     for known_paths in (beside, list(known)) if len(key) <= _LONGEST_KEY else ():
         by_name = {path.rpartition(".")[2]: path for path in reversed(known_paths)}
@@ -189,6 +216,18 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
 def _method(raw: object) -> str:
     adapter = raw.get("adapter") if isinstance(raw, dict) else None
     return f"method {adapter.get('method', 'lora') if isinstance(adapter, dict) else 'lora'}"
+
+
+def _of_other_methods(raw: object, model: type[BaseModel]) -> set[str]:
+    """Paths of the adapter's fields that the spec's method does not have."""
+    section = model.model_fields.get("adapter")
+    members = [] if section is None else list(_models(section.annotation))
+    chosen = _method(raw).removeprefix("method ")
+    mine, others = set[str](), set[str]()
+    for member in members:
+        tags = typing.get_args(member.model_fields["method"].annotation)
+        (mine if chosen in tags else others).update(path for path, _ in _fields(member, "adapter."))
+    return others - mine if mine else set()
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

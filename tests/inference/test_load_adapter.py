@@ -268,6 +268,21 @@ def test_a_forward_that_fails_leaves_nothing_behind(exported: Exported) -> None:
         torch.testing.assert_close(model(ids_of(ROWS[0])).logits[0], expected[0], rtol=0, atol=1e-5)
 
 
+def test_a_forward_that_is_interrupted_may_be_followed_by_another(exported: Exported) -> None:
+    """As in a notebook; torch calls no hook then."""
+    expected, model = exported(METHOD_CASES[-1])[1], loaded(METHOD_CASES[-1], exported)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt):
+            model(ids_of(ROWS[1]))
+        handle.remove()
+        torch.testing.assert_close(model(ids_of(ROWS[0])).logits[0], expected[0], rtol=0, atol=1e-5)
+
+
 def test_two_threads_do_not_mix(exported: Exported) -> None:
     """The second is refused, and the first goes on."""
     expected, model = exported(METHOD_CASES[0])[1], loaded(METHOD_CASES[0], exported)
