@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
@@ -41,10 +41,10 @@ _FOREIGN: dict[str, str] = {
     "blc_alpha": "adapter.balance_shift",
     "blc_weight": "adapter.router_aux_loss_coef",
     "entropy_type": "adapter.entropy_index, with 1 for Shannon's entropy",
-    "act_fn": "nothing here: the activation belongs to the base",
-    "jitter_noise": "nothing here: no router is jittered",
-    "expert_capacity": "nothing here: no expert turns tokens away",
-    "router_z_loss_coef": "nothing here: switch routing is not implemented",
+    "act_fn": "leave it out: the activation belongs to the base",
+    "jitter_noise": "leave it out: no router is jittered",
+    "expert_capacity": "leave it out: no expert turns tokens away",
+    "router_z_loss_coef": "leave it out: switch routing is not implemented",
     "stage": "objective.type",
     "model_name_or_path": "base_model (the name under which the daemon serves the base)",
     "datasets": "data.train",
@@ -82,19 +82,21 @@ _FOREIGN: dict[str, str] = {
     "early_stopping_threshold": "early_stopping.min_delta",
     "early_stopping_steps": "early_stopping.patience (counted in evaluations)",
     "metric_for_best_model": "early_stopping.metric",
-    "output_dir": "nothing here: `run --out DIR` and `pull ID DIR` say where results go",
-    "bf16": "nothing here: the precision belongs to the base (`serve --dtype`)",
-    "fp16": "nothing here: the precision belongs to the base (`serve --dtype`)",
-    "load_in_4bit": "nothing here: quantisation belongs to the base",
-    "load_in_8bit": "nothing here: quantisation belongs to the base",
-    "flash_attention": "nothing here: attention belongs to the engine",
-    "gradient_checkpointing": "nothing here: recomputation belongs to the daemon",
-    "sample_packing": "nothing here: rows are always packed, without padding",
-    "modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
-    "lora_modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
-    "additional_target": "nothing here: the base is shared and frozen, only adapters are trained",
-    "deepspeed": "nothing here: the daemon places jobs itself",
+    "output_dir": "leave it out: `run --out DIR` and `pull ID DIR` say where results go",
+    "bf16": "leave it out: the precision belongs to the base (`serve --dtype`)",
+    "fp16": "leave it out: the precision belongs to the base (`serve --dtype`)",
+    "load_in_4bit": "leave it out: quantisation belongs to the base",
+    "load_in_8bit": "leave it out: quantisation belongs to the base",
+    "flash_attention": "leave it out: attention belongs to the engine",
+    "gradient_checkpointing": "leave it out: recomputation belongs to the daemon",
+    "sample_packing": "leave it out: rows are always packed, without padding",
+    "modules_to_save": "leave it out: the base is shared and frozen, only adapters are trained",
+    "lora_modules_to_save": "leave it out: the base is shared and frozen, only adapters are trained",
+    "additional_target": "leave it out: the base is shared and frozen, only adapters are trained",
+    "deepspeed": "leave it out: the daemon places jobs itself",
 }
+_LEAVE_OUT = "leave it out: "
+"""How answers begin to keys that have no counterpart."""
 _LONGEST_KEY = 100
 """Characters of a key that is compared with ours; a longer one is none of them misspelt."""
 _SHAPES = {"sweep.parameters.": "{values: [...]} or {log_uniform: [..., ...]}", "sweep.stop": "{rule: asha}"}
@@ -195,9 +197,7 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         return f"it does not go with {_method(raw)}; leave it out or choose another method"
     parent = field.rpartition(".")[0]
     if key in _FOREIGN:
-        ours = _FOREIGN[key]
-        beside_it = f"{parent}.{ours.rpartition('.')[2]}"
-        return f"here it is {beside_it if ours in known and beside_it in known else ours}"
+        return _ours(_FOREIGN[key], parent, known)
     for path in _of_other_methods(raw, model):
         known.pop(path, None)
     elsewhere = [path for path, name in known.items() if name == key]
@@ -216,6 +216,14 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
 def _method(raw: object) -> str:
     adapter = raw.get("adapter") if isinstance(raw, dict) else None
     return f"method {adapter.get('method', 'lora') if isinstance(adapter, dict) else 'lora'}"
+
+
+def _ours(answer: str, parent: str, known: Mapping[str, str]) -> str:
+    """What `_FOREIGN` has of a key, or the field of that name in the section where the key stands."""
+    if answer.startswith(_LEAVE_OUT):
+        return answer
+    beside = f"{parent}.{answer.rpartition('.')[2]}"
+    return f"here it is {beside if answer in known and beside in known else answer}"
 
 
 def _of_other_methods(raw: object, model: type[BaseModel]) -> set[str]:

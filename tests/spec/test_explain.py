@@ -127,23 +127,24 @@ def test_only_keys_that_the_method_has_are_proposed(adapter: dict[str, Any], end
 @pytest.mark.parametrize(
     ("key", "ours"),
     [
-        ("routing_strategy", "adapter.method; of mixlora also adapter.routing"),
-        ("expert_lora", "adapter.r, adapter.alpha and adapter.expert_method; adapter.attention has its own"),
-        ("blc_weight", "adapter.router_aux_loss_coef"),
-        ("lora_rank", "adapter.r"),
-        ("finetuning_type", "adapter.method"),
-        ("stage", "objective.type"),
-        ("cutoff_len", "data.max_length"),
-        ("val_set_size", "data.validation"),
-        ("micro_batch_size", "training.batch_size"),
-        ("num_train_epochs", "training.epochs"),
-        ("loss_watchdog_threshold", "guards.loss_spike"),
-        ("load_in_4bit", "nothing here: quantisation belongs to the base"),
+        ("act_fn", "leave it out: the activation belongs to the base"),
+        ("routing_strategy", "here it is adapter.method; of mixlora also adapter.routing"),
+        ("expert_lora", "here it is adapter.r, adapter.alpha and adapter.expert_method; adapter.attention has its own"),
+        ("blc_weight", "here it is adapter.router_aux_loss_coef"),
+        ("lora_rank", "here it is adapter.r"),
+        ("finetuning_type", "here it is adapter.method"),
+        ("stage", "here it is objective.type"),
+        ("cutoff_len", "here it is data.max_length"),
+        ("val_set_size", "here it is data.validation"),
+        ("micro_batch_size", "here it is training.batch_size"),
+        ("num_train_epochs", "here it is training.epochs"),
+        ("loss_watchdog_threshold", "here it is guards.loss_spike"),
+        ("load_in_4bit", "leave it out: quantisation belongs to the base"),
     ],
 )
 def test_keys_of_other_trainers_are_answered_with_ours(key: str, ours: str) -> None:
-    assert f"toy.yaml: {key}: unknown key; here it is {ours}" in problem(**{key: 1})
-    assert f"toy.yaml: training.{key}: unknown key; here it is {ours}" in problem(training={key: 1})
+    assert f"toy.yaml: {key}: unknown key; {ours}" in problem(**{key: 1})
+    assert f"toy.yaml: training.{key}: unknown key; {ours}" in problem(training={key: 1})
 
 
 @pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens", "wte", "modules_to_save"])
