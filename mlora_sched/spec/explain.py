@@ -29,8 +29,8 @@ _FOREIGN: dict[str, str] = {
     "adapter_name_or_path": "adapter.init_from",
     "peft_use_rslora": "adapter.method: rslora",
     "peft_use_dora": "adapter.method: dora",
-    "use_rslora": "adapter.method: rslora",
-    "use_dora": "adapter.method: dora",
+    "use_rslora": "adapter.method: rslora, of experts adapter.expert_method: rslora",
+    "use_dora": "adapter.method: dora, of experts adapter.expert_method: dora",
     "loraplus_lr_ratio": "adapter.lr_ratio with adapter.method: loraplus",
     "finetuning_type": "adapter.method",
     # MoE-PEFT and the mixlora package
@@ -198,12 +198,12 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
     parent = field.rpartition(".")[0]
     if key in _FOREIGN:
         return _ours(_FOREIGN[key], parent, known)
-    for path in _of_other_methods(raw, model):
-        known.pop(path, None)
     elsewhere = [path for path, name in known.items() if name == key]
     if elsewhere:
         highest = min(path.count(".") for path in elsewhere)
         return f"did you mean {' or '.join(path for path in elsewhere if path.count('.') == highest)}?"
+    for path in _of_other_methods(raw, model):
+        known.pop(path, None)
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     for known_paths in (beside, list(known)) if len(key) <= _LONGEST_KEY else ():
         by_name = {path.rpartition(".")[2]: path for path in reversed(known_paths)}

@@ -33,6 +33,7 @@ def problem(**changes: Any) -> str:
     [
         ({"adaptr": {}}, "adaptr: unknown key; did you mean adapter?"),
         ({"r": 8}, "r: unknown key; did you mean adapter.r?"),
+        ({"num_experts": 8}, "num_experts: unknown key; did you mean adapter.num_experts?"),
         ({"data": {"train": "a", "shufle": True}}, "data.shufle: unknown key; did you mean data.shuffle?"),
         ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, dropout, "),
         (
