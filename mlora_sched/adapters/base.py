@@ -124,7 +124,7 @@ class Adapter(ABC):
             # of the ordinary adapter beside experts, the keys at the top
             at = [part for part in first["loc"] if part != "attention"]
             says = first["msg"].removeprefix("Value error, ")
-            if not at:  # keys that do not go together, which it names
+            if not at:  # of several fields, which the message names
                 raise SpecError(f"adapter_config.json: {says}") from None
             key = _NAMES_IN_FILE.get(str(at[0]), str(at[0]))
             raise SpecError(f"adapter_config.json: {key} = {first['input']!r}: {says}") from None
