@@ -52,6 +52,19 @@ def test_a_trial_is_the_job_that_its_values_make_of_the_spec() -> None:
     assert second.spec == parse_job({"name": "lr-t02", "data": DATA, "adapter": {"method": "mixlora", "r": 4}})
 
 
+def test_the_attention_beside_experts_can_vary() -> None:
+    """Also where the spec itself has no section of it, or other keys in it."""
+    raw = {"parameters": {"adapter.attention.r": {"values": [2, 4]}}}
+    for given_too in ({}, {"attention": {"method": "rslora"}}):
+        adapter = {"method": "mixlora", **given_too}
+        for trial, rank in zip(sweep_of(raw, adapter=adapter).trials(), (2, 4), strict=True):
+            wanted = {"method": "mixlora", "attention": {**given_too.get("attention", {}), "r": rank}}
+            assert trial.spec.adapter == parse_job({"name": "lr", "data": DATA, "adapter": wanted}).adapter
+    assert "adapter.attention: unknown key; it does not go with method dynmole" in refusal(
+        raw, adapter={"method": "dynmole"}
+    )
+
+
 def test_what_travels_makes_the_same_trials() -> None:
     raw = {"parameters": {"adapter.method": {"values": ["lora", "mixlora"]}}, "stop": {"rule": "asha"}}
     sweep = sweep_of(raw, adapter={"r": 4})
