@@ -181,7 +181,7 @@ def test_what_cannot_be_studied_is_said(setting: Setting, data: Path, tmp_path: 
         run(here, dataclasses.replace(SMALL, tasks=("air",)))
     with pytest.raises(UserError, match="has 7 rows, 8 are asked for"):
         run(here, dataclasses.replace(SMALL, questions=8))
-    with pytest.raises(UserError, match="--max-length: . rows of sky"):
+    with pytest.raises(UserError, match=r"--max-length: \d rows of sky"):
         run(here, dataclasses.replace(SMALL, max_length=37))
 
 

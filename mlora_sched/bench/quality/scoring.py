@@ -18,7 +18,7 @@ from mlora_sched.bench.quality.record import Figures
 from mlora_sched.data.pack import Chunk, build_pack
 from mlora_sched.data.token_set import TokenSet
 from mlora_sched.engine.loop import Trainer
-from mlora_sched.engine.step import SegmentResult, run_pack
+from mlora_sched.engine.step import PackMember, SegmentResult, run_pack
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.spec.job import JobSpec
 
@@ -64,7 +64,8 @@ def score(trainer: Trainer, adapter: Adapter, questions: Sequence[Question], row
 def _losses(trainer: Trainer, adapter: Adapter, rows: TokenSet) -> Iterator[SegmentResult]:
     """Of every row, in order."""
     adapter.begin_step()
-    packer, members = trainer.packer, {_JOB: _Member(adapter)}
+    packer = trainer.packer
+    members: dict[str, PackMember] = {_JOB: _Member(adapter)}
     for chunks in _packs(rows, packer.most):
         pack = build_pack([(chunk, [rows.row(chunk.index)]) for chunk in chunks], packer.buckets)
         yield from run_pack(trainer.base, pack, members, training=False, buckets=packer.buckets)
