@@ -27,7 +27,7 @@ from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
 from mlora_sched.spec.placement import placed
 
 Spec = TypeVar("Spec", bound=AdapterCommon)
-_NAMES_IN_FILE = {"alpha": "lora_alpha"}
+_NAMES_IN_FILE = {"alpha": "lora_alpha", "experts": "num_experts"}
 """Fields of specs that `adapter_config.json` calls otherwise."""
 
 
@@ -166,9 +166,7 @@ def _in_config(config: Mapping[str, Any], key: str) -> Any:
     if key not in config:
         raise SpecError(f"adapter_config.json lacks {key}, so what the weights mean is not known")
     value = config[key]
-    if key != "target_modules":
-        return value
-    if isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
+    if key == "target_modules" and isinstance(value, str) and value not in (ALL_LINEAR, ALL_FFN):
         raise SpecError(
             f"adapter_config.json: target_modules = {value!r} is a pattern of PEFT's, which is not known here; write "
             f"the names of the modules in a list"

@@ -198,8 +198,8 @@ def lora_pair(site: Site, prefix: str, rank: int, seed: int, groups: tuple[str, 
     yield ParamSpec(f"{prefix}.lora_B.weight", torch.zeros(site.out_features, rank), groups[1], transposed=True)
 
 
-def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse to start from an adapter whose settings change what its weights mean."""
+def check_config(found: dict[str, Any], own: dict[str, Any], keys: Sequence[str] = ()) -> None:
+    """Refuse to start from an adapter whose settings, `keys` among them, change what its weights mean."""
     try:
         refuse_patterns(found)
     except SpecError as error:
@@ -213,6 +213,7 @@ def check_config(found: dict[str, Any], own: dict[str, Any]) -> None:
         "expert_lora",
         "num_experts",
         "routing_strategy",
+        *keys,
     ):
         if key in own and found.get(key, False) != own[key]:
             raise SpecError(

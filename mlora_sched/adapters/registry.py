@@ -7,10 +7,13 @@ from typing import Any
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.dora import DoraAdapter
+from mlora_sched.adapters.dynmole import DynMoleAdapter
 from mlora_sched.adapters.llava_mole import LlavaMoleAdapter
 from mlora_sched.adapters.lora import LoraAdapter
+from mlora_sched.adapters.loramoe import LoraMoeAdapter
 from mlora_sched.adapters.loraplus import LoraPlusAdapter
 from mlora_sched.adapters.mixlora import MixLoraAdapter
+from mlora_sched.adapters.mola import MolaAdapter
 from mlora_sched.adapters.rslora import RsLoraAdapter
 from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
@@ -23,6 +26,9 @@ METHODS: dict[str, type[Adapter]] = {
     "dora": DoraAdapter,
     "mixlora": MixLoraAdapter,
     "llava_mole": LlavaMoleAdapter,
+    "dynmole": DynMoleAdapter,
+    "mola": MolaAdapter,
+    "loramoe": LoraMoeAdapter,
 }
 
 

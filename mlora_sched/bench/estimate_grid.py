@@ -15,7 +15,7 @@ from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.trace import Chunked, plan_of
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
-from mlora_sched.spec.routed import MixLoraSpec
+from mlora_sched.spec.routed import DynMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
 
 LADDER = bucket_ladder(2048)
 SMALL = ("llama-tiny", "llama-small")
@@ -110,6 +110,21 @@ def dora(r: int = 8, dropout: float = 0.0) -> DoraSpec:
 def mixlora(r: int = 8, dropout: float = 0.0, experts: int = 8) -> MixLoraSpec:
     """A MixLoRA."""
     return MixLoraSpec(method="mixlora", r=r, dropout=dropout, num_experts=experts)
+
+
+def dynmole(r: int = 8, dropout: float = 0.0, experts: int = 6) -> DynMoleSpec:
+    """A DynMoLE."""
+    return DynMoleSpec(method="dynmole", r=r, dropout=dropout, num_experts=experts)
+
+
+def mola(r: int = 8, dropout: float = 0.0) -> MolaSpec:
+    """A MoLA, of other experts in every quarter of the layers."""
+    return MolaSpec(method="mola", r=r, dropout=dropout, router_aux_loss_coef=1e-3)
+
+
+def loramoe(r: int = 8, dropout: float = 0.0, experts: int = 8) -> LoraMoeSpec:
+    """A LoRAMoE."""
+    return LoraMoeSpec(method="loramoe", r=r, dropout=dropout, num_experts=experts)
 
 
 def rslora(r: int = 8, dropout: float = 0.0) -> RsLoraSpec:

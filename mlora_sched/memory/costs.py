@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mlora_sched.spec.adapter import AdapterSpec
 from mlora_sched.spec.memory import FfnShape, GroupShape, LayerShape
 from mlora_sched.spec.plain import DoraSpec, PlainMethod
-from mlora_sched.spec.routed import FfnExpertsSpec, LlavaMoleSpec, MixLoraSpec
+from mlora_sched.spec.routed import DynMoleSpec, FfnExpertsSpec, LlavaMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
 
 _WIDE = 4
 """Bytes of float32."""
@@ -94,7 +94,9 @@ def _widths(layer: LayerShape, ffn: FfnShape) -> dict[str, int]:
 
 
 def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i: int) -> OpCost:
-    """`LoraOp` at a group, and what `DoraOp` adds."""
+    """`LoraOp` at a group, and what `DoraOp` adds; or `MixedOp`."""
+    if isinstance(adapter, DynMoleSpec | MolaSpec | LoraMoeSpec):
+        return _mixed_cost(adapter, group, outputs, i)
     D, K, w = group.inputs, adapter.r * len(outputs), _WIDE if i < _WIDE else 0
     mask = D * i if adapter.dropout else 0
     drawing = max(_DRAW * D + mask, 2 * mask) if adapter.dropout else 0
@@ -117,6 +119,35 @@ def _op_cost(adapter: AdapterSpec, group: GroupShape, outputs: Sequence[int], i:
         held=cost.held,
         input=cost.input,
         copied=i * sum(site.outputs for site in group.sites),
+    )
+
+
+def _mixed_cost(
+    adapter: DynMoleSpec | MolaSpec | LoraMoeSpec, group: GroupShape, outputs: Sequence[int], i: int
+) -> OpCost:
+    """`MixedOp` at a group; C routers' outputs a token."""
+    D, E, w = group.inputs, _experts_of(adapter), _WIDE if i < _WIDE else 0
+    C, J = len(outputs) * E, E * adapter.r
+    K = J * len(outputs)
+    mask = D * i if adapter.dropout else 0
+    drawing = max(_DRAW * D + mask - K * i, 2 * mask) if adapter.dropout else 0
+    again = max(_DRAW * D - mask, 0) if adapter.dropout else 0
+    narrow = C * i if w else 0  # the weights, as the products read them
+    held = K * i + C * i + 2 * mask
+    routing = 2 * _WIDE * C
+    choosing = (5 * _WIDE + 8) * C - K * i  # before A x is there
+    return OpCost(
+        saved=K * i + (_WIDE * C if isinstance(adapter, LoraMoeSpec) else routing),
+        forward=max(drawing, K * i + narrow, choosing, w * D - K * i - _WIDE * C),
+        backward=max(
+            2 * K * i + max(w * (J + max(outputs)), narrow) - held,
+            K * i + K * (2 * w + _WIDE) - held,  # the weights' gradient
+            _WIDE * C - C * i + max(w * (K + D), again),
+            (6 * _WIDE - i) * C + w * D,  # that of the probabilities
+        ),
+        held=held,
+        input=mask,
+        copied=0,
     )
 
 
@@ -162,6 +193,10 @@ def parameters(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str])
 
 def _pairs(adapter: AdapterSpec, group: GroupShape, targets: frozenset[str]) -> int:
     outputs = [site.outputs for site in group.sites if site.path in targets]
+    if isinstance(adapter, DynMoleSpec | MolaSpec | LoraMoeSpec) and outputs:
+        E, joined = _experts_of(adapter), group.inputs * len(outputs)
+        routers, a = _aligned(E * joined), _aligned(E * adapter.r * joined)
+        return routers + a + sum(_aligned(E * adapter.r * width) for width in outputs)
     count = _aligned(adapter.r * group.inputs * len(outputs)) + sum(_aligned(adapter.r * width) for width in outputs)
     return count + (sum(map(_aligned, outputs)) if isinstance(adapter, DoraSpec) else 0)
 
@@ -217,7 +252,11 @@ def _has_dora_experts(adapter: AdapterSpec) -> bool:
 
 
 def _experts_of(adapter: AdapterSpec) -> int:
-    assert isinstance(adapter, FfnExpertsSpec)
+    """Experts of an FFN or of a linear; those of MoLA in one layer."""
+    if isinstance(adapter, MolaSpec):
+        (count,) = adapter.counts
+        return count
+    assert isinstance(adapter, FfnExpertsSpec | DynMoleSpec | LoraMoeSpec), "the method has no experts"
     return adapter.num_experts
 
 

@@ -94,12 +94,25 @@ class PackPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Layer:
+    """A decoder layer in a pack: its kind, and for each segment the place of its adapter's cost there."""
+
+    kind: int
+    which: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
-    """What is remembered of an adapter: its job, and its cost in each kind of layer, in training and evaluation."""
+    """What is remembered of an adapter: its job, and its cost in layers that differ, in training and evaluation.
+
+    Attributes:
+        which: of every decoder layer, the place of its cost among them.
+    """
 
     job: JobMemory
     layers: tuple[LayerCost, ...]
     evaluating: tuple[LayerCost, ...]
+    which: tuple[int, ...]
 
 
 class Formula:
@@ -134,31 +147,41 @@ class Formula:
 
     def _training(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
         shape, extent = self.shape, self._extent(plan)
-        layers = [
-            PackedLayer(layer, [(tokens, known.layers[kind]) for tokens, known in costs], extent, shape)
-            for kind, layer in enumerate(shape.kinds)
-        ]
-        first = min(layers[shape.order[0]].used, default=0)
+        order = self._order(costs)
+        layers = {
+            layer: PackedLayer(
+                shape.kinds[layer.kind],
+                [(tokens, known.layers[at]) for (tokens, known), at in zip(costs, layer.which, strict=True)],
+                extent,
+                shape,
+            )
+            for layer in set(order)
+        }
+        first = min(layers[order[0]].used, default=0)
         below = shape.ends.at(extent) + _TARGET * sum(segment.targets for segment in plan.segments)
         entrance = 0.0 if shape.recompute else shape.entrance[first].at(extent)
         below -= entrance
         embedded = min(entrance, plan.rows * shape.hidden * shape.itemsize)
-        last = {kind: at for at, kind in enumerate(shape.order)}
+        last = {layer: at for at, layer in enumerate(order)}
         peaks: list[float] = []
-        for at, kind in enumerate(shape.order):
-            if last[kind] == at:
-                peaks.extend(layers[kind].peaks(below, embedded))
-            below += layers[kind].kept
+        for at, layer in enumerate(order):
+            if last[layer] == at:
+                peaks.extend(layers[layer].peaks(below, embedded))
+            below += layers[layer].kept
         gradient = plan.rows * shape.hidden * shape.itemsize
         return max(*peaks, below + gradient + self.head(plan))
 
     def _evaluation(self, plan: PackPlan, costs: Sequence[tuple[int, _Known]]) -> float:
         shape, extent = self.shape, self._extent(plan)
         peaks = [plan.rows * shape.hidden * shape.itemsize + self.head(plan)]
-        for kind, layer in enumerate(shape.kinds):
-            found = [(tokens, known.evaluating[kind]) for tokens, known in costs]
-            peaks.extend(PackedLayer(layer, found, extent, shape).evaluating())
+        for layer in set(self._order(costs)):
+            found = [(tokens, known.evaluating[at]) for (tokens, known), at in zip(costs, layer.which, strict=True)]
+            peaks.extend(PackedLayer(shape.kinds[layer.kind], found, extent, shape).evaluating())
         return max(peaks)
+
+    def _order(self, costs: Sequence[tuple[int, _Known]]) -> list[_Layer]:
+        """The decoder layers, as far as they differ in this pack."""
+        return [_Layer(kind, tuple(known.which[at] for _, known in costs)) for at, kind in enumerate(self.shape.order)]
 
     def _extent(self, plan: PackPlan) -> Extent:
         window, joined = self.shape.window, plan.rows if plan.joined else 0
@@ -177,29 +200,35 @@ class Formula:
     def _work_out(self, adapter: AdapterSpec) -> _Known:
         shape = self.shape
         targets = targets_in(shape, adapter)
-        count = sum(parameters(adapter, shape.kinds[kind], targets[at]) for at, kind in enumerate(shape.order))
+        specs = [adapter.at_layer(at, len(shape.order)) for at in range(len(shape.order))]
+        of_layer = list(zip(specs, shape.order, targets, strict=True))
+        count = sum(parameters(spec, shape.kinds[kind], found) for spec, kind, found in of_layer)
         loose = loose_layer(shape)
         named = loose_targets(shape, adapter)
         count += parameters(adapter, loose, named)
-        of_layer = list(zip(shape.order, targets, strict=True))
         job = JobMemory(
             parameters=count * _WIDE,
             gradients=count * _WIDE,
             moments=2 * count * _WIDE,
             compute=count * shape.itemsize if shape.itemsize < _WIDE else 0,
-            derived=sum(derived(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
-            step=max(step_work(adapter, shape.kinds[kind], found, shape.itemsize) for kind, found in of_layer),
+            derived=sum(derived(spec, shape.kinds[kind], found, shape.itemsize) for spec, kind, found in of_layer),
+            step=max(step_work(spec, shape.kinds[kind], found, shape.itemsize) for spec, kind, found in of_layer),
         )
         # named in some layers of a kind only: counted as if in all of them
         anywhere = [
-            frozenset(path for of, found in of_layer if of == kind for path in found)
+            frozenset(path for _, of, found in of_layer if of == kind for path in found)
             for kind in range(len(shape.kinds))
         ]
+        differ = list(dict.fromkeys(zip(specs, shape.order, strict=True)))
         layers, evaluating = (
-            tuple(layer_cost(spec, *pair, shape.itemsize) for pair in zip(shape.kinds, anywhere, strict=True))
-            for spec in (adapter, adapter.model_copy(update={"dropout": 0.0}))
+            tuple(
+                layer_cost(spec.model_copy(update=change), shape.kinds[kind], anywhere[kind], shape.itemsize)
+                for spec, kind in differ
+            )
+            for change in ({}, {"dropout": 0.0})
         )
-        return _Known(job, layers, evaluating)
+        which = tuple(differ.index(each) for each in zip(specs, shape.order, strict=True))
+        return _Known(job, layers, evaluating, which)
 
 
 def targets_in(shape: BaseShape, adapter: AdapterSpec) -> list[frozenset[str]]:

@@ -7,8 +7,8 @@ Counted are the products that a device spends its time on, by the plain rule of 
 - *Attention*: forward it makes two products, scores and values; backward five, since scores are made anew and queries,
   keys, values and probabilities get gradients. A product over a row of L tokens takes 2 · L² · width, of which a
   causal mask leaves half. A sliding window is not taken off: it is computed as a mask.
-- *Adapters*: one product with each number that a token meets forward, two backward; routed experts by the `top_k` of
-  them that a token is sent to.
+- *Adapters*: one product with each number that a token meets forward, two backward; routed experts of an FFN by the
+  `top_k` of them that a token is sent to, those of single linears all, since all are computed.
 - *The head*: of the tokens that carry loss, forward and backward.
 
 Where a base recomputes activations its layers run forward twice. Left out are norms, the optimiser and whatever is
@@ -75,11 +75,10 @@ class WorkModel:
         """Numbers of an adapter that a token meets, over all layers."""
         if adapter not in self._met:
             shape, targets = self._shape, targets_in(self._shape, adapter)
-            layers = zip(shape.order, targets, strict=True)
-            loose = loose_layer(shape)
-            self._met[adapter] = sum(_met(adapter, shape.kinds[kind], found) for kind, found in layers) + _met(
-                adapter, loose, loose_targets(shape, adapter)
-            )
+            met = _met(adapter, loose_layer(shape), loose_targets(shape, adapter))
+            for at, (kind, found) in enumerate(zip(shape.order, targets, strict=True)):
+                met += _met(adapter.at_layer(at, len(shape.order)), shape.kinds[kind], found)
+            self._met[adapter] = met
         return self._met[adapter]
 
 

@@ -11,9 +11,17 @@ from typing import Annotated
 from pydantic import Field
 
 from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
-from mlora_sched.spec.routed import LlavaMoleSpec, MixLoraSpec
+from mlora_sched.spec.routed import DynMoleSpec, LlavaMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
 
 AdapterSpec = Annotated[
-    LoraSpec | RsLoraSpec | LoraPlusSpec | DoraSpec | MixLoraSpec | LlavaMoleSpec,
+    LoraSpec
+    | RsLoraSpec
+    | LoraPlusSpec
+    | DoraSpec
+    | MixLoraSpec
+    | LlavaMoleSpec
+    | DynMoleSpec
+    | MolaSpec
+    | LoraMoeSpec,
     Field(discriminator="method"),
 ]

@@ -18,11 +18,14 @@ from mlora_sched.spec.limits import EarlyStoppingSpec, GuardsSpec, LimitsSpec, M
 from mlora_sched.spec.objective import ObjectiveSpec, SftObjective
 from mlora_sched.spec.override import Override, apply_overrides
 from mlora_sched.spec.plain import LoraSpec
+from mlora_sched.spec.routed import LoraMoeSpec
 from mlora_sched.spec.training import TrainingSpec
 
 _Document = TypeVar("_Document")
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_HALVES = 2
+"""Of LoRAMoE's experts, each of which serves a task."""
 
 
 class Priority(StrEnum):
@@ -52,6 +55,19 @@ class JobSpec(Frozen):
     @classmethod
     def _method_defaults_to_lora(cls, value: object) -> object:
         return {"method": "lora", **value} if isinstance(value, dict) else value
+
+    @field_validator("data")
+    @classmethod
+    def _names_tasks_that_are_balanced(cls, value: DataSpec, info: ValidationInfo) -> DataSpec:
+        adapter = info.data.get("adapter")
+        if isinstance(adapter, LoraMoeSpec) and adapter.router_aux_loss_coef > 0 and len(value.tasks or ()) != _HALVES:
+            has = "task_column is not set" if value.tasks is None else f"tasks has {len(value.tasks)} names"
+            raise ValueError(
+                f"{has}, and adapter.router_aux_loss_coef is {adapter.router_aux_loss_coef}: the balance of loramoe is "
+                f"between two tasks; name the column and its two tasks, as in tasks: [knowledge, skill], or leave "
+                f"router_aux_loss_coef out"
+            )
+        return value
 
     @field_validator("early_stopping")
     @classmethod

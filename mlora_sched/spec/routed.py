@@ -148,6 +148,9 @@ class LlavaMoleSpec(FfnExpertsSpec):
         return 1
 
 
+_NEAREST_INDEX = 0.01
+
+
 class DynMoleSpec(AdapterCommon):
     """DynMoLE (Li et al., 2025): as many experts as a token's router is unsure, on every adapted projection.
 
@@ -172,6 +175,14 @@ class DynMoleSpec(AdapterCommon):
     top_p: float = Field(default=0.75, gt=0, le=1)
     router_aux_loss_coef: float = Field(default=1e-3, ge=0)
     router_dyn_loss_coef: float = Field(default=1e-2, ge=0)
+
+    @field_validator("entropy_index")
+    @classmethod
+    def _index_is_1_or_not(cls, value: float) -> float:
+        """The formula divides what `entropy_eps` adds to the probabilities by q − 1."""
+        if 0 < abs(value - 1.0) < _NEAREST_INDEX:
+            raise ValueError(f"entropy_index {value} is too near 1; write 1.0 for Shannon's entropy")
+        return value
 
     @model_validator(mode="after")
     def _keep_top_k_fits(self) -> Self:

@@ -14,6 +14,7 @@ from oracle import ours
 from torch import Tensor, nn
 
 from adapters.reference import Reference
+from adapters.reference_mixed import WEIGHTS, MixedReference
 from mlora_sched.data.token_set import Prepared
 from mlora_sched.engine.train_state import TrainState
 from mlora_sched.model.base import FrozenBase, adopt
@@ -63,7 +64,8 @@ def reference_gradients(state: TrainState) -> tuple[float, dict[str, Tensor]]:
     """The batch's whole loss and its gradients, from the reference."""
     spec = state.spec.adapter
     values = {name: state.adapter.params[name].value.clone() for name in state.adapter.params}
-    reference = Reference(float64_model(), values, spec)
+    plain = MixedReference if spec.method in WEIGHTS else Reference
+    reference = plain(float64_model(), values, spec)
     loss = reference.loss(state.data.train, list(state.waiting_chunks), state.seed, state.step)
     names = list(reference.trained)
     assert set(names) == set(values)

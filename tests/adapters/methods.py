@@ -13,12 +13,14 @@ class MethodCase:
     Attributes:
         method: its name in specs and in the registry.
         settings: further fields of its spec.
+        some: a few of its targets in a small Llama.
         peft: keywords of PEFT's `LoraConfig` that give the same method; None where PEFT has no such method.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
+    some: tuple[str, ...] = ("up_proj", "q_proj", "layers.1.mlp.down_proj")
 
     def __str__(self) -> str:
         return self.method
@@ -35,5 +37,11 @@ METHOD_CASES = (
     MethodCase("dora", peft={"use_dora": True}),
     MethodCase("llava_mole", {"num_experts": 3, "router_aux_loss_coef": 0.1}),
     MethodCase("mixlora", {"num_experts": 4, "top_k": 2, "router_aux_loss_coef": 0.1, "router_init_range": 0.5}),
+    MethodCase(
+        "dynmole",
+        {"num_experts": 4, "keep_top_k": 1, "top_p": 0.6, "router_aux_loss_coef": 0.2, "router_dyn_loss_coef": 0.1},
+    ),
+    MethodCase("mola", {"experts": [3, 4], "top_k": 2, "router_aux_loss_coef": 0.2}),
+    MethodCase("loramoe", {"num_experts": 4}, some=("up_proj", "layers.1.mlp.down_proj")),
 )
 PEFT_CASES = tuple(case for case in METHOD_CASES if case.peft is not None)

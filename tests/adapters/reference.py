@@ -112,6 +112,7 @@ class Reference:
             self.now.part, self.now.tokens, self.now.at = part if dropout else None, chunk.tokens, 0
             self.now.routers.clear()
             for row in chunk.rows:
+                self.now.task = rows.row(row).task
                 total = total + weight * self._row_loss(rows, row)
                 self.now.at += int(rows.lengths[row])
             total = total + chunk.tokens / batch_tokens * self._auxiliary()

@@ -25,12 +25,14 @@ class Now:
 
     Attributes:
         part: source of the chunk's masks. at, tokens: the sequence's first token in the chunk, and the chunk's tokens.
+        task: of the sequence, where the job's rows are of tasks.
         routers: of every routed layer and sequence of the chunk.
     """
 
     part: SegmentPart | None = None
     at: int = 0
     tokens: int = 0
+    task: int | None = None
     routers: list[Seen] = field(default_factory=list)
 
     def mask(self, group: str, length: int, width: int, p: float, rows_per_token: int = 1) -> Tensor | float:

@@ -64,7 +64,7 @@ def test_names_are_distinct(specs: dict[str, JobSpec]) -> None:
 def test_every_method_and_many_settings_are_shown(specs: dict[str, JobSpec]) -> None:
     jobs = list(specs.values())
     methods = [job.adapter.method for job in jobs]
-    assert set(methods) == {"lora", "rslora", "loraplus", "dora", "mixlora"}
+    assert set(methods) == {"lora", "rslora", "loraplus", "dora", "mixlora", "dynmole", "mola", "loramoe"}
     assert methods.count("mixlora") == 2
     assert {4, 8, 16, 32} <= {job.adapter.r for job in jobs if job.adapter.method == "lora"}
     assert len(jobs) >= 10

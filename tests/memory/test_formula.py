@@ -95,6 +95,9 @@ def chunks(draw: st.DrawFn) -> Chunked:
                 grid.loraplus,
                 grid.dora,
                 grid.mixlora,
+                grid.dynmole,
+                grid.mola,
+                grid.loramoe,
             ],
         )
     )

@@ -18,7 +18,16 @@ NEAR = 0.02
 MIXTURES, PADDED = ("mixtral", "qwen3_moe", "deepseek_v3"), 0.9
 """Where experts pad their rows, and how far a trace may be above what is weighed there: it lets the rows fall so that
 most is padded, and here they are few."""
-METHODS = (grid.lora, grid.rslora, grid.loraplus, grid.dora, grid.mixlora)
+METHODS = (
+    grid.lora,
+    grid.rslora,
+    grid.loraplus,
+    grid.dora,
+    grid.mixlora,
+    grid.dynmole,
+    grid.mola,
+    grid.loramoe,
+)
 MIXES = ((40, 40, 40), (5, 60, 31), (64,) * 3, (150,), (7,))
 """Lengths of the rows of a chunk."""
 

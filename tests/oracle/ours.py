@@ -27,7 +27,10 @@ BUCKETS = tuple(range(32, 1025, 32))
 
 def job(base: FrozenBase, data: Prepared, adapter: dict[str, Any], **training: Any) -> TrainState:
     """A resident job with a fresh adapter."""
-    spec = parse_job({"name": "job", "adapter": adapter, "data": {"train": "x.jsonl"}, "training": training})
+    source: dict[str, Any] = {"train": "x.jsonl"}
+    if data.train.tasks is not None:
+        source |= {"task_column": "task", "tasks": ["first", "second"]}
+    spec = parse_job({"name": "job", "adapter": adapter, "data": source, "training": training})
     return TrainState("job", spec, data, build_adapter(spec.adapter, base, spec.training.seed))
 
 
