@@ -8,7 +8,8 @@ seen. What is written down are figures of this base and these rows, and no claim
 
     questions   rows with a question, its options and the right one
     training    jobs → adapters, together, as `mlora-sched run` trains them
-    scoring     an adapter → loss of every option
+    scoring     an adapter → its loss and its right answers
+    plan        sizes and settings
     study       what is trained on what, and the choice of learning rates
     record      what is written down, and its table
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +22,11 @@ _FORMAT = "Answer format: "
 
 @dataclass(frozen=True)
 class Question:
-    """One row.
+    """One row: what jobs learn from, the answers that are named in it, and the right one of them."""
 
-    Attributes:
-        lead: the output up to the answer.
-        options: what may be answered. right: index of the right one.
-    """
-
-    instruction: str
-    input: str
-    lead: str
+    row: Mapping[str, str]
     options: tuple[str, ...]
-    right: int
-
-    def row(self, option: int) -> dict[str, str]:
-        """A training row in which an option is the answer, right or wrong."""
-        return {"instruction": self.instruction, "input": self.input, "output": self.lead + self.options[option]}
+    answer: str
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -67,10 +56,8 @@ def _question(record: Record) -> Question:
         )
     if not texts["output"].endswith(answer):
         raise record.error(f"output: does not end with the answer, {answer!r}; write the answer last")
-    lead = texts["output"].removesuffix(answer)
-    return Question(
-        texts["instruction"], str(record.values.get("input", "")), lead, options, right=options.index(answer)
-    )
+    row = {"instruction": texts["instruction"], "input": str(record.values.get("input", ""))}
+    return Question({**row, "output": texts["output"]}, options, answer)
 
 
 def drawn(questions: Sequence[Question], count: int, seed: int, what: str) -> list[Question]:
@@ -88,9 +75,9 @@ def drawn(questions: Sequence[Question], count: int, seed: int, what: str) -> li
     return [questions[at] for at in order]
 
 
-def write_rows(rows: Iterable[dict[str, str]], path: Path) -> Path:
+def write_rows(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
     """A data file of a job."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -101,5 +88,5 @@ def chance(questions: Sequence[Question]) -> float:
 
 def commonest(questions: Sequence[Question]) -> float:
     """Share of right answers that always giving the same one, the one that is right most often, gives."""
-    (_, count), *_ = Counter(it.options[it.right] for it in questions).most_common(1)
+    (_, count), *_ = Counter(it.answer for it in questions).most_common(1)
     return count / len(questions)

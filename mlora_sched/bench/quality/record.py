@@ -25,7 +25,7 @@ class Figures(Frozen):
     Attributes:
         loss: nats a target token of the right answers.
         token_accuracy: share of these tokens that are the most probable one.
-        answer_accuracy: share of the questions whose right option has the lowest loss of all options.
+        answer_accuracy: share of the questions whose greedy answer is the right one, letter for letter.
     """
 
     loss: float = Field(ge=0)

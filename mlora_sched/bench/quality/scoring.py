@@ -1,19 +1,19 @@
-"""How an adapter does on questions: the loss of every option as the answer, computed in the engine's packs.
+"""How an adapter does on questions, computed in the engine's packs from the rows of the right answers.
 
-Each option is a row of its own and a segment of its own, so that its loss comes out alone. An answer counts as right
-when the right option has the lowest loss, summed over its target tokens: the answer that the model finds most probable.
+Each row is a segment of its own, so that its figures come out alone. An answer counts as right when every token of it,
+the end token included, is the most probable one after those before: that is when greedy decoding would write it letter
+for letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlora_sched.adapters.base import Adapter
 from mlora_sched.adapters.registry import build_adapter
 from mlora_sched.artifacts.adapter_files import CONFIG, MODEL, read_adapter
-from mlora_sched.bench.quality.questions import Question
 from mlora_sched.bench.quality.record import Figures
 from mlora_sched.data.pack import Chunk, build_pack
 from mlora_sched.data.token_set import TokenSet
@@ -34,6 +34,7 @@ class _Member:
     step: int = 0
     batch_targets: int = 1
     batch_tokens: int = 1
+    recorded: bool = False
 
 
 def exported(spec: JobSpec, folder: Path, base: FrozenBase) -> Adapter:
@@ -43,25 +44,18 @@ def exported(spec: JobSpec, folder: Path, base: FrozenBase) -> Adapter:
     return adapter
 
 
-def score(trainer: Trainer, adapter: Adapter, questions: Sequence[Question], rows: TokenSet) -> Figures:
-    """Figures of an adapter.
-
-    Args:
-        rows: of all options of all questions, in order.
-    """
-    found = iter(_losses(trainer, adapter, rows))
-    hits, loss_sum, targets, correct = 0, 0.0, 0, 0
-    for question in questions:
-        options = [next(found) for _ in question.options]
-        losses = [option.loss_sum for option in options]
-        right = options[question.right]
-        hits += losses.index(min(losses)) == question.right
-        loss_sum, targets, correct = loss_sum + right.loss_sum, targets + right.targets, correct + right.correct
-    assert next(found, None) is None, "a row for every option"
-    return Figures(loss=loss_sum / targets, token_accuracy=correct / targets, answer_accuracy=hits / len(questions))
+def score(trainer: Trainer, adapter: Adapter, rows: TokenSet) -> Figures:
+    """Figures of an adapter on the rows of held-out questions."""
+    found = list(_results(trainer, adapter, rows))
+    targets = sum(it.targets for it in found)
+    return Figures(
+        loss=sum(it.loss_sum for it in found) / targets,
+        token_accuracy=sum(it.correct for it in found) / targets,
+        answer_accuracy=sum(it.correct == it.targets for it in found) / len(found),
+    )
 
 
-def _losses(trainer: Trainer, adapter: Adapter, rows: TokenSet) -> Iterator[SegmentResult]:
+def _results(trainer: Trainer, adapter: Adapter, rows: TokenSet) -> Iterator[SegmentResult]:
     """Of every row, in order."""
     adapter.begin_step()
     packer = trainer.packer

@@ -58,7 +58,7 @@ class _Set:
     Attributes:
         train, chosen, judged: names of files: to learn from; of those the first, which rates are tried on; others, by
             which rates are judged.
-        options: rows of all options of all questions, in order.
+        questions, held_out: what is asked, and the rows of the right answers.
     """
 
     name: str
@@ -67,7 +67,7 @@ class _Set:
     judged: str
     train_tokens: int
     questions: list[Question]
-    options: TokenSet
+    held_out: TokenSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,6 @@ class _Study:
         learnt, others = rows[: plan.train_rows], rows[plan.train_rows :]
         questions = drawn(read_questions(test_file), plan.questions, _DRAW, str(test_file))
         train = self._write(f"{task}.jsonl", _answers(learnt))
-        options = (it.row(option) for it in questions for option in range(len(it.options)))
         return _Set(
             name=task,
             train=train,
@@ -108,10 +107,10 @@ class _Study:
             judged=self._write(f"{task}-judged.jsonl", _answers(others)),
             train_tokens=int(self._tokens(train).lengths.sum()),
             questions=questions,
-            options=self._tokens(self._write(f"{task}-options.jsonl", options)),
+            held_out=self._tokens(self._write(f"{task}-held-out.jsonl", _answers(questions))),
         )
 
-    def _write(self, name: str, rows: Iterator[dict[str, str]]) -> str:
+    def _write(self, name: str, rows: Iterator[Mapping[str, str]]) -> str:
         self._files[name] = write_rows(rows, self._setting.work / name)
         return name
 
@@ -139,7 +138,7 @@ class _Study:
             questions=len(one.questions),
             chance=chance(one.questions),
             commonest=commonest(one.questions),
-            untrained=score(trainer, untouched, one.questions, one.options),
+            untrained=score(trainer, untouched, one.held_out),
         )
 
     def methods(self) -> tuple[Method, ...]:
@@ -165,7 +164,7 @@ class _Study:
         for job in jobs:
             self._setting.report(f"scoring {job.spec.name}")
             adapter = exported(job.spec, self._folders.adapter(job.spec.name), trainer.base)
-            figures = score(trainer, adapter, job.of.questions, job.of.options)
+            figures = score(trainer, adapter, job.of.held_out)
             found.append(Trained(method=job.contestant.name, task=job.of.name, seed=job.seed, figures=figures))
         return tuple(found)
 
@@ -195,9 +194,9 @@ def _method(contestant: Contestant, tried: Sequence[_Job], ended: Mapping[str, E
     )
 
 
-def _answers(questions: Sequence[Question]) -> Iterator[dict[str, str]]:
+def _answers(questions: Sequence[Question]) -> Iterator[Mapping[str, str]]:
     """Rows with the right answers."""
-    return (it.row(it.right) for it in questions)
+    return (it.row for it in questions)
 
 
 def _base(setting: Setting) -> Base:
