@@ -1,4 +1,4 @@
-"""Train many LoRA and MixLoRA jobs of many people at once on one shared frozen base model.
+"""Train many LoRA and mixture-of-LoRA jobs of many people at once on one shared frozen base model.
 
 For Python programs there are two functions: `load_adapter` puts a finished adapter on a transformers model, and
 `unload_adapter` takes it off. Importing this package loads neither torch nor transformers.

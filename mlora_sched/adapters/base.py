@@ -23,7 +23,15 @@ from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteOp
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.adapter_common import ALL_FFN, ALL_LINEAR, AdapterCommon
+from mlora_sched.spec.adapter_common import (
+    ALL_FFN,
+    ALL_LINEAR,
+    AdapterCommon,
+    Linears,
+    Targets,
+    chosen,
+    ends_with,
+)
 from mlora_sched.spec.placement import placed
 
 Spec = TypeVar("Spec", bound=AdapterCommon)
@@ -113,9 +121,12 @@ class Adapter(ABC):
             return spec.model_validate({"method": method, **given, **more}, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            field = str(first["loc"][0]) if first["loc"] else method
+            # of the ordinary adapter beside experts, the keys at the top
+            at = [part for part in first["loc"] if part != "attention"]
+            field = str(at[0]) if at else method
             key = _NAMES_IN_FILE.get(field, field)
-            raise SpecError(f"adapter_config.json: {key} = {config.get(key)!r}: {first['msg']}") from None
+            value = first["input"] if at else config.get(key)
+            raise SpecError(f"adapter_config.json: {key} = {value!r}: {first['msg']}") from None
 
     @abstractmethod
     def files(self) -> AdapterFiles:
@@ -155,11 +166,22 @@ def target_sites(spec: AdapterCommon, base: FrozenBase) -> Sequence[Site]:
     return tuple(base.sites[name] for name in placed(spec, base.places))
 
 
-def target_names(spec: AdapterCommon, sites: Sequence[Site]) -> list[str]:
-    """What a PEFT config names as its targets: the spec's own names, or the leaf names of every site."""
-    if spec.target_modules in (ALL_LINEAR, ALL_FFN):
-        return sorted({site.name.rpartition(".")[2] for site in sites})
-    return sorted(spec.target_modules)
+def target_names(named: Targets, sites: Sequence[Site], linears: Linears) -> list[str]:
+    """What a config names as its targets, so that its readers find these sites and no others.
+
+    The names that a spec gives, as far as they lead to any of the sites; else the last names of the sites; else, where
+    those are also the names of other linears (GPT-2 has a `c_proj` in its attention, too), whole paths.
+
+    Args:
+        named: the spec's. linears: all of the base's.
+    """
+    paths = {site.name for site in sites}
+    leaves = {path.rpartition(".")[2] for path in paths}
+    given = set() if isinstance(named, str) else {n for n in named if any(ends_with(path, n) for path in paths)}
+    for names in (given, leaves):
+        if set(chosen(tuple(names), linears)) == paths:
+            return sorted(names)
+    return sorted(paths)
 
 
 def _in_config(config: Mapping[str, Any], key: str) -> Any:

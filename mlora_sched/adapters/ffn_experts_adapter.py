@@ -23,13 +23,14 @@ from mlora_sched.adapters.params import Params, ParamSpec
 from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.adapters.routing import Choosing, Router
 from mlora_sched.adapters.rslora import RsLoraAdapter
+from mlora_sched.errors import SpecError
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.device import numbers
 from mlora_sched.model.ffn import PackedFfn, RoutedOp
-from mlora_sched.spec.adapter_common import AdapterCommon
+from mlora_sched.spec.adapter_common import AdapterCommon, Targets
 from mlora_sched.spec.placement import placed
 from mlora_sched.spec.plain import PlainMethod
-from mlora_sched.spec.routed import FfnExpertsSpec, PlainPart
+from mlora_sched.spec.routed import FfnExpertsSpec
 
 _PLAIN: dict[PlainMethod, type[LoraAdapter]] = {
     PlainMethod.LORA: LoraAdapter,
@@ -183,13 +184,20 @@ class FfnExpertsAdapter(Adapter):
             "base_model_name_or_path": self.base.portable_name,
             # the mixlora package asserts a dropout above zero
             "lora_dropout": spec.dropout or 1e-9,
-            "target_modules": target_names(spec, (*plain.sites, *self.expert_sites)),
+            "target_modules": target_names(self._named(), (*plain.sites, *self.expert_sites), self.base.places.linears),
             "bias": "none",
             "num_experts": spec.num_experts,
             "router_aux_loss_coef": spec.router_aux_loss_coef,
         }
         others = {} if own == top else {"expert_lora": own}
         return written | top | others | self._own_config()
+
+    def _named(self) -> Targets:
+        """The names that the spec gives, of experts and of the ordinary adapter."""
+        own, beside = self._settings.target_modules, self._settings.attention.target_modules
+        if beside is None or isinstance(own, str) or isinstance(beside, str):
+            return own
+        return (*own, *beside)
 
 
 def in_file(root: str, name: str) -> str:
@@ -210,14 +218,20 @@ def _pair_keys(spec: AdapterCommon, method: PlainMethod) -> dict[str, Any]:
 
 
 def meant_by(config: Mapping[str, Any]) -> dict[str, object]:
-    """Fields of a spec that `config` wrote: rank, alpha and method of the experts and of the ordinary adapter."""
+    """Fields of a spec that `config` wrote: rank, alpha and method of the experts and of the ordinary adapter.
+
+    Raises:
+        SpecError: `expert_lora` is no section.
+    """
     experts = config.get("expert_lora") or {}
+    if not isinstance(experts, Mapping):
+        raise SpecError(f"adapter_config.json: expert_lora = {experts!r} is no section with r, lora_alpha and the like")
     top = {"r": config.get("r"), "alpha": config.get("lora_alpha"), "method": _method_of(config)}
     return {
         "r": experts.get("r", top["r"]),
         "alpha": experts.get("lora_alpha", top["alpha"]),
         "expert_method": _method_of(experts) if experts else top["method"],
-        "attention": PlainPart.model_validate(top),
+        "attention": top,
     }
 
 

@@ -147,7 +147,7 @@ class LoraAdapter(Adapter):
             "r": self.spec.r,
             "lora_alpha": self.spec.alpha,
             "lora_dropout": self.spec.dropout,
-            "target_modules": target_names(self.spec, self.sites),
+            "target_modules": target_names(self.spec.target_modules, self.sites, self.base.places.linears),
             "fan_in_fan_out": any(site.stored_transposed for site in self.sites),
             "use_rslora": False,
             "use_dora": False,

@@ -241,7 +241,7 @@ class MixedAdapter(Adapter):
             "r": self.spec.r,
             "lora_alpha": self.spec.alpha,
             "lora_dropout": self.spec.dropout,
-            "target_modules": target_names(self.spec, self.sites),
+            "target_modules": target_names(self.spec.target_modules, self.sites, self.base.places.linears),
             "bias": "none",
             **self._own_config(),
         }

@@ -37,6 +37,8 @@ from mlora_sched.spec.plain import PlainMethod
 from mlora_sched.spec.routed import FfnRouting, MixLoraSpec
 
 _DYNAMIC = "mixlora-dynamic"
+_PACKAGE_KNOWS = ("llama", "gemma", "gemma2", "qwen2", "mistral", "phi", "phi3")
+"""Architectures that the `mixlora` package 0.2.3 puts its experts on."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,19 @@ class MixLoraAdapter(FfnExpertsAdapter):
 
     def _unreadable(self) -> str | None:
         """What of this adapter the `mixlora` package does not know."""
-        spec, plain = self.spec, self.plain
-        if spec.routing is FfnRouting.DYNAMIC:
-            return "dynamic routing"
-        if PlainMethod.DORA in (spec.expert_method, *([spec.attention.method] if plain.sites else [])):
-            return "trained magnitudes of DoRA"
-        if "expert_lora" in self.config():
-            return "experts of another r, alpha or method than the attention's"
-        if not spec.alpha.is_integer():
-            return f"alpha that is no whole number ({spec.alpha})"
-        if len(self.ffns) < len(self.base.ffns):
-            return "FFN without experts"
-        dotted = next((name for name in self.config()["target_modules"] if "." in name), None)
-        return None if dotted is None else f"target that is a path ({dotted})"
+        spec, kind, config = self.spec, self.base.places.kind, self.config()
+        methods = (spec.expert_method, *([spec.attention.method] if self.plain.sites else []))
+        path = next((name for name in config["target_modules"] if "." in name), None)
+        unknown = {
+            f"base of this architecture ({kind})": kind not in _PACKAGE_KNOWS,
+            "dynamic routing": spec.routing is FfnRouting.DYNAMIC,
+            "trained magnitudes of DoRA": PlainMethod.DORA in methods,
+            "experts of another r, alpha or method than the attention's": "expert_lora" in config,
+            f"alpha that is no whole number ({spec.alpha})": not spec.alpha.is_integer(),
+            "FFN without experts": len(self.ffns) < len(self.base.ffns),
+            f"target that is a path ({path})": path is not None,
+        }
+        return next((what for what, holds in unknown.items() if holds), None)
 
     def _own_config(self) -> dict[str, Any]:
         text, spec = self.base.model.config.get_text_config(), self.spec

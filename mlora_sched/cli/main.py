@@ -147,7 +147,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mlora-sched")
 def cli() -> None:
-    """Train many LoRA and MixLoRA jobs at once on one shared frozen base model."""
+    """Train many LoRA and mixture-of-LoRA jobs at once on one shared frozen base model."""
 
 
 def run(args: Sequence[str]) -> int:

@@ -172,11 +172,12 @@ class Saver:
     # ------------------------------------------------------------------ finished adapters
 
     def export(self, resident: Resident) -> None:
-        """Write the adapter of a job that is done, and then say that it is."""
+        """Write the adapter of a job that is done, and then say so, and what a user of its files should know."""
         state, start, job_dir = resident.state, resident.start, resident.job_dir
         kept = {name: tensor.detach().cpu() for name, tensor in state.kept().items()}
         files, made_of, keep = adapter_files(state, kept), self._provenance(state), self._asked_for(state)
         step, stopped_by, patient = state.step, state.progress.stopped_by, self._saving.beside
+        notes = [Note(message=note, job_id=start.job_id) for note in files.notes]
 
         def write() -> list[Report]:
             try:
@@ -191,7 +192,7 @@ class Saver:
             done = JobFinished(
                 job_id=start.job_id, epoch=start.epoch, step=step, kept=tuple(left), stopped_by=stopped_by
             )
-            return [done]
+            return [*notes, done]
 
         self._exports[start.job_id] = _Export(start, write, self._clock() + TRY_AGAIN_SECONDS)
         self._writer.put(start.job_id, write, resident.bytes)

@@ -126,8 +126,8 @@ class Wanted:
     spec: JobSpec
 
 
-def places_of(shape: BaseShape, base: str, kind: str) -> Places:
-    """Where adapters can sit on a base of this name and architecture."""
+def places_of(shape: BaseShape, base: str, kind: str = "") -> Places:
+    """Where adapters can sit on a base of this name and architecture, as far as that is known."""
     sites, ffns = [], []
     for at, number in enumerate(shape.order):
         layer, prefix = shape.kinds[number], f"{shape.path}.{at}."

@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mlora_sched.errors import NotFound, SpecError
 from mlora_sched.memory.fit import Estimating, Sizes
+from mlora_sched.memory.outlook import places_of
 from mlora_sched.quotas import Use
 from mlora_sched.server.expectation import fit_of
 from mlora_sched.settings import DaemonSettings
 from mlora_sched.spec.job import JobSpec
+from mlora_sched.spec.placement import Places, placed
 from mlora_sched.spec.quota import QuotaKind
 from mlora_sched.spec.redact import redact_values
 from mlora_sched.spec.sweep import TrialSpec
@@ -93,10 +95,11 @@ def without_secrets(spec: JobSpec) -> tuple[JobSpec, tuple[str, ...]]:
     return spec.model_copy(update={"metadata": metadata}), tuple(f"metadata.{path}" for path in found)
 
 
-def check_memory(
+def check_fits(
     spec: JobSpec, base: str, store: JobStore, settings: DaemonSettings, estimating: Estimating, owner: str
 ) -> None:
-    """A job fits on the device with the largest chunk that its spec allows, once the worker has told what there is.
+    """A job's adapter can sit on its base, and it fits on the device with the largest chunk that its spec allows, once
+    the worker has told what there is.
 
     Of a base that is not loaded nothing is known: a job that does not fit fails when its base is.
 
@@ -104,7 +107,10 @@ def check_memory(
         SpecError: it does not, whoever leaves; the message says what would make it fit.
         Refused: it alone holds more than its owner's quota allows.
     """
-    fit = fit_of(base, store.worker_status(), settings, estimating)
+    status = store.worker_status()
+    if status.base == base and status.shape is not None:
+        _check_places(spec, places_of(status.shape, base))
+    fit = fit_of(base, status, settings, estimating)
     if fit is None:
         return
     refusal = fit.refusal(spec, Sizes.of_spec(spec))
@@ -112,6 +118,13 @@ def check_memory(
         raise SpecError(f"{spec.name}: {refusal}")
     device = Use(QuotaKind.DEVICE, store.quotas().of(owner).limit(QuotaKind.DEVICE), 0)
     device.demand_of_job(fit.needs(spec.adapter, Sizes.of_spec(spec)).resident)
+
+
+def _check_places(spec: JobSpec, places: Places) -> None:
+    try:
+        placed(spec.adapter, places)
+    except SpecError as error:
+        raise SpecError(f"{spec.name}: {error.message}") from None
 
 
 _MOST_ODD, _MOST_NAME = 10, 100

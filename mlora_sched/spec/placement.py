@@ -43,7 +43,7 @@ class Places:
     """Where adapters can sit on a base.
 
     Attributes:
-        base: its name. kind: its architecture, as transformers calls it.
+        base: its name. kind: its architecture, as transformers calls it; empty where that is not known.
         sites: dotted paths of its linears. ffns: its FFNs on which experts can sit.
         is_mixture: it routes tokens to experts of its own.
     """
@@ -53,6 +53,11 @@ class Places:
     sites: Collection[str]
     ffns: Collection[FfnParts]
     is_mixture: bool
+
+    @property
+    def told(self) -> str:
+        """The base, for messages."""
+        return f"{self.base} ({self.kind})" if self.kind else self.base
 
     @property
     def linears(self) -> Linears:
@@ -72,10 +77,15 @@ def placed(adapter: AdapterCommon, places: Places) -> list[str]:
         _check_has_ffns(adapter, places)
     _check_names("adapter.target_modules", adapter.target_modules, places, linears)
     found = adapter.targets(linears)
+    if not found and adapter.target_modules == ALL_FFN:
+        raise SpecError(
+            f"adapter.target_modules: all-ffn names the linears of {_FFN}; base {places.told} has none; choose from "
+            f"{_known(places)}"
+        )
     if not found:
         raise SpecError(
-            f"adapter.target_modules: {_written(adapter.target_modules)} names no linear of base {places.base} "
-            f"({places.kind}); choose from {_known(places)}"
+            f"adapter.target_modules: {_written(adapter.target_modules)} names no linear of base {places.told}; "
+            f"choose from {_known(places)}"
         )
     if isinstance(adapter, MixLoraSpec | LlavaMoleSpec):
         _check_experts(adapter, places, linears)
@@ -117,8 +127,8 @@ def _check_has_ffns(adapter: MixLoraSpec | LlavaMoleSpec | LoraMoeSpec, places: 
         )
     if not places.ffns:
         raise SpecError(
-            f"adapter.method: {adapter.method} needs {_FFN}; base {places.base} ({places.kind}) has none; use lora, "
-            f"rslora, loraplus or dora"
+            f"adapter.method: {adapter.method} needs {_FFN}; base {places.told} has none; use lora, rslora, "
+            f"loraplus or dora"
         )
 
 

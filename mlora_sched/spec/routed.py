@@ -27,10 +27,10 @@ from mlora_sched.spec.plain import DoraSpec, LoraSpec, PlainMethod, RsLoraSpec
 
 
 class PlainPart(Frozen):
-    """The ordinary adapter on what is no FFN, beside routed experts. What is left out is as for the experts.
+    """The ordinary adapter on what is no FFN, beside routed experts.
 
     Attributes:
-        method: lora, rslora or dora.
+        method: lora, rslora or dora. r, alpha, dropout: left out, those of the experts.
         target_modules: as of every adapter, but for parts of the FFN; left out: the adapter's own `target_modules`.
     """
 

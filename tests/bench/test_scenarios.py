@@ -40,7 +40,8 @@ SYSTEMS = {
     "ceiling": {"ours", "ceiling", "transformers"},
     "flat": {"ours", "outside"},
     "small": {"ours", "peft"},
-    "moe": {"mixlora", "lora", "mixlora_one_job", "experts_one_by_one"},
+    "moe": {"mixlora_one_job", "experts_one_by_one"}
+    | {method + what for method in ("mixlora", "dynmole", "mola") for what in ("", "_lora", "_alone")},
     "options": {
         system + what for system in ("plain", "checkpoint-activations", "bfloat16") for what in ("", ", peak tensors")
     },
@@ -128,7 +129,8 @@ def test_flat_divides_the_same_rows_among_more_jobs(outcome_of: Callable[[str], 
 
 def test_moe_compares_equal_numbers_of_parameters(outcome_of: Callable[[str], Outcome]) -> None:
     counts: Any = outcome_of("moe").counts
-    assert counts["parameters_lora"] == pytest.approx(counts["parameters_mixlora"], rel=0.02)
+    for method in ("mixlora", "dynmole", "mola"):
+        assert counts[f"parameters_{method}_lora"] == pytest.approx(counts[f"parameters_{method}"], rel=0.02)
 
 
 def test_decisions_are_about_full_places_and_about_none(outcome_of: Callable[[str], Outcome]) -> None:

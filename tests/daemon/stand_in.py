@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mlora_sched.memory.fit import Estimates
 from mlora_sched.memory.formula import JobMemory, PackPlan
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.memory import BaseShape, Correction, HeadShape, Linear, MemoryReport
+from mlora_sched.spec.memory import BaseShape, Correction, GroupShape, HeadShape, Linear, MemoryReport, SiteShape
 
 MIB = 1 << 20
 
@@ -24,7 +24,10 @@ SHAPE = BaseShape(
     recompute=False,
     window=0,
     is_mixture=False,
-    loose=(),
+    # one linear without size, so that an adapter finds a place
+    loose=(
+        GroupShape(sites=(SiteShape(path="proj", outputs=0),), inputs=0, kept=False, kept_whole=False, source=None),
+    ),
 )
 
 

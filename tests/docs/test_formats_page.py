@@ -122,8 +122,9 @@ def test_files_of_an_adapter(case: MethodCase, files: AdapterFiles, tmp_path: Pa
     assert written == set(first_four) - (set() if case.method == "mixlora" else {"adapter_model.bin"})
 
 
-def test_provenance() -> None:
-    written = record(METHOD_CASES[0])
+def test_provenance(tmp_path: Path) -> None:
+    write_adapter(tmp_path, AdapterFiles({}, {}, notes=("a sentence",)), record(METHOD_CASES[0]))
+    written = json.loads((tmp_path / "provenance.json").read_text())
     assert first_cells("`provenance.json`") == set(written)
     for cells in rows(section(PAGE, "`provenance.json`")):
         (key,) = quoted(cells[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from mlora_sched.spec.wire import (
     Detached,
     EvalDone,
     JobFinished,
+    Note,
     Recorded,
     Slice,
     StepDone,
@@ -97,6 +99,20 @@ def test_saving_changes_no_bit_and_any_checkpoint_will_do(
         again.run(job_of(again, case))
         assert again.adapter() == plain.adapter()
         assert again.figures().items() <= plain.figures().items()
+
+
+def test_what_a_user_of_the_files_should_know_is_told_with_the_finished_adapter(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, saving=Saving(steps=1))
+    adapter = {"method": "mixlora", "num_experts": 2, "routing": "dynamic"}
+    bench.run(bench.start(max_steps=2, adapter=adapter), bench.start("other", max_steps=2))
+    told = [report for report in bench.reports if isinstance(report, Note | JobFinished) and report.job_id == "job"]
+    note, done = told
+    assert isinstance(note, Note)
+    assert isinstance(done, JobFinished)
+    assert "dynamic routing" in note.message
+    written = json.loads((tmp_path / "job" / "adapter" / "provenance.json").read_text())
+    assert written["notes"] == [note.message]
+    assert "notes" not in json.loads((tmp_path / "other" / "adapter" / "provenance.json").read_text())
 
 
 def test_what_is_kept_while_it_trains_and_after(tmp_path: Path) -> None:

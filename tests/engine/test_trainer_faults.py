@@ -190,6 +190,10 @@ def test_an_adapter_that_raises(
         bench.attach(bench.start(max_steps=4))
         op = list(bench.trainer.residents["job"].state.adapter.site_ops.values())[3]
         monkeypatch.setattr(op, method, _raise_late(calls, getattr(op, method)), raising=True)
+    elif method == "begin_step":  # the neighbour has a LoRA inside, whose step begins likewise
+        bench.attach(bench.start(max_steps=4))
+        adapter = bench.trainer.residents["job"].state.adapter
+        monkeypatch.setattr(adapter, method, _raise_late(calls, adapter.begin_step))
     else:
         broken = _raise_late(calls, getattr(owner, method))
         monkeypatch.setattr(owner, method, broken)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mlora_sched
+from mlora_sched.adapters.base import AdapterFiles
 from mlora_sched.artifacts.adapter_files import CONFIG, MODEL, write_adapter
 from mlora_sched.errors import BaseError, UserError
 from mlora_sched.model.rowwise import as_transformers
@@ -115,6 +116,66 @@ def test_other_architectures(model_type: str, exported: Exported) -> None:
     with torch.no_grad():
         for row, logits in zip(ROWS, expected, strict=True):
             torch.testing.assert_close(model(ids_of(row)).logits[0], logits, rtol=0, atol=1e-5 * largest)
+
+
+EXPERTS = {"num_experts": 2, "top_k": 1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "adapter"),
+    [
+        ("gpt2", {"method": "lora", "target_modules": "all-ffn"}),
+        ("gpt2", {"method": "mixlora", **EXPERTS, "target_modules": ["c_fc", "mlp.c_proj", "c_attn"]}),
+        ("gpt2", {"method": "llava_mole", "target_modules": "all-ffn", "attention": {"target_modules": "all-linear"}}),
+        ("llama", {"method": "mixlora", **EXPERTS, "target_modules": ["up_proj", "q_proj", "v_proj"]}),
+        ("llama", {"method": "mixlora", **EXPERTS, "target_modules": ["layers.1.mlp.up_proj"]}),
+        ("llama", {"method": "mixlora", **EXPERTS, "expert_method": "dora", "routing": "dynamic", "top_k": 2}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("attention", [None, {"r": 2, "method": "dora", "target_modules": "own"}], ids=["", "own"])
+def test_targets_of_every_kind_are_found_again(
+    model_type: str, adapter: dict[str, Any], attention: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    """Names that some other linear has too, those that only one layer means, and an attention with its own."""
+    if attention is not None:
+        if adapter["method"] == "lora":
+            pytest.skip("it has no other part")
+        own = {"gpt2": ["c_attn", "attn.c_proj"], "llama": ["q_proj"]}[model_type]
+        adapter = {**adapter, "attention": {**attention, "target_modules": own}}
+    base = base_of(config(model_type), scale=SCALE)
+    made = ours.job(base, prepared((5,), seed=1), adapter).adapter
+    generator = torch.Generator().manual_seed(4)
+    for name in made.params:
+        made.params[name].value.add_(0.1 * torch.randn(made.params[name].value.shape, generator=generator))
+    made.begin_step()
+    write_adapter(tmp_path, made.files(), {})
+    model = mlora_sched.load_adapter(plain(model_type), tmp_path)
+    (expected,) = ours.logits(base, made, ROWS[:1])
+    with torch.no_grad():
+        found = model(ids_of(ROWS[0])).logits[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("r", "four", "adapter_config.json: r = 'four': Input should be a valid integer"),
+        ("num_experts", 0, "adapter_config.json: num_experts = 0: Input should be greater than or equal to 1"),
+        ("expert_lora", "none", "adapter_config.json: expert_lora = 'none' is no section"),
+        (
+            "expert_lora",
+            {"r": 4, "lora_alpha": -1},
+            "adapter_config.json: lora_alpha = -1: Input should be greater than 0",
+        ),
+    ],
+)
+def test_experts_settings_that_mean_nothing(key: str, value: object, message: str, tmp_path: Path) -> None:
+    made = ours.job(base_of(llama_config()), prepared((5,), seed=1), {"method": "mixlora", **EXPERTS}).adapter
+    files = made.files()
+    write_adapter(tmp_path, AdapterFiles(files.config | {key: value}, files.tensors), {})
+    with pytest.raises(UserError, match=message):
+        mlora_sched.load_adapter(plain(), tmp_path)
 
 
 def generated(model: Any, **how: Any) -> Tensor:

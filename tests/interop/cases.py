@@ -5,6 +5,7 @@ A base is added by one line in `BASES`, an adapter by one in `ADAPTERS`; every a
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,14 +49,12 @@ class Base:
         model_type: its architecture, which is its name as well.
         settings: what differs from the common ones.
         attention, ffn: its linears, by their last names.
-        routed: whether experts can sit on it yet; where not, only the bare base is compared.
     """
 
     model_type: str
     settings: dict[str, Any] = field(default_factory=dict)
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     ffn: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    routed: bool = True
 
     def config(self) -> dict[str, Any]:
         """Keywords of its transformers config."""
@@ -69,8 +68,8 @@ BASES = (
     Base("gemma", {"head_dim": 16}),
     Base("gemma2", _GEMMA2),
     # without a window: 4.44 knows one for this architecture with flash attention only
-    Base("phi3", {}, ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj"), routed=False),
-    Base("phi", {}, ("q_proj", "k_proj", "v_proj", "dense"), ("fc1", "fc2"), routed=False),
+    Base("phi3", {}, ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")),
+    Base("phi", {}, ("q_proj", "k_proj", "v_proj", "dense"), ("fc1", "fc2")),
 )
 
 
@@ -82,6 +81,7 @@ class Targets(Enum):
     INTO_FFN = auto()
     OUT_OF_FFN = auto()
     ONE_OF_EACH = auto()
+    INTO_ATTENTION = auto()
 
     def on(self, base: Base) -> str | list[str]:
         """As `adapter.target_modules` has it."""
@@ -96,11 +96,17 @@ class Targets(Enum):
                 return [*base.attention, base.ffn[-1]]
             case Targets.ONE_OF_EACH:
                 return [base.attention[0], base.ffn[0]]
+            case Targets.INTO_ATTENTION:
+                return [*base.attention[:-1]]
 
 
 @dataclass(frozen=True)
 class MixLora:
-    """An adapter that the package can read; fields as in a job spec."""
+    """An adapter that the package can read; fields as in a job spec.
+
+    Attributes:
+        method: of the experts and of the adapter on the attention. attention: the latter's targets, if it has its own.
+    """
 
     num_experts: int
     top_k: int
@@ -108,10 +114,14 @@ class MixLora:
     alpha: float
     targets: Targets
     dropout: float = 0.0
+    method: str = "lora"
+    attention: Targets | None = None
 
     def __str__(self) -> str:
         words = f"E {self.num_experts} k {self.top_k} r {self.r} alpha {self.alpha:g} {self.targets.name.lower()}"
-        return words + (f" dropout {self.dropout:g}" if self.dropout else "")
+        words += f" dropout {self.dropout:g}" if self.dropout else ""
+        words += f" {self.attention.name.lower()}" if self.attention else ""
+        return words + (f" {self.method}" if self.method != "lora" else "")
 
     def on(self, base: Base) -> dict[str, Any]:
         """The `adapter` part of a job spec."""
@@ -123,6 +133,11 @@ class MixLora:
             "alpha": self.alpha,
             "dropout": self.dropout,
             "target_modules": self.targets.on(base),
+            "expert_method": self.method,
+            "attention": {
+                "method": self.method,
+                "target_modules": None if self.attention is None else self.attention.on(base),
+            },
             "router_init_range": 0.5,
         }
 
@@ -135,14 +150,15 @@ ADAPTERS = (
     MixLora(6, 2, 8, 4, Targets.OUT_OF_FFN),
     MixLora(16, 4, 1, 2, Targets.ONE_OF_EACH),
     MixLora(1, 1, 4, 8, Targets.ALL),
+    MixLora(4, 2, 4, 6, Targets.ALL, method="rslora"),
+    MixLora(4, 2, 2, 4, Targets.FFN, method="rslora"),
+    MixLora(4, 2, 4, 8, Targets.FFN, attention=Targets.INTO_ATTENTION),
 )
 
 
 def pairs() -> Iterator[tuple[Base, MixLora]]:
-    """Every adapter on every base that can carry it."""
-    for base in BASES:
-        if base.routed:
-            yield from ((base, adapter) for adapter in ADAPTERS)
+    """Every adapter on every base."""
+    yield from itertools.product(BASES, ADAPTERS)
 
 
 def readable_by_both(config: Path) -> None:

@@ -173,9 +173,6 @@ def show(answers: Sequence[Answer]) -> None:
         q = answer.question
         moves = "" if q.adapter is None else f"{q.effect:9.3f}"
         print(f"{q.base:8} {q.settings:{width}} {moves:>9} {answer.difference:10.1e}  {answer.verdict}")
-    for base in BASES:
-        if not base.routed:
-            print(f"{base.model_type}: no experts there yet, the base alone was compared")
 
 
 def main() -> int:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mlora_sched.adapters.registry import METHODS
 from mlora_sched.spec.job import JobSpec, load_job, local_files
+from mlora_sched.spec.plain import PlainMethod
+from mlora_sched.spec.routed import FfnRouting, MixLoraSpec
 from mlora_sched.spec.sweep import Sweep, read_document
 from mlora_sched.toybase.tasks import HELD_OUT_ROWS, TASKS, TRAIN_ROWS, Task, write_all
 
@@ -64,8 +67,11 @@ def test_names_are_distinct(specs: dict[str, JobSpec]) -> None:
 def test_every_method_and_many_settings_are_shown(specs: dict[str, JobSpec]) -> None:
     jobs = list(specs.values())
     methods = [job.adapter.method for job in jobs]
-    assert set(methods) == {"lora", "rslora", "loraplus", "dora", "mixlora", "dynmole", "mola", "loramoe"}
-    assert methods.count("mixlora") == 2
+    assert set(methods) == set(METHODS)
+    routed = [job.adapter for job in jobs if isinstance(job.adapter, MixLoraSpec)]
+    assert {adapter.routing for adapter in routed} == set(FfnRouting)
+    assert {PlainMethod.LORA, PlainMethod.DORA} <= {adapter.expert_method for adapter in routed}
+    assert any(adapter.attention.r is not None for adapter in routed)
     assert {4, 8, 16, 32} <= {job.adapter.r for job in jobs if job.adapter.method == "lora"}
     assert len(jobs) >= 10
     for setting in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -55,6 +56,16 @@ def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
     company = together(world, [Neighbour(tenant, at % 3, parks=parks[at]) for at, tenant in enumerate(tenants)])
     for tenant in tenants:
         assert_same(world, tenant, company[tenant.name])
+
+
+def test_a_balance_between_tasks_is_as_alone() -> None:
+    """LoRAMoE's balance looks at the rows of its own chunk and at their tasks."""
+    adapter = {"method": "loramoe", "r": 4, "alpha": 8, "num_experts": 4, "router_aux_loss_coef": 0.2, "dropout": 0.2}
+    plain = tenant_of(METHOD_CASES[0], "plain", seed=1)
+    tenant = dataclasses.replace(tenant_of(METHOD_CASES[0], "balanced", seed=2), adapter=adapter, tasks=("a", "b"))
+    world = World()
+    company = together(world, [Neighbour(plain), Neighbour(tenant, 1)])
+    assert_same(world, tenant, company["balanced"])
 
 
 @pytest.mark.parametrize("case", METHOD_CASES, ids=str)

@@ -55,13 +55,14 @@ class World:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A job: its adapter and training sections, and the lengths (characters) of its rows."""
+    """A job: its adapter and training sections, the lengths (characters) of its rows, and their tasks in turn."""
 
     name: str
     adapter: dict[str, Any]
     training: dict[str, Any]
     lengths: tuple[int, ...]
     validation: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,16 @@ def formula_in(world: World) -> Formula:
     return Formula(profile_base(base.model.config, world.dtype, quantize=world.quantize, buckets=buckets))
 
 
-def write_rows(path: Path, lengths: Sequence[int], seed: int) -> str:
+def write_rows(path: Path, lengths: Sequence[int], seed: int, tasks: Sequence[str] = ()) -> str:
     """Prompt/completion rows of about these lengths; returns the path."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghij "))
     with path.open("w", encoding="utf-8") as file:
-        for length in lengths:
+        for at, length in enumerate(lengths):
             text = "".join(rng.choice(letters, max(2, length)))
             half = len(text) // 2
-            file.write(json.dumps({"prompt": text[:half], "completion": text[half:]}) + "\n")
+            task = {"task": tasks[at % len(tasks)]} if tasks else {}
+            file.write(json.dumps({"prompt": text[:half], "completion": text[half:], **task}) + "\n")
     return str(path)
 
 
@@ -175,11 +177,13 @@ class Run:
         folder = self.folder / tenant.name
         folder.mkdir(parents=True)
         seed = tenant.training["seed"]
-        files = {"train.jsonl": write_rows(folder / "train.jsonl", tenant.lengths, seed)}
+        files = {"train.jsonl": write_rows(folder / "train.jsonl", tenant.lengths, seed, tenant.tasks)}
         data: dict[str, Any] = {"train": "train.jsonl", "template": "none"}
         if tenant.validation:
-            files["held.jsonl"] = write_rows(folder / "held.jsonl", tenant.validation, seed + 1)
+            files["held.jsonl"] = write_rows(folder / "held.jsonl", tenant.validation, seed + 1, tenant.tasks)
             data["validation"] = "held.jsonl"
+        if tenant.tasks:
+            data |= {"task_column": "task", "tasks": list(tenant.tasks)}
         raw = {"name": tenant.name, "adapter": tenant.adapter, "training": tenant.training, "data": data}
         start = JobStart(
             job_id=tenant.name,

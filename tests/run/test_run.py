@@ -61,6 +61,7 @@ def test_json_is_alone_on_stdout(company: Company) -> None:
     assert summary["explodes"]["error"].startswith("non_finite_loss: ")
     assert all(job["same_as_alone"] == "exact" for job in summary.values())
     assert summary["lora"]["steps"] == 6
+    assert all(job["notes"] == [] for job in summary.values())
     assert Path(summary["lora"]["out"]) == company.out / "lora"
 
 
@@ -136,6 +137,18 @@ def test_alone_everything_is_the_same(
             assert (alone / file).read_bytes() == (together / file).read_bytes(), file
     assert f"{name}: SUCCEEDED → {alone}" in said
     assert "held-out loss" in said
+
+
+def test_what_a_user_of_an_adapter_should_know_is_said_at_the_end(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_spec(tmp_path, "dynamic", {"method": "mixlora", "num_experts": 2, "routing": "dynamic"}, max_steps=1)
+    with pytest.raises(SystemExit) as ended:
+        main.run([str(arg) for arg in run_args(base, tmp_path / "out", [spec])])
+    assert ended.value.code == 0
+    (note,) = json.loads((tmp_path / "out" / "dynamic" / "provenance.json").read_text())["notes"]
+    _, _, at_the_end = capsys.readouterr().out.partition("SUCCEEDED →")
+    assert f"dynamic: {note}" in " ".join(at_the_end.split())
 
 
 def test_checkpointed_activations_change_no_byte(company: Company, base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mlora_sched.sched.work import GIGA, WorkModel
 from mlora_sched.spec.load import Load
 from mlora_sched.spec.memory import BaseShape, FfnShape, GroupShape, HeadShape, LayerShape, Linear, SiteShape
 from mlora_sched.spec.plain import LoraSpec
-from mlora_sched.spec.routed import MixLoraSpec
+from mlora_sched.spec.routed import MixLoraSpec, MolaSpec
 
 NOTHING = Linear()
 
@@ -53,7 +53,9 @@ SHAPE = BaseShape(
 WEIGHTS = 3 * (32 * (32 + 16 + 16) + 32 * 32 + 32 * 128 + 64 * 32)
 
 
-def flops(shape: BaseShape, adapter: LoraSpec | MixLoraSpec, load: tuple[int, int, int], *, training: bool) -> float:
+def flops(
+    shape: BaseShape, adapter: LoraSpec | MixLoraSpec | MolaSpec, load: tuple[int, int, int], *, training: bool
+) -> float:
     return WorkModel.of(shape).of_segment(adapter, *load, training) * GIGA
 
 
@@ -84,6 +86,15 @@ def test_routed_experts_count_by_those_a_token_is_sent_to() -> None:
     few, many = (MixLoraSpec(method="mixlora", r=16, num_experts=n, top_k=2) for n in (2, 8))
     gained = flops(SHAPE, many, (7, 0, 0), training=True) - flops(SHAPE, few, (7, 0, 0), training=True)
     assert gained == pytest.approx(6 * 7 * 3 * (6 * 32)), "only the router is larger"
+
+
+def test_experts_of_single_linears_all_count_layer_by_layer() -> None:
+    """MoLA's differ by layer: 2, 4 and 6 of rank 16 and a router of as many rows, on o_proj."""
+    adapter = MolaSpec(method="mola", r=16, experts=(2, 4, 6), target_modules=("o_proj",))
+    none = LoraSpec(r=1, target_modules=("o_proj",))
+    gained = flops(SHAPE, adapter, (7, 0, 0), training=True) - flops(SHAPE, none, (7, 0, 0), training=True)
+    met = (2 + 4 + 6) * (16 * (32 + 32) + 32) - 3 * (32 + 32)
+    assert gained == pytest.approx(6 * 7 * met)
 
 
 SIZES = st.tuples(st.integers(1, 5000), st.integers(1, 10**7), st.integers(0, 5000))

@@ -64,6 +64,31 @@ def test_a_job_that_cannot_fit_is_refused_with_what_would_help(
     assert [job.name for job in served.store.list()] == ["small"]
 
 
+def test_an_adapter_that_cannot_sit_on_the_base_is_refused(
+    served: Served, spec: SpecMaker, client: Client, capsys: Capture
+) -> None:
+    serve_memory(served, 1100)
+    for adapter, why in (
+        (
+            {"target_modules": ["q_proj"]},
+            "adapter.target_modules: 'q_proj' is no linear of base demo; choose from proj",
+        ),
+        ({"method": "mixlora"}, "adapter.method: mixlora needs an FFN whose linears are known here"),
+    ):
+        with pytest.raises(SpecError, match=f"odd: {why}"):
+            client.submit(spec("odd", adapter=adapter))
+    sweep = {"metric": "loss", "parameters": {"adapter.target_modules": {"values": [["proj"], ["gone"]]}}}
+    assert run(["submit", str(spec("odd", sweep=sweep))]) == 2
+    assert "odd-t02: adapter.target_modules: 'gone' is no linear of base demo" in capsys.readouterr().err
+    mixture = WorkerStatus(base="demo", shape=SHAPE.model_copy(update={"is_mixture": True}), buckets=(1024,))
+    served.store.set_worker_status(mixture)
+    with pytest.raises(SpecError, match="the FFN of base demo is itself a mixture; use lora on its attention"):
+        client.submit(spec("odd", adapter={"method": "llava_mole"}))
+    assert served.store.list() == []
+    served.store.set_worker_status(WorkerStatus(base="other", shape=SHAPE, buckets=(1024,), memory=report(1100)))
+    client.submit(spec("unknown", adapter={"method": "mixlora"}))
+
+
 def test_what_the_kernel_made_a_worker_do_without_counts(served: Served, spec: SpecMaker, client: Client) -> None:
     """The device has 1250 MiB; of these a shrunk worker may use 900."""
     serve_memory(served, 750, total=1250 * MIB)

@@ -242,6 +242,25 @@ def test_pull_the_finished_adapter(served: Served, spec: SpecMaker, capsys: Capt
     assert "not empty" in complaint(capsys, "pull", "toy", str(out), code=2)["message"]
 
 
+def test_pull_tells_what_a_user_of_the_files_should_know(
+    served: Served, spec: SpecMaker, capsys: Capture, tmp_path: Path
+) -> None:
+    [job_id] = submit(capsys, spec())
+    served.train(job_id, 2)
+    served.finish(job_id)
+    record = served.settings.job_dir(job_id) / "adapter" / "provenance.json"
+    notes = ["only load_adapter reads it", "this one has \x1b[31mcolours"]
+    record.write_text(json.dumps({"seed": 1, "notes": notes}))
+    assert run(["pull", "toy", str(tmp_path / "people")]) == 0
+    said = capsys.readouterr()
+    assert said.err == "note: only load_adapter reads it\nnote: this one has  [31mcolours\n"
+    assert "note" not in said.out
+    assert answer(capsys, "pull", "toy", str(tmp_path / "json"))["notes"] == notes
+    record.write_text('{"notes": 3}')
+    error = complaint(capsys, "pull", "toy", str(tmp_path / "damaged"), code=2)
+    assert "provenance.json is damaged: Input should be a valid array" in error["message"]
+
+
 def test_pull_of_what_was_never_saved_tells_what_helps(
     served: Served, spec: SpecMaker, capsys: Capture, tmp_path: Path
 ) -> None:

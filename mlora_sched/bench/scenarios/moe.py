@@ -1,4 +1,5 @@
-"""moe: what routing costs. MixLoRA beside LoRA of as many parameters, and beside experts run one by one."""
+"""moe: what routing costs. MixLoRA, DynMoLE and MoLA beside LoRA of as many parameters on the same linears, and beside
+a job of each alone; MixLoRA beside experts run one by one."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ QUESTION = "What does a step of routed experts cost beside a step of plain LoRA?
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs of the pack, its tokens, their row length; experts, choices a token and rank of MixLoRA."""
+    """Jobs of the pack, its tokens, their row length; experts, choices a token and rank of MixLoRA; experts and rank of
+    DynMoLE on the FFN, experts by layer and rank of MoLA on all linears."""
 
     jobs: int = 4
     tokens: int = 1024
@@ -27,55 +29,91 @@ class Plan:
     experts: int = 8
     top_k: int = 2
     rank: int = 8
+    dynmole_experts: int = 6
+    dynmole_rank: int = 24
+    mola_experts: str = "inverted"
+    mola_rank: int = 8
 
     @property
-    def mixlora(self) -> dict[str, Any]:
-        """Adapter section."""
-        sizes = {"r": self.rank, "alpha": 2 * self.rank, "num_experts": self.experts, "top_k": self.top_k}
-        return {"method": "mixlora", **sizes, "target_modules": "all-linear"}
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Adapter sections by method."""
+        mixlora = {"r": self.rank, "num_experts": self.experts, "top_k": self.top_k, "target_modules": "all-linear"}
+        dynmole = {"r": self.dynmole_rank, "num_experts": self.dynmole_experts, "target_modules": "all-ffn"}
+        mola = {"r": self.mola_rank, "experts": self.mola_experts, "target_modules": "all-linear"}
+        sections: dict[str, dict[str, Any]] = {"mixlora": mixlora, "dynmole": dynmole, "mola": mola}
+        return {name: {"method": name, "alpha": 2 * own["r"], **own} for name, own in sections.items()}
+
+
+_NAMES = {"mixlora": "MixLoRA", "dynmole": "DynMoLE", "mola": "MoLA"}
+_BARS = {"mixlora": at_most(1.35), "dynmole": at_most(1.6), "mola": at_most(1.6)}
+_TOGETHER = at_most(1.0)
 
 
 def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
     """A round is one optimiser step of every job.
 
-    Routed and plain LoRA run as a pack of several jobs. The loop over experts serves one job, so it is compared with
-    one job of ours on the same rows.
+    Each method runs as a pack of several jobs, as one of these alone, and beside plain LoRA as a pack. The loop over
+    experts serves one job, so it is compared with one job of ours on the same rows.
     """
-    rank = equal_rank(setting, plan)
-    routed, plain = _ours(setting, plan, plan.mixlora, plan.jobs), _ours(setting, plan, lora(rank), plan.jobs)
-    single = _ours(setting, plan, plan.mixlora, 1)
+    ranks = {name: equal_rank(setting, plan, adapter) for name, adapter in plan.adapters.items()}
+    systems: dict[str, OurJobs] = {}
+    for name, adapter in plan.adapters.items():
+        systems[name] = _ours(setting, plan, adapter, plan.jobs)
+        systems[f"{name}_lora"] = _ours(setting, plan, _lora_like(adapter, ranks[name]), plan.jobs)
+        systems[f"{name}_alone"] = _ours(setting, plan, adapter, 1, plan.tokens // plan.jobs)
+    single = systems["mixlora_one_job"] = _ours(setting, plan, plan.adapters["mixlora"], 1)
     loop = LoopedMixLora(plain_model(setting.base), single.jobs[0], WARM_UP + setting.pairs)
-    entrants = [
-        Entrant("mixlora", lambda _: routed.advance()),
-        Entrant("lora", lambda _: plain.advance()),
-        Entrant("mixlora_one_job", lambda _: single.advance()),
-        Entrant("experts_one_by_one", loop.advance),
+    entrants = [Entrant(name, _advance(jobs)) for name, jobs in systems.items()]
+    series = compare([*entrants, Entrant("experts_one_by_one", loop.advance)], setting.pairs, setting.report)
+    ratios = [
+        ratio_of(series, f"{_NAMES[name]} ÷ LoRA of as many parameters", name, f"{name}_lora", bar=_BARS[name])
+        for name in plan.adapters
     ]
-    series = compare(entrants, setting.pairs, setting.report)
+    ratios += [
+        ratio_of(
+            series,
+            f"{plan.jobs} {_NAMES[name]} jobs together ÷ one alone, per token",
+            name,
+            f"{name}_alone",
+            factor=1 / plan.jobs,
+            bar=_TOGETHER,
+        )
+        for name in plan.adapters
+    ]
+    one_by_one = ratio_of(series, "experts one by one ÷ ours, one job", "experts_one_by_one", "mixlora_one_job")
     return Outcome(
-        ratios=(
-            ratio_of(series, "MixLoRA ÷ LoRA of as many parameters", "mixlora", "lora", bar=at_most(1.35)),
-            ratio_of(series, "experts one by one ÷ ours, one job", "experts_one_by_one", "mixlora_one_job"),
-        ),
+        ratios=(*ratios, one_by_one),
         series=tuple(series.values()),
-        settings=settings_of(plan, lora_rank=rank),
-        counts={"parameters_mixlora": _parameters(routed), "parameters_lora": _parameters(plain)},
+        settings=settings_of(plan, **{f"lora_rank_for_{name}": rank for name, rank in ranks.items()}),
+        counts={
+            f"parameters_{name}": _parameters(systems[name]) for name in (*ranks, *(f"{each}_lora" for each in ranks))
+        },
     )
 
 
 def step(setting: Setting, plan: Plan = Plan()) -> Callable[[], object]:
-    """One step of the routed jobs."""
-    return _ours(setting, plan, plan.mixlora, plan.jobs).advance
+    """One step of the MixLoRA jobs."""
+    return _ours(setting, plan, plan.adapters["mixlora"], plan.jobs).advance
 
 
-def equal_rank(setting: Setting, plan: Plan) -> int:
-    """The rank at which LoRA on the same linears comes nearest to MixLoRA's number of parameters."""
-    wanted, each = (_parameters(_ours(setting, plan, adapter, 1)) for adapter in (plan.mixlora, lora(1)))
+def equal_rank(setting: Setting, plan: Plan, adapter: dict[str, Any]) -> int:
+    """The rank at which LoRA on the same linears comes nearest to a routed method's number of parameters."""
+    wanted, each = (_parameters(_ours(setting, plan, one, 1)) for one in (adapter, _lora_like(adapter, 1)))
     return max(1, round(wanted / each))
 
 
-def _ours(setting: Setting, plan: Plan, adapter: dict[str, Any], jobs: int) -> OurJobs:
-    lengths = even_rows(plan.tokens // jobs, plan.row)
+def _lora_like(adapter: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Plain LoRA on the linears of a routed method."""
+    return {**lora(rank), "target_modules": adapter["target_modules"]}
+
+
+def _advance(jobs: OurJobs) -> Callable[[int], int]:
+    return lambda _: jobs.advance()
+
+
+def _ours(setting: Setting, plan: Plan, adapter: dict[str, Any], jobs: int, tokens: int | None = None) -> OurJobs:
+    """So many jobs that divide these tokens, else the plan's."""
+    lengths = even_rows((plan.tokens if tokens is None else tokens) // jobs, plan.row)
     return OurJobs(setting.trainer, random_jobs(jobs, adapter, lengths, setting.vocabulary), PACK_TOKENS)
 
 

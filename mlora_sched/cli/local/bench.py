@@ -49,7 +49,7 @@ def bench(
     ceiling    a packed step against the frozen base's own forward and backward
     flat       the same tokens divided among 1 to 32 jobs
     small      from 16 to 2048 tokens a step, against PEFT
-    moe        MixLoRA against LoRA of as many parameters
+    moe        routed methods against LoRA of as many parameters
     memory     jobs in one process against a process for each
     options    the daemon's options, each against the plain daemon
     saving     saving every job at the default interval, against not saving

@@ -1,6 +1,7 @@
 """What `run` shows and writes: a live table of the jobs, then one directory a job.
 
-On a terminal the table is redrawn in place; elsewhere one line is printed when a job starts, evaluates and ends.
+On a terminal the table is redrawn in place, with what was noted of the jobs below it; elsewhere one line is printed
+when a job starts, evaluates and ends, and for each note.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ from mlora_sched.spec.wire import (
 
 @dataclass
 class _Job:
-    """One job as it stands: what is shown of it, and the lines of its two logs."""
+    """One job as it stands: what is shown of it, what was noted, and the lines of its two logs."""
 
     start: JobStart
     line: JobLine
     error: str | None = None
     stopped_by: StoppedBy | None = None
+    notes: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
     timing: list[str] = field(default_factory=list)
 
@@ -128,13 +130,20 @@ class RunReport:
                 self._packs, self._tokens = self._packs + report.packs, self._tokens + report.tokens
                 self._rows, self._seconds = self._rows + report.rows, self._seconds + report.seconds
             case Note():
-                self._say(report.message if report.job_id is None else f"{report.job_id}: {report.message}")
+                self._note(report)
             case CheckpointSaved() | Detached() | Ready() | MemoryReport() | AtWork() | Beat() | Fatal():
                 pass
             case Prepared() | NoTokenizer():  # a preparer's
                 pass
             case _:
                 assert_never(report)
+
+    def _note(self, note: Note) -> None:
+        if note.job_id is None:
+            self._say(note.message)
+        else:
+            self._jobs[note.job_id].notes.append(note.message)
+            self._say(f"{note.job_id}: {note.message}")
 
     def _step(self, report: StepDone) -> None:
         job = self._jobs[report.job_id]
@@ -181,6 +190,7 @@ class RunReport:
             "state": line.state.value,
             "error": job.error,
             "stopped_by": job.stopped_by,
+            "notes": job.notes,
             "steps": line.step,
             "loss": line.loss,
             "eval_loss": line.eval_loss,
@@ -192,6 +202,7 @@ class RunReport:
         rate = self._tokens / self._seconds if self._seconds else 0.0
         fill = self._tokens / self._rows if self._rows else 0.0
         below = [f"{job.line.name}: {job.error}" for job in self._jobs.values() if job.error]
+        below += [f"{job.line.name}: {note}" for job in self._jobs.values() for note in dict.fromkeys(job.notes)]
         if rate:
             below.insert(0, f"{self._packs} packs · {rate:,.0f} tokens/s · {fill:.0%} of their rows are tokens")
         return jobs_table([job.line for job in self._jobs.values()], self._title, "\n".join(below))

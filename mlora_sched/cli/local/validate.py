@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from mlora_sched.cli.remote.options import json_option
 from mlora_sched.cli.specs import GivenSpec, GivenSweep, read_given, spec_arguments
 from mlora_sched.cli.style import say
 from mlora_sched.data.check import count_rows
-from mlora_sched.errors import DataError, MloraError, NotFound, UserError
-from mlora_sched.settings import parse_base
+from mlora_sched.environment import prepare_process
+from mlora_sched.errors import DataError, MloraError, NotFound, SpecError, UserError
+from mlora_sched.settings import BaseRef, parse_base
 from mlora_sched.spec.common import Frozen
 from mlora_sched.spec.job import JobSpec
 from mlora_sched.spec.override import Override
+from mlora_sched.spec.placement import Places, placed
 from mlora_sched.spec.told import told
 
 if TYPE_CHECKING:
@@ -55,19 +58,20 @@ class Checked(Frozen):
 
 @click.command()
 @spec_arguments
-@click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also tokenise the data, with this base's tokenizer.")
+@click.option("--base", metavar="[NAME=]DIR|REPO[@REV]", help="Also tokenise the data, and place the adapter on it.")
 @json_option
 def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str | None, as_json: bool) -> None:
     """Check job specs, their files and the rows in them.
 
-    With --base the rows are tokenised too, as the daemon would do it. Every bad spec is named, not only the first.
+    With --base the rows are tokenised too, as the daemon would do it, and the adapter must be able to sit on that base,
+    of which nothing but config and tokenizer is read. Every bad spec is named, not only the first.
     """
-    tokenizer = None if base is None else _tokenizer(parse_base(base).location)
+    known = None if base is None else _base(parse_base(base))
     checked: list[Checked] = []
     faults: list[MloraError] = []
     for path in specs:
         try:
-            checked.append(_check(read_given(path, overrides), tokenizer))
+            checked.append(_check(read_given(path, overrides), known))
         except DataError as error:
             faults.append(DataError(f"{path}: {error.message}"))
         except (UserError, NotFound) as error:
@@ -83,10 +87,28 @@ def validate(specs: tuple[Path, ...], overrides: tuple[Override, ...], base: str
         raise _together(faults)
 
 
-def _tokenizer(base: str) -> PreTrainedTokenizerBase:
-    from mlora_sched.data.tokens import load_tokenizer  # loads transformers
+@dataclass(frozen=True)
+class _Base:
+    """What a spec is checked against beside itself."""
 
-    return load_tokenizer(base)
+    tokenizer: PreTrainedTokenizerBase
+    places: Places
+
+
+def _base(ref: BaseRef) -> _Base:
+    prepare_process()  # before torch is loaded, by the imports below
+    import torch
+
+    from mlora_sched.data.tokens import load_tokenizer
+    from mlora_sched.memory.hollow import hollow_base
+    from mlora_sched.model.base import load_config, telling_of
+    from mlora_sched.model.support import check_config
+
+    tokenizer, described = load_tokenizer(ref.location), load_config(ref.name, ref.location)
+    check_config(described, ref.name)
+    with telling_of(ref.name, ref.location):  # transformers may know no decoder of this architecture
+        hollow = hollow_base(described, torch.float32, name=ref.name)
+    return _Base(tokenizer, hollow.base.places)
 
 
 def _together(faults: Sequence[MloraError]) -> MloraError:
@@ -96,7 +118,7 @@ def _together(faults: Sequence[MloraError]) -> MloraError:
     return kind("\n".join(fault.message for fault in faults))
 
 
-def _check(given: GivenSpec | GivenSweep, tokenizer: PreTrainedTokenizerBase | None) -> Checked:
+def _check(given: GivenSpec | GivenSweep, base: _Base | None) -> Checked:
     spec, files = given.spec, given.files()
     known: dict[str, object] = {
         "spec": str(given.path),
@@ -106,9 +128,24 @@ def _check(given: GivenSpec | GivenSweep, tokenizer: PreTrainedTokenizerBase | N
     }
     if isinstance(given, GivenSweep):
         known["trials"] = tuple(dict(trial.values) for trial in given.trials)
-    if tokenizer is None:
+    if base is None:
         return Checked.model_validate(known | {"rows_read": count_rows(spec.data, files)})
-    return Checked.model_validate(known | _counts(spec, files, tokenizer))
+    _check_places(given, base.places)
+    return Checked.model_validate(known | _counts(spec, files, base.tokenizer))
+
+
+def _check_places(given: GivenSpec | GivenSweep, places: Places) -> None:
+    """The adapter, of a sweep that of every trial, can sit on the base.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    trials = [trial.spec.adapter for trial in given.trials] if isinstance(given, GivenSweep) else []
+    for adapter in dict.fromkeys((given.spec.adapter, *trials)):
+        try:
+            placed(adapter, places)
+        except SpecError as error:
+            raise SpecError(f"{given.path}: {error.message}") from None
 
 
 def _counts(spec: JobSpec, files: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -21,7 +21,7 @@ from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import (
     check_files,
-    check_memory,
+    check_fits,
     check_name,
     check_size,
     served_base,
@@ -77,7 +77,7 @@ def _accept(job_id: str, body: Submission, hidden: tuple[str, ...], context: Con
     """The new job; or the one that another request with the same key has made meanwhile."""
     context.check_room()
     base = served_base(body.spec, context.settings)
-    check_memory(body.spec, base, context.store, context.settings, context.estimating, caller.user)
+    check_fits(body.spec, base, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
     check_files(body.spec.name, body.spec.files, body.files, lambda wanted: context.use_files(wanted, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)

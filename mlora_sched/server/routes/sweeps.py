@@ -14,7 +14,7 @@ from mlora_sched.server.quota import check_artifacts
 from mlora_sched.server.records import RecordRoute
 from mlora_sched.server.submission import (
     check_files,
-    check_memory,
+    check_fits,
     check_name,
     check_sweep_size,
     served_base,
@@ -71,7 +71,7 @@ def _accept(
         )
         if needs not in sizes:  # trials that take the same memory are looked at once
             sizes.add(needs)
-            check_memory(trial.spec, base, context.store, context.settings, context.estimating, caller.user)
+            check_fits(trial.spec, base, context.store, context.settings, context.estimating, caller.user)
     check_artifacts(context, caller.user)
     check_files(document.spec.name, wanted, body.files, lambda files: context.use_files(files, caller))
     after = tuple(context.store.resolve(ref, caller.user) for ref in body.after)
