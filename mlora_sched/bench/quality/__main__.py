@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda:N")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
     parser.add_argument("--threads", type=_count, default=2, help="CPU threads of torch (2)")
-    parser.add_argument("--train-rows", type=_count, default=96, help="rows of each data set to learn from (96)")
+    parser.add_argument("--train-rows", type=_count, default=64, help="rows of each data set to learn from (64)")
     parser.add_argument("--questions", type=_count, default=96, help="questions of each that are held out (96)")
     parser.add_argument("--max-length", type=_count, default=1024, help="most tokens of a row (1024)")
     parser.add_argument("--together", type=_count, help="most jobs at once, where memory does not hold all of them")

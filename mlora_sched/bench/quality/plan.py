@@ -55,15 +55,15 @@ class Plan:
 
     contestants: tuple[Contestant, ...] = CONTESTANTS
     tasks: tuple[str, ...] = ("arc_easy", "boolq", "openbookqa")
-    train_rows: int = 96
+    train_rows: int = 64
     questions: int = 96
     seeds: tuple[int, ...] = (1, 2, 3)
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     choice_seed: int = 0
-    choice_rows: int = 48
+    choice_rows: int = 32
     choice_judged: int = 16
     epochs: int = 1
-    batch_size: int = 8
+    batch_size: int = 4
     dropout: float = 0.05
     max_length: int = 1024
     together: int | None = None
