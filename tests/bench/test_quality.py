@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mlora_sched.bench.quality.__main__ import main
 from mlora_sched.bench.quality.plan import CONTESTANTS, Contestant, Plan
 from mlora_sched.bench.quality.questions import chance, commonest, drawn, read_questions
 from mlora_sched.bench.quality.record import Quality, figure_rows, method_rows
@@ -192,3 +193,11 @@ def test_the_published_adapters_are_of_the_papers_sizes() -> None:
     sections = [it.adapter for it in CONTESTANTS]
     sizes = {it["method"]: (it["r"], it["alpha"], it.get("num_experts", 1)) for it in sections}
     assert sizes == {"lora": (80, 160, 1), "mixlora": (16, 32, 8), "dynmole": (24, 48, 6)}
+
+
+def test_the_command_says_where_a_base_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--base", str(tmp_path / "none"), "--data", str(tmp_path)]) == 3
+    assert "base make" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--base", str(tmp_path), "--data", str(tmp_path), "--questions", "0"])
+    assert "--questions" in capsys.readouterr().err

@@ -25,6 +25,8 @@ def main(args: list[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> None:
     if not asked.base.is_dir():
         raise NotFound(f"--base: {asked.base} is no directory; `mlora-sched base make DIR --size small` makes one")
+    if asked.out is not None and not asked.out.parent.is_dir():
+        raise NotFound(f"--out: there is no directory {asked.out.parent}; make it first")
     prepare_process()  # before torch is loaded: jobs train as a worker trains them
     from mlora_sched.bench.quality.plan import Plan
     from mlora_sched.bench.quality.record import tables
