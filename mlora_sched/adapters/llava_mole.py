@@ -57,7 +57,7 @@ class SampleBalance:
     def gradient(self, stats: RouterStats, part: SegmentPart) -> Tensor:  # noqa: ARG002 - all routers' count
         share_BE, _, seen_B1 = self._all(part)
         each_BE = share_BE / seen_B1 * (self.coef / len(part.lengths))
-        return each_BE.repeat_interleave(torch.tensor(part.lengths, device=each_BE.device), dim=0)
+        return torch.cat([each_E.expand(rows, -1) for each_E, rows in zip(each_BE, part.lengths, strict=True)])
 
     def loss(self, part: SegmentPart) -> Tensor:
         share_BE, mean_BE, _ = self._all(part)

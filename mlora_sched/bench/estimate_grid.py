@@ -14,8 +14,16 @@ from mlora_sched.data.pack import bucket_for, bucket_ladder
 from mlora_sched.memory.formula import PackPlan
 from mlora_sched.memory.trace import Chunked, plan_of
 from mlora_sched.spec.adapter import AdapterSpec
-from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, RsLoraSpec
-from mlora_sched.spec.routed import DynMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
+from mlora_sched.spec.plain import DoraSpec, LoraPlusSpec, LoraSpec, PlainMethod, RsLoraSpec
+from mlora_sched.spec.routed import (
+    DynMoleSpec,
+    FfnRouting,
+    LlavaMoleSpec,
+    LoraMoeSpec,
+    MixLoraSpec,
+    MolaSpec,
+    PlainPart,
+)
 
 LADDER = bucket_ladder(2048)
 SMALL = ("llama-tiny", "llama-small")
@@ -112,6 +120,22 @@ def mixlora(r: int = 8, dropout: float = 0.0, experts: int = 8) -> MixLoraSpec:
     return MixLoraSpec(method="mixlora", r=r, dropout=dropout, num_experts=experts)
 
 
+def mixdora(r: int = 8, dropout: float = 0.0) -> MixLoraSpec:
+    """A MixLoRA of DoRA experts, with a LoRA of half the rank on the attention."""
+    attention = PlainPart(r=max(1, r // 2))
+    return MixLoraSpec(method="mixlora", r=r, dropout=dropout, expert_method=PlainMethod.DORA, attention=attention)
+
+
+def dynamic(r: int = 8, dropout: float = 0.0) -> MixLoraSpec:
+    """A MixLoRA that takes experts by the sum of their probabilities."""
+    return MixLoraSpec(method="mixlora", r=r, dropout=dropout, num_experts=4, routing=FfnRouting.DYNAMIC)
+
+
+def llava_mole(r: int = 8, dropout: float = 0.0) -> LlavaMoleSpec:
+    """A LLaVA-MoLE."""
+    return LlavaMoleSpec(method="llava_mole", r=r, dropout=dropout)
+
+
 def dynmole(r: int = 8, dropout: float = 0.0, experts: int = 6) -> DynMoleSpec:
     """A DynMoLE."""
     return DynMoleSpec(method="dynmole", r=r, dropout=dropout, num_experts=experts)
@@ -154,7 +178,7 @@ class Combination:
 
     def __str__(self) -> str:
         jobs = "+".join(
-            f"{chunk.adapter.method}:{chunk.adapter.r}{'d' if chunk.adapter.dropout else ''}x{_rows(chunk.lengths)}"
+            f"{_kind(chunk.adapter)}:{chunk.adapter.r}{'d' if chunk.adapter.dropout else ''}x{_rows(chunk.lengths)}"
             for chunk in self.chunks
         )
         options = ("-recompute" if self.recompute else "") + ("" if self.training else "-evaluation")
@@ -166,6 +190,14 @@ class Combination:
         rows = bucket_for(sum(chunk.tokens for chunk in self.chunks), LADDER)
         assert rows is not None, f"{self}: longer than any pack"
         return plan_of(self.chunks, rows, training=self.training)
+
+
+def _kind(adapter: AdapterSpec) -> str:
+    """The method, and what makes its experts others than usual."""
+    if not isinstance(adapter, MixLoraSpec):
+        return adapter.method
+    told = (adapter.expert_method, adapter.routing)
+    return "-".join([adapter.method, *(one for one in told if one not in (PlainMethod.LORA, FfnRouting.TOP_K))])
 
 
 def _rows(lengths: Sequence[int]) -> str:
@@ -221,7 +253,7 @@ def _of_methods() -> list[Combination]:
     found = []
     for base, dtype in (("llama-small", "float32"), ("llama-small", "bfloat16"), ("llama-8b", "bfloat16")):
         few = base == "llama-8b"
-        for make in (dora, mixlora, rslora, loraplus):
+        for make in (dora, mixlora, mixdora, dynamic, llava_mole, rslora, loraplus):
             found += [
                 Combination(base, dtype, one(make(r, dropout), 200, 120, 60, 31), recompute)
                 for r, dropout, recompute in ((4, 0.0, False), (64, 0.1, False), (16, 0.1, True))[: 2 if few else 3]
@@ -245,6 +277,8 @@ def _of_architectures() -> list[Combination]:
         Combination("gemma2-9b", "bfloat16", one(lora(8), 1024)),
         Combination("qwen3-8b", "bfloat16", MANY),
         Combination("gpt2-xl", "float32", PAIR),
+        Combination("gpt2-xl", "float32", one(mixlora(16), 200, 100, 50)),
+        Combination("phi3-mini", "bfloat16", one(mixdora(16, 0.1), 200, 100, 50)),
         Combination("mixtral-8x7b", "bfloat16", PAIR, training=False),
     ]
     return found

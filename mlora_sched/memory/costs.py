@@ -59,11 +59,13 @@ class LayerCost:
     routed: RoutedCost | None
 
 
-def layer_cost(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int) -> LayerCost:
+def layer_cost(
+    adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str], itemsize: int, *, training: bool = True
+) -> LayerCost:
     """What an adapter costs in a kind of layer.
 
     Args:
-        targets: paths within the layer of the sites that it sits on.
+        targets: paths within the layer of the sites that it sits on. training: with a backward to come.
     """
     inside = _inside_experts(adapter, layer)
     ops: dict[int, OpCost] = {}
@@ -74,7 +76,8 @@ def layer_cost(adapter: AdapterSpec, layer: LayerShape, targets: frozenset[str],
     routed = None
     if isinstance(adapter, MixLoraSpec | LlavaMoleSpec) and targets & inside:
         ffn = next(ffn for ffn in layer.ffns if not targets.isdisjoint(ffn.linears))
-        routed = _routed_cost(adapter, ffn, _widths(layer, ffn), targets, itemsize)
+        activation = ffn.activation if training else 0.0
+        routed = _routed_cost(adapter, ffn, _widths(layer, ffn), targets, itemsize, activation)
     return LayerCost(ops, routed)
 
 
@@ -152,9 +155,14 @@ def _mixed_cost(
 
 
 def _routed_cost(
-    adapter: MixLoraSpec | LlavaMoleSpec, ffn: FfnShape, widths: dict[str, int], targets: frozenset[str], i: int
+    adapter: MixLoraSpec | LlavaMoleSpec,
+    ffn: FfnShape,
+    widths: dict[str, int],
+    targets: frozenset[str],
+    i: int,
+    activation: float,
 ) -> RoutedCost:
-    """`FfnExpertsOp`: routed rows are K a token."""
+    """`FfnExpertsOp`: routed rows are K a token. `activation` is what autograd keeps of it."""
     K, E, R, F, h = adapter.most_choices, adapter.num_experts, adapter.r, ffn.width, ffn.hidden
     w = _WIDE if i < _WIDE else 0
     dora = adapter.expert_method is PlainMethod.DORA
@@ -166,14 +174,20 @@ def _routed_cost(
     routing = (_WIDE + 8) * E + (_WIDE + 8 + 8) * K
     pairs = (len(inside) + has_outer) * R + (h if inside else 0) + (h if has_outer else 0)
     directions = (sum(inside) + (h if has_outer else 0)) if dora else 0
-    saved = K * i * (width + F * (1 + ffn.activation + masks) + pairs + directions) + routing
+    saved = K * i * (width + F * (1 + activation + masks) + pairs + directions) + routing
     drawing = K * F * max(_DRAW - i, i) if masks else 0
     forward = max(2 * F * i, (F + 2 * h) * i, drawing)
-    gated = F if width > F else 0  # the activation's own gradient
-    found = K * (F + width)  # gradients of the product and of the inner linears, until the end
-    steps = max(found + K * gated, found + K * (len(inside) + 1) * h, found + width + h, K * (3 * F + h) * has_outer)
-    widening = K * F * (i + (3 if w else 1) * _WIDE)
-    return RoutedCost(ffn, saved, forward, max(steps * i, widening))
+    found = K * (F + width) * i  # gradients of the product and of the inner linears, until the end
+    let_go = K * F * activation * i  # by autograd, when it has passed the activation
+    passing = 0 if ffn.is_gated else 2 * K * F * i * bool(activation)  # an activation of several operations goes back
+    widening = w * (F + h)  # of one expert's rows, of which a token has one at most
+    scaling = 2 * w + _WIDE if dora else 0
+    n = len(inside)
+    inwards = max(K * (n + 1) * h * i, K * n * h * i + widening, K * (n - 1) * h * i + scaling * F) if inside else 0
+    outwards = K * (h + F * (1 if dora else 2)) * i + max(K * F * i, widening, scaling * h - K * F * i)
+    weights = K * ((h if dora and has_outer else F) * (i + (3 if w else 1) * _WIDE))
+    steps = (found + passing, found - let_go + max(inwards, (width + h) * i), outwards if has_outer else 0, weights)
+    return RoutedCost(ffn, saved, forward, max(steps))
 
 
 # ---------------------------------------------------------------------- what a job holds

@@ -222,10 +222,12 @@ class Formula:
         differ = list(dict.fromkeys(zip(specs, shape.order, strict=True)))
         layers, evaluating = (
             tuple(
-                layer_cost(spec.model_copy(update=change), shape.kinds[kind], anywhere[kind], shape.itemsize)
+                layer_cost(
+                    spec.model_copy(update=change), shape.kinds[kind], anywhere[kind], shape.itemsize, training=training
+                )
                 for spec, kind in differ
             )
-            for change in ({}, {"dropout": 0.0})
+            for change, training in (({}, True), ({"dropout": 0.0}, False))
         )
         which = tuple(differ.index(each) for each in zip(specs, shape.order, strict=True))
         return _Known(job, layers, evaluating, which)

@@ -127,10 +127,12 @@ class PackedLayer:
         )
 
     def _gated(self) -> float:
-        """Gate and up, which the plain product keeps, and which nobody keeps where all rows are routed."""
+        """What the plain product keeps: gate and up, or the activation's input and what it keeps of its own."""
         if not self._all_routed:
             return 0.0
-        return 2.0 * self._routed[0][1].ffn.width * self._shape.itemsize * self._rows
+        ffn = self._routed[0][1].ffn
+        of_product = 2.0 if ffn.is_gated else 1.0 + ffn.activation
+        return of_product * ffn.width * self._shape.itemsize * self._rows
 
     def _ops_saved(self, alive: int | None = None) -> float:
         return sum(n * op.saved for at, ops in self._ops.items() if alive is None or at < alive for n, op in ops)

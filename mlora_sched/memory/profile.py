@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlora_sched.memory.hollow import HollowBase, hollow_base
 from mlora_sched.memory.marks import Groups, Marks, Place, marked
@@ -34,7 +35,7 @@ from mlora_sched.memory.passes import (
 )
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.experts import SLOT
-from mlora_sched.model.ffn import PackedFfn
+from mlora_sched.model.ffn import Gating, PackedFfn
 from mlora_sched.model.head import token_losses
 from mlora_sched.model.layers import decoder_layers, first_layers, layer_kinds
 from mlora_sched.model.site import SiteGroup
@@ -207,6 +208,8 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
                 width=ffn.outer.in_features,
                 inner=ffn.form.inner,
                 outer=ffn.form.outer,
+                activation=_kept_by_activation(ffn),
+                is_gated=ffn.form.gating is not Gating.PLAIN,
             )
             for ffn in ffns
         ),
@@ -215,6 +218,24 @@ def _layer_shape(base: FrozenBase, at: int, groups: tuple[GroupShape, ...], fit:
         backward=fit.moments(lambda trace: trace.backward[at]),
         evaluating=fit.moments(lambda trace: trace.evaluating[at]),
     )
+
+
+def _kept_by_activation(ffn: PackedFfn) -> float:
+    """Numbers for each of the product's that autograd keeps when it makes one, beside the product and its inputs."""
+    like = ffn.outer.dense()
+    leaves = [like.new_zeros(_ROW, site.out_features).requires_grad_() for site in ffn.inner]
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        product = ffn.product(leaves)
+    for tensor in (*leaves, product):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    return sum(kept.values()) / (product.numel() * product.element_size())
 
 
 # ---------------------------------------------------------------------- groups and head

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mlora_sched.model.device import is_hollow
-from mlora_sched.model.experts import rows_by_expert
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,16 @@ def group_rows(wanted: Sequence[Choices]) -> list[ExpertRows]:
 def _counts(wanted: Sequence[Choices], keys: Sequence[Tensor], groups: int) -> list[list[int]]:
     """Rows of each expert, by segment."""
     if is_hollow(keys[0]):
-        return [rows_by_expert(choices.choice_NC.reshape(-1), choices.experts) for choices in wanted]
+        return [_worst(choices) for choices in wanted]
     every: list[int] = torch.bincount(torch.cat(list(keys)), minlength=groups).tolist()
     counts, at = [], 0
     for choices in wanted:
         counts.append(every[at : at + choices.experts])
         at += choices.experts + 1
     return counts
+
+
+def _worst(choices: Choices) -> list[int]:
+    """Rows without numbers fall so that single experts have the most: all on as few experts as a row can take."""
+    rows, taken = choices.choice_NC.shape
+    return [rows] * taken + [0] * (choices.experts - taken)

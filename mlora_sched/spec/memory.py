@@ -94,6 +94,7 @@ class FfnShape(Frozen):
         path: within the layer. hidden, width: of its input and of the product that the outer linear reads.
         inner, outer: names of the linears that read its input, and of the one that makes its output.
         activation: numbers for each of the product's that autograd keeps of the activation, beside its input.
+        is_gated: the product is an activation's output times a gate's.
     """
 
     path: str
@@ -102,6 +103,7 @@ class FfnShape(Frozen):
     inner: tuple[str, ...] = ("gate_proj", "up_proj")
     outer: str = "down_proj"
     activation: float = 1.0
+    is_gated: bool = True
 
     @property
     def linears(self) -> tuple[str, ...]:

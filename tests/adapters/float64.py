@@ -24,13 +24,13 @@ CLOSE = 1e-10
 """Largest difference allowed, relative to the tensor's largest gradient."""
 
 
-def float64_model() -> Any:
+def float64_model(config: Any = CONFIG) -> Any:
     """transformers' RMSNorm goes through float32 whatever the model's dtype; torch's does not."""
-    model = model_of(CONFIG, torch.float64, scale=4.0)
+    model = model_of(config, torch.float64, scale=4.0)
     for name, module in list(model.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
-            norm = nn.RMSNorm(CONFIG.hidden_size, eps=module.variance_epsilon, dtype=torch.float64)
-            norm.load_state_dict({"weight": torch.linspace(0.5, 1.5, CONFIG.hidden_size)})
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(config.hidden_size, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.load_state_dict({"weight": torch.linspace(0.5, 1.5, config.hidden_size)})
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, norm)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -39,8 +39,8 @@ def float64_model() -> Any:
     return model
 
 
-def float64_base() -> FrozenBase:
-    return adopt(float64_model(), name="tiny", location="tiny")
+def float64_base(config: Any = CONFIG) -> FrozenBase:
+    return adopt(float64_model(config), name="tiny", location="tiny")
 
 
 def randomise(state: TrainState, seed: int = 11) -> None:
@@ -60,12 +60,12 @@ def job_at(base: FrozenBase, adapter: dict[str, Any], data: Prepared, **training
     return state
 
 
-def reference_gradients(state: TrainState) -> tuple[float, dict[str, Tensor]]:
+def reference_gradients(state: TrainState, config: Any = CONFIG) -> tuple[float, dict[str, Tensor]]:
     """The batch's whole loss and its gradients, from the reference."""
     spec = state.spec.adapter
     values = {name: state.adapter.params[name].value.clone() for name in state.adapter.params}
     plain = MixedReference if spec.method in WEIGHTS else Reference
-    reference = plain(float64_model(), values, spec)
+    reference = plain(float64_model(config), values, spec)
     loss = reference.loss(state.data.train, list(state.waiting_chunks), state.seed, state.step)
     names = list(reference.trained)
     assert set(names) == set(values)
@@ -81,11 +81,11 @@ def assert_equal_gradients(state: TrainState, expected: dict[str, Tensor]) -> No
         torch.testing.assert_close(state.adapter.params[name].grad, gradient, rtol=0, atol=limit, msg=name)
 
 
-def check(adapter: dict[str, Any], data: Prepared, **training: Any) -> TrainState:
+def check(adapter: dict[str, Any], data: Prepared, config: Any = CONFIG, **training: Any) -> TrainState:
     """Compare one step's gradients; return the job with its results taken."""
-    base = float64_base()
+    base = float64_base(config)
     state = job_at(base, adapter, data, **training)
-    loss, expected = reference_gradients(state)
+    loss, expected = reference_gradients(state, config)
     assert any(gradient.abs().max() > 0 for gradient in expected.values())
     ours.run_phase(base, state)
     assert_equal_gradients(state, expected)

@@ -12,18 +12,23 @@ from memory.small_bases import DTYPES, LADDER, hollow_small, real_small
 from mlora_sched.bench import estimate_grid as grid
 from mlora_sched.data.pack import bucket_for
 from mlora_sched.memory.trace import Chunked, Weighed, plan_of, trace, weigh
+from mlora_sched.spec.routed import FfnExpertsSpec
 
 NEAR = 0.02
 """How far a trace may be from what is weighed."""
 MIXTURES, PADDED = ("mixtral", "qwen3_moe", "deepseek_v3"), 0.9
 """Where experts pad their rows, and how far a trace may be above what is weighed there: it lets the rows fall so that
 most is padded, and here they are few."""
+CROWDED = 0.05
+"""Where a job's own experts have rows: a trace lets them all fall on the same experts."""
 METHODS = (
     grid.lora,
     grid.rslora,
     grid.loraplus,
     grid.dora,
     grid.mixlora,
+    grid.mixdora,
+    grid.llava_mole,
     grid.dynmole,
     grid.mola,
     grid.loramoe,
@@ -48,7 +53,8 @@ def compare(
 ) -> None:
     traced = trace(hollow_small(model_type, dtype, recompute), chunks, LADDER, training=training)
     weighed = weigh(real_small(model_type, dtype, recompute), chunks, LADDER, training=training)
-    assert_near(traced, weighed, PADDED if model_type in MIXTURES else NEAR)
+    routed = any(isinstance(chunk.adapter, FfnExpertsSpec) for chunk in chunks)
+    assert_near(traced, weighed, PADDED if model_type in MIXTURES else CROWDED if routed else NEAR)
 
 
 @pytest.mark.parametrize("model_type", SETTINGS)

@@ -21,7 +21,7 @@ QUESTION = "What does a step of routed experts cost beside a step of plain LoRA?
 @dataclass(frozen=True)
 class Plan:
     """Jobs of the pack, its tokens, their row length; experts, choices a token and rank of MixLoRA; experts and rank of
-    DynMoLE on the FFN, experts by layer and rank of MoLA on all linears."""
+    DynMoLE on the FFN, experts by layer and rank of MoLA on all linears; rank of the LoRA that all are held against."""
 
     jobs: int = 4
     tokens: int = 1024
@@ -33,6 +33,7 @@ class Plan:
     dynmole_rank: int = 24
     mola_experts: str = "inverted"
     mola_rank: int = 8
+    lora_rank: int = 16
 
     @property
     def adapters(self) -> dict[str, dict[str, Any]]:
@@ -44,6 +45,8 @@ class Plan:
         return {name: {"method": name, "alpha": 2 * own["r"], **own} for name, own in sections.items()}
 
 
+_USUAL = "lora"
+"""LoRA as one would train it in place of any of the methods: of the plan's rank, on all linears."""
 _NAMES = {"mixlora": "MixLoRA", "dynmole": "DynMoLE", "mola": "MoLA"}
 _BARS = {"mixlora": at_most(1.35), "dynmole": at_most(1.6), "mola": at_most(1.6)}
 _TOGETHER = at_most(1.0)
@@ -52,11 +55,12 @@ _TOGETHER = at_most(1.0)
 def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
     """A round is one optimiser step of every job.
 
-    Each method runs as a pack of several jobs, as one of these alone, and beside plain LoRA as a pack. The loop over
-    experts serves one job, so it is compared with one job of ours on the same rows.
+    Each method runs as a pack of several jobs, as one of these alone, and beside two packs of plain LoRA: the usual
+    one, and one of as many parameters on the same linears. The loop over experts serves one job, so it is compared with
+    one job of ours on the same rows.
     """
     ranks = {name: equal_rank(setting, plan, adapter) for name, adapter in plan.adapters.items()}
-    systems: dict[str, OurJobs] = {}
+    systems = {_USUAL: _ours(setting, plan, _lora_like({"target_modules": "all-linear"}, plan.lora_rank), plan.jobs)}
     for name, adapter in plan.adapters.items():
         systems[name] = _ours(setting, plan, adapter, plan.jobs)
         systems[f"{name}_lora"] = _ours(setting, plan, _lora_like(adapter, ranks[name]), plan.jobs)
@@ -65,10 +69,12 @@ def run(setting: Setting, plan: Plan = Plan()) -> Outcome:
     loop = LoopedMixLora(plain_model(setting.base), single.jobs[0], WARM_UP + setting.pairs)
     entrants = [Entrant(name, _advance(jobs)) for name, jobs in systems.items()]
     series = compare([*entrants, Entrant("experts_one_by_one", loop.advance)], setting.pairs, setting.report)
-    ratios = [
-        ratio_of(series, f"{_NAMES[name]} ÷ LoRA of as many parameters", name, f"{name}_lora", bar=_BARS[name])
-        for name in plan.adapters
-    ]
+    ratios = []
+    for name in plan.adapters:
+        usual = f"{_NAMES[name]} ÷ LoRA of rank {plan.lora_rank} on all linears"
+        ratios.append(ratio_of(series, usual, name, _USUAL, bar=_BARS[name]))
+        equal = f"{_NAMES[name]} ÷ LoRA of as many parameters"
+        ratios.append(ratio_of(series, equal, name, f"{name}_lora", bar=_BARS[name]))
     ratios += [
         ratio_of(
             series,
