@@ -6,7 +6,6 @@ Raw figures are of one job each; means and spreads are made from them where they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from pydantic import Field, JsonValue
 
@@ -161,5 +160,9 @@ def tables(record: Quality) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
-    lines: list[Any] = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    lines = [_line(head), "|" + "---|" * len(head), *(_line(cells) for cells in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
