@@ -123,10 +123,11 @@ class Adapter(ABC):
             first = error.errors(include_url=False)[0]
             # of the ordinary adapter beside experts, the keys at the top
             at = [part for part in first["loc"] if part != "attention"]
-            field = str(at[0]) if at else method
-            key = _NAMES_IN_FILE.get(field, field)
-            value = first["input"] if at else config.get(key)
-            raise SpecError(f"adapter_config.json: {key} = {value!r}: {first['msg']}") from None
+            says = first["msg"].removeprefix("Value error, ")
+            if not at:  # of several fields, which the message names
+                raise SpecError(f"adapter_config.json: {says}") from None
+            key = _NAMES_IN_FILE.get(str(at[0]), str(at[0]))
+            raise SpecError(f"adapter_config.json: {key} = {first['input']!r}: {says}") from None
 
     @abstractmethod
     def files(self) -> AdapterFiles:

@@ -11,14 +11,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, to_file
 from mlora_sched.adapters.dora import DoraAdapter
 from mlora_sched.adapters.experts import Experts, expert_specs, experts_of
 from mlora_sched.adapters.ffn_experts import Balance, FfnExpertsOp
-from mlora_sched.adapters.lora import LoraAdapter, check_config, matching
+from mlora_sched.adapters.lora import LoraAdapter, check_config, take
 from mlora_sched.adapters.params import Params, ParamSpec
 from mlora_sched.adapters.part import SegmentPart
 from mlora_sched.adapters.routing import Choosing, Router
@@ -47,9 +46,11 @@ class FfnExpertsAdapter(Adapter):
 
     Attributes:
         root: first part of the names of tensors in files.
+        settings: keys of `adapter_config.json`, beside those of every method, without which the weights mean nothing.
     """
 
     root: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: Any, base: FrozenBase, seed: int) -> None:
         own: FfnExpertsSpec = spec
@@ -139,39 +140,24 @@ class FfnExpertsAdapter(Adapter):
     # ------------------------------------------------------------------ files
 
     def files(self) -> AdapterFiles:
-        tensors: dict[str, Tensor] = {}
-        for name in self.params:
-            value = to_file(self.params[name].value)
-            keys = self._keys(name)
-            pieces = [value] if len(keys) == 1 and not self._stacked(name) else [v.clone() for v in value]
-            tensors.update(zip(keys, pieces, strict=True))
-        return AdapterFiles(self.config(), tensors)
+        return AdapterFiles(self.config(), {name: to_file(place) for name, place in self._places().items()})
 
     def read(self, files: AdapterFiles) -> None:
-        check_config(files.config, self.config())
-        wanted = {key: name for name in self.params for key in self._keys(name)}
-        found = dict(files.tensors)
-        stacked: dict[str, str] = {}
-        for name in self.params:
-            keys = self._keys(name)
-            if self._stacked(name) and all(key in found for key in keys):
-                found[name] = torch.stack([found.pop(key) for key in keys])
-                for key in keys:
-                    del wanted[key]
-                stacked[name] = name
-        self.params.load(matching(found, wanted | stacked, self.params))
+        own = self.config()
+        check_config(files.config, own, [key for key in self.settings if key in own])
+        take(files.tensors, self._places())
         self.begin_step()
 
-    def _stacked(self, name: str) -> bool:
-        """The parameter is of all experts of a site."""
-        return any(name.startswith(f"{site.name}.") for site in self.expert_sites)
-
-    def _keys(self, name: str) -> list[str]:
-        """The names of a parameter in files, one an expert."""
-        if not self._stacked(name):
-            return [in_file(self.root, name)]
-        site, half = name.split(".lora_")
-        return [f"{in_file(self.root, site)}.experts.{e}.lora_{half}" for e in range(self._settings.num_experts)]
+    def _places(self) -> dict[str, Tensor]:
+        """The parameters by their names in files; those of all experts of a site in pieces, one an expert."""
+        found: dict[str, Tensor] = {}
+        for name in self.params:
+            value = self.params[name].value
+            if any(name.startswith(f"{site.name}.") for site in self.expert_sites):
+                found |= by_expert(self.root, name, value)
+            else:
+                found[in_file(self.root, name)] = value
+        return found
 
     def config(self) -> dict[str, Any]:
         """`adapter_config.json`: at its top the ordinary adapter's settings, under `expert_lora` the experts' where
@@ -207,6 +193,16 @@ def in_file(root: str, name: str) -> str:
     return f"{root}.{name}" if at is None else ".".join((root, "layers", *parts[at:]))
 
 
+def by_expert(root: str, name: str, value: Tensor) -> dict[str, Tensor]:
+    """The pieces of a parameter of all experts of a linear, by their names in files.
+
+    Args:
+        name: `{site}.lora_{A.weight, B.weight, magnitude_vector}`. value: its first dimension is the experts'.
+    """
+    site, half = name.split(".lora_")
+    return {f"{in_file(root, site)}.experts.{e}.lora_{half}": piece for e, piece in enumerate(value)}
+
+
 def _pair_keys(spec: AdapterCommon, method: PlainMethod) -> dict[str, Any]:
     return {
         "r": spec.r,
@@ -223,7 +219,8 @@ def meant_by(config: Mapping[str, Any]) -> dict[str, object]:
     Raises:
         SpecError: `expert_lora` is no section.
     """
-    experts = config.get("expert_lora") or {}
+    found = config.get("expert_lora")
+    experts = {} if found is None else found
     if not isinstance(experts, Mapping):
         raise SpecError(f"adapter_config.json: expert_lora = {experts!r} is no section with r, lora_alpha and the like")
     top = {"r": config.get("r"), "alpha": config.get("lora_alpha"), "method": _method_of(config)}

@@ -29,7 +29,7 @@ from mlora_sched.spec.plain import LoraSpec
 
 PEFT_PREFIX = "base_model.model."
 _DECISIVE = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "expert_lora", "num_experts", "routing_strategy")
-"""Keys of `adapter_config.json` that decide what the weights mean."""
+"""Keys of `adapter_config.json` that decide what the weights mean; one that is absent, or null, counts as False."""
 _PER_MODULE = ("alpha_pattern", "rank_pattern", "layer_replication", "modules_to_save")
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of PEFT's `init_lora_weights` after which the pairs stand on other weights than the base's."""
@@ -156,17 +156,16 @@ class LoraAdapter(Adapter):
         }
 
     def files(self) -> AdapterFiles:
-        tensors = {PEFT_PREFIX + self._file_name(name): to_file(self.params[name].value) for name in self.params}
-        return AdapterFiles(self.peft_config(), tensors)
+        return AdapterFiles(self.peft_config(), {name: to_file(place) for name, place in self._places().items()})
 
     def read(self, files: AdapterFiles) -> None:
         check_config(files.config, self.peft_config())
-        wanted = {PEFT_PREFIX + self._file_name(name): name for name in self.params}
-        self.params.load(matching(files.tensors, wanted, self.params))
+        take(files.tensors, self._places())
         self.begin_step()
 
-    def _file_name(self, name: str) -> str:
-        return name
+    def _places(self) -> dict[str, Tensor]:
+        """The parameters by their names in files."""
+        return {PEFT_PREFIX + name: self.params[name].value for name in self.params}
 
 
 def by_group(sites: Sequence[Site]) -> list[tuple[SiteGroup, list[Site]]]:
@@ -204,22 +203,17 @@ def check_config(found: dict[str, Any], own: dict[str, Any], keys: Sequence[str]
         refuse_patterns(found)
     except SpecError as error:
         raise SpecError(f"adapter.init_from: its {error}") from None
-    for key in (
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "use_dora",
-        "expert_lora",
-        "num_experts",
-        "routing_strategy",
-        *keys,
-    ):
-        if key in own and found.get(key, False) != own[key]:
+    for key in (*_DECISIVE, *keys):
+        if _said(found, key) != _said(own, key):
             raise SpecError(
                 f"adapter.init_from: its adapter_config.json says {key} = {found.get(key)!r}, the job needs "
-                f"{own[key]!r}; change the job's adapter settings or start from another adapter"
+                f"{own.get(key)!r}; change the job's adapter settings or start from another adapter"
             )
+
+
+def _said(config: Mapping[str, Any], key: str) -> Any:
+    value = config.get(key)
+    return False if value is None else value
 
 
 def refuse_patterns(found: Mapping[str, Any]) -> None:
@@ -248,14 +242,21 @@ def refuse_patterns(found: Mapping[str, Any]) -> None:
         raise SpecError("adapter_config.json: alora_invocation_tokens is not known here; take a LoRA that is always on")
 
 
-def matching(tensors: dict[str, Tensor], wanted: dict[str, str], params: Params) -> dict[str, Tensor]:
-    """Tensors of a file by our parameter names; all of them must be there, with our shapes, and no others."""
-    missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+def take(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of a file to their places, by name: all must be there, in the shapes of these, and no others.
+
+    Nothing is copied where one does not fit.
+
+    Raises:
+        SpecError: the message begins with "adapter.init_from".
+    """
+    missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the job does not train"
         raise SpecError(f"adapter.init_from: {what}; give the job the target_modules of that adapter")
-    for name, own in wanted.items():
-        if tensors[name].shape != params[own].value.shape:
-            found, need = tuple(tensors[name].shape), tuple(params[own].value.shape)
+    for name, place in places.items():
+        if tensors[name].shape != place.shape:
+            found, need = tuple(tensors[name].shape), tuple(place.shape)
             raise SpecError(f"adapter.init_from: {name} has shape {found}, this base and rank need {need}")
-    return {own: tensors[name] for name, own in wanted.items()}
+    for name, place in places.items():
+        place.copy_(tensors[name])

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
-from mlora_sched.adapters.ffn_experts_adapter import in_file
-from mlora_sched.adapters.lora import by_group, check_config, lora_pair, matching
+from mlora_sched.adapters.ffn_experts_adapter import by_expert, in_file
+from mlora_sched.adapters.lora import by_group, check_config, lora_pair, take
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
 from mlora_sched.adapters.routing import RouterStats
@@ -247,37 +247,20 @@ class MixedAdapter(Adapter):
         }
 
     def files(self) -> AdapterFiles:
-        tensors: dict[str, Tensor] = {}
-        for name in self.params:
-            value = to_file(self.params[name].value)
-            keys = self._keys(name)
-            tensors.update(zip(keys, [v.clone() for v in value] if value.dim() == 3 else [value], strict=True))
-        return AdapterFiles(self.config(), tensors)
+        return AdapterFiles(self.config(), {name: to_file(place) for name, place in self._places().items()})
 
     def read(self, files: AdapterFiles) -> None:
         check_config(files.config, self.config(), self.settings)
-        found: dict[str, Tensor] = {}
-        wanted: dict[str, str] = {}
-        left = dict(files.tensors)
-        for name in self.params:
-            keys = self._keys(name)
-            if len(keys) == 1 and self.params[name].value.dim() == 2:
-                wanted[keys[0]] = name
-            elif all(key in left for key in keys) and len({left[key].shape for key in keys}) == 1:
-                found[name] = torch.stack([left.pop(key) for key in keys])
-                wanted[name] = name
-            else:
-                wanted |= dict.fromkeys(keys, name)
-        self.params.load(matching(left | found, wanted, self.params))
+        take(files.tensors, self._places())
         self.begin_step()
 
-    def _keys(self, name: str) -> list[str]:
-        """Of a parameter in files: one tensor for a router, one an expert for the pairs."""
-        value = self.params[name].value
-        if value.dim() == 2:
-            return [in_file(self.root, name)]
-        site, half = name.split(".lora_")
-        return [f"{in_file(self.root, site)}.experts.{e}.lora_{half}" for e in range(len(value))]
+    def _places(self) -> dict[str, Tensor]:
+        """The parameters by their names in files: one tensor for a router, one an expert for the pairs."""
+        found: dict[str, Tensor] = {}
+        for name in self.params:
+            value = self.params[name].value
+            found |= by_expert(self.root, name, value) if value.dim() == 3 else {in_file(self.root, name): value}
+        return found
 
 
 def _router_start(site: Site, experts: int, seed: int) -> Tensor:

@@ -71,6 +71,7 @@ class MixLoraAdapter(FfnExpertsAdapter):
     """Top-k or top-p experts on every targeted FFN."""
 
     root: ClassVar[str] = "mixlora"
+    settings = ("top_k", "top_p")
     marks: ClassVar[Mapping[str, object]] = {"peft_type": "MIXLORA", "routing_strategy": "mixlora"}
 
     def __init__(self, spec: MixLoraSpec, base: FrozenBase, seed: int) -> None:

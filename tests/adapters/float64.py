@@ -12,6 +12,7 @@ import torch
 from engine.bases import llama_config, model_of
 from oracle import ours
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from adapters.reference import Reference
 from adapters.reference_mixed import WEIGHTS, MixedReference
@@ -33,7 +34,7 @@ def float64_model(config: Any = CONFIG) -> Any:
             norm.load_state_dict({"weight": torch.linspace(0.5, 1.5, config.hidden_size)})
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, norm)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Linear | Conv1D) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.3, generator=torch.Generator().manual_seed(1))
     model.set_attn_implementation("sdpa")
     return model

@@ -14,6 +14,7 @@ class MethodCase:
         method: its name in specs and in the registry.
         settings: further fields of its spec.
         some: a few of its targets in a small Llama.
+        variant: what sets it apart from the method's row in `METHOD_CASES`.
         peft: keywords of PEFT's `LoraConfig` that give the same method; None where PEFT has no such method.
     """
 
@@ -21,9 +22,10 @@ class MethodCase:
     settings: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
     some: tuple[str, ...] = ("up_proj", "q_proj", "layers.1.mlp.down_proj")
+    variant: str = ""
 
     def __str__(self) -> str:
-        return self.method
+        return f"{self.method}-{self.variant}" if self.variant else self.method
 
     def adapter(self, **more: Any) -> dict[str, Any]:
         """The `adapter` part of a job spec."""
@@ -45,3 +47,31 @@ METHOD_CASES = (
     MethodCase("loramoe", {"num_experts": 4}, some=("up_proj", "layers.1.mlp.down_proj")),
 )
 PEFT_CASES = tuple(case for case in METHOD_CASES if case.peft is not None)
+VARIANT_CASES = (
+    MethodCase(
+        "mixlora",
+        {"num_experts": 4, "expert_method": "dora", "attention": {"method": "dora", "r": 2}, "router_init_range": 0.5},
+        variant="dora",
+    ),
+    MethodCase(
+        "mixlora",
+        {
+            "num_experts": 4,
+            "routing": "dynamic",
+            "top_p": 0.6,
+            "expert_method": "rslora",
+            "attention": {"method": "rslora", "alpha": 3, "dropout": 0.1},
+            "router_aux_loss_coef": 0.1,
+            "router_init_range": 0.5,
+        },
+        variant="dynamic",
+    ),
+    MethodCase("llava_mole", {"num_experts": 3, "expert_method": "dora", "router_aux_loss_coef": 0.1}, variant="dora"),
+)
+"""Experts of other kinds, routed otherwise, with an attention of its own: for tests that cannot tell them apart."""
+
+
+def case_of(method: str) -> MethodCase:
+    """The method's row."""
+    (found,) = (case for case in METHOD_CASES if case.method == method)
+    return found

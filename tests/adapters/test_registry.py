@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,8 @@ from oracle import ours
 
 from adapters.methods import METHOD_CASES, MethodCase
 from mlora_sched.adapters.base import AdapterFiles
+from mlora_sched.adapters.ffn_experts_adapter import FfnExpertsAdapter
+from mlora_sched.adapters.mixed_rank import MixedAdapter
 from mlora_sched.adapters.params import Params
 from mlora_sched.adapters.registry import METHODS, build_adapter
 from mlora_sched.adapters.registry import spec_of as meaning_of
@@ -88,6 +91,52 @@ def test_files_that_do_not_fit_are_refused(case: MethodCase) -> None:
         same.read(AdapterFiles(files.config, cut))
 
 
+ROUTED = [case for case in METHOD_CASES if issubclass(METHODS[case.method], FfnExpertsAdapter | MixedAdapter)]
+
+
+@pytest.mark.parametrize("case", ROUTED, ids=str)
+def test_experts_of_different_shapes_are_refused(case: MethodCase) -> None:
+    """All of a linear go into one tensor; that one of them does not fit must not come as an error of torch's."""
+    adapter = build_adapter(spec_of(case.adapter()), base_of(llama_config()), seed=1)
+    files, before = adapter.files(), values(adapter.params)
+    name = next(name for name in files.tensors if ".experts.1.lora_A" in name)
+    cut = {**files.tensors, name: files.tensors[name][:, :-1]}
+    with pytest.raises(
+        SpecError, match=rf"adapter\.init_from: {re.escape(name)} has shape \(4, 63\), .* need \(4, 64\)"
+    ):
+        adapter.read(AdapterFiles(files.config, cut))
+    assert all(torch.equal(value, before[name]) for name, value in values(adapter.params).items())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "says"),
+    [
+        ({"alpha": 32, "attention": {"alpha": 8}}, {}, r"expert_lora = \{.*'lora_alpha': 32.*the job needs None"),
+        ({}, {"alpha": 32, "attention": {"alpha": 8}}, r"expert_lora = None, the job needs \{.*'lora_alpha': 32"),
+        ({"expert_method": "rslora"}, {}, "expert_lora"),
+        ({"top_k": 1}, {}, "top_k = 1, the job needs 2"),
+        ({"routing": "dynamic"}, {}, "routing_strategy = 'mixlora-dynamic', the job needs 'mixlora'"),
+        ({"routing": "dynamic", "top_p": 0.5}, {"routing": "dynamic"}, "top_p = 0.5, the job needs 0.8"),
+    ],
+    ids=str,
+)
+def test_experts_that_mean_something_else_are_refused(theirs: dict[str, Any], own: dict[str, Any], says: str) -> None:
+    """The tensors are the same in number, name and shape; only the config tells."""
+    base, usual = base_of(llama_config()), {"method": "mixlora", "r": 4, "alpha": 8, "num_experts": 4}
+    there, here = (build_adapter(spec_of({**usual, **more}), base, seed=1) for more in (theirs, own))
+    assert there.files().tensors.keys() == here.files().tensors.keys()
+    with pytest.raises(SpecError, match=rf"adapter\.init_from: .* says {says}"):
+        here.read(there.files())
+
+
+def test_null_in_a_config_is_as_if_the_key_were_absent() -> None:
+    adapter = build_adapter(spec_of({"method": "mixlora", "num_experts": 2}), base_of(llama_config()), seed=1)
+    files = adapter.files()
+    config = files.config | {"expert_lora": None, "use_dora": None, "top_p": None}
+    adapter.read(AdapterFiles(config, files.tensors))
+    assert meaning_of(config) == meaning_of(files.config)
+
+
 @pytest.mark.parametrize("case", METHOD_CASES, ids=str)
 @pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
 def test_a_config_says_what_its_weights_mean(case: MethodCase, some: bool) -> None:
@@ -125,6 +174,15 @@ LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_pro
         ({"use_rslora": True, "bias": "all"}, "biases were trained"),
         ({"use_dora": True, "bias": "all"}, "biases were trained"),
         ({"peft_type": "MIXLORA", "routing_strategy": "mixlora"}, "lacks num_experts"),
+        (
+            {"peft_type": "MIXLORA", "routing_strategy": "mixlora", "num_experts": 2, "top_k": 3},
+            ": top_k 3 is more than num_experts 2; lower top_k",
+        ),
+        (
+            {"peft_type": "MIXLORA", "routing_strategy": "mixlora", "num_experts": 2, "top_k": 2, "expert_lora": False},
+            "expert_lora = False is no section",
+        ),
+        ({"peft_type": "LORAMOE", "num_experts": 10**9}, "num_experts = 1000000000: Input should be less than"),
         ({"peft_type": "MIXLORA", "routing_strategy": "mixlora-switch"}, "routing_strategy = 'mixlora-switch'"),
     ],
     ids=str,

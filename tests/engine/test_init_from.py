@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, MethodCase, case_of
 from safetensors.torch import load_file, save_file
 
 from engine.bases import base_of, llama_config
@@ -203,8 +203,7 @@ def test_weights_that_are_not_finite_are_refused(trained: Trained, tmp_path: Pat
     tensors[name][0, 0] = torch.inf
     save_file(tensors, broken / MODEL)
     bench = Bench(tmp_path)
-    (case,) = (case for case in METHOD_CASES if case.method == "mixlora")
-    bench.run(bench.start(adapter=case.adapter(), init_from=broken))
+    bench.run(bench.start(adapter=case_of("mixlora").adapter(), init_from=broken))
     failed = bench.failure()
     assert failed.code is ErrorCode.BAD_SPEC
     assert "adapter.init_from" in failed.message

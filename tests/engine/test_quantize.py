@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, VARIANT_CASES, MethodCase
 from model.architectures import SETTINGS, config_of
 from promise.world import Neighbour, Tenant, World, together
 from torch import Tensor
@@ -45,7 +45,7 @@ def dense_twin(nf4: FrozenBase, config: Any, dtype: torch.dtype) -> FrozenBase:
 
 @NEEDS_BITSANDBYTES
 @DTYPES
-@pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+@pytest.mark.parametrize("case", [*METHOD_CASES, *VARIANT_CASES], ids=str)
 def test_steps_are_those_of_the_dequantised_base(case: MethodCase, dtype: torch.dtype) -> None:
     config = llama_config(attention_bias=True)
     nf4 = base_of(config, dtype, scale=3.0, quantize="nf4")

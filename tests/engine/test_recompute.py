@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.methods import METHOD_CASES
+from adapters.methods import METHOD_CASES, VARIANT_CASES, case_of
 from model.architectures import SETTINGS, config_of
 from torch import Tensor
 
@@ -37,12 +37,13 @@ def assert_same(plain: FrozenBase, thrifty: FrozenBase, adapters: dict[str, dict
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_method_gets_the_same_bits(dtype: torch.dtype, dropout: float) -> None:
-    plain, thrifty = (base_of(llama_config(layers=3), dtype, scale=3.0) for _ in range(2))
+    plain, thrifty = (base_of(llama_config(), dtype, scale=3.0) for _ in range(2))
     checkpoint_activations(thrifty)
-    adapters = {str(case): case.adapter(dropout=dropout) for case in METHOD_CASES}
-    assert_same(plain, thrifty, adapters)
-    for name, adapter in adapters.items():
-        assert_same(plain, thrifty, {name: adapter})
+    for cases in (METHOD_CASES, VARIANT_CASES):
+        adapters = {str(case): case.adapter(dropout=dropout) for case in cases}
+        assert_same(plain, thrifty, adapters)
+        for name, adapter in adapters.items():
+            assert_same(plain, thrifty, {name: adapter})
 
 
 @pytest.mark.parametrize("model_type", SETTINGS)
@@ -83,7 +84,7 @@ def test_an_evaluation_runs_once() -> None:
 def test_a_routed_adapter_counts_as_one() -> None:
     base = base_of(llama_config(layers=3))
     checkpoint_activations(base)
-    adapter = METHOD_CASES[-1].adapter(target_modules=["layers.1.mlp.up_proj"])
+    adapter = case_of("mixlora").adapter(target_modules=["layers.1.mlp.up_proj"])
     member = member_of(base, adapter)
     grads = step(base, {"job": member})[1]
     assert float(grads["job"].abs().max()) > 0

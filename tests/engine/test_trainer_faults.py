@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, MethodCase, case_of
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +25,7 @@ from mlora_sched.engine.step import SegmentResult
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Attached, EvalDone, GroupAccount, Slice, SliceDone, StepDone, Turn
 
-MIXLORA = METHOD_CASES[-1]
+MIXLORA = case_of("mixlora")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, MethodCase, case_of
 
 from engine.bench import Bench
 from engine.test_guards import plain_spike, plain_steep
@@ -22,7 +22,7 @@ from mlora_sched.spec.state import ErrorCode, StoppedBy
 from mlora_sched.spec.wire import EvalDone, JobFailed, JobFinished, JobStart, StepDone
 
 STEPS = 12
-METHODS = pytest.mark.parametrize("case", [METHOD_CASES[0], METHOD_CASES[-1]], ids=str)
+METHODS = pytest.mark.parametrize("case", [METHOD_CASES[0], case_of("mixlora")], ids=str)
 
 
 def with_sections(start: JobStart, limits: LimitsSpec | None, watch: GuardsSpec | None) -> JobStart:
@@ -45,7 +45,7 @@ def job_of(
 
 
 def neighbour_of(bench: Bench) -> JobStart:
-    return bench.start("neighbour", adapter=METHOD_CASES[-1].adapter(dropout=0.1), max_steps=6)
+    return bench.start("neighbour", adapter=case_of("mixlora").adapter(dropout=0.1), max_steps=6)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, MethodCase, case_of
 from promise.world import base_in
 
 from engine.bench import WORLD, Bench
@@ -18,7 +18,7 @@ from mlora_sched.spec.state import StoppedBy
 from mlora_sched.spec.wire import Detached, EvalDone, JobFinished, JobStart, StepDone
 
 STEPS = 12
-METHODS = pytest.mark.parametrize("case", [METHOD_CASES[0], METHOD_CASES[-1]], ids=str)
+METHODS = pytest.mark.parametrize("case", [METHOD_CASES[0], case_of("mixlora")], ids=str)
 HOSTS = pytest.mark.parametrize("host", [0, 1 << 30], ids=["saved", "parked"])
 
 

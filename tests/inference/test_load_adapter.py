@@ -15,7 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from adapters.methods import METHOD_CASES, PEFT_CASES, MethodCase
+from adapters.methods import METHOD_CASES, PEFT_CASES, MethodCase, case_of
 from engine.bases import VOCAB, base_of, llama_config, model_of, prepared
 from model.architectures import config_of
 from oracle import ours
@@ -223,7 +223,7 @@ def test_an_adapter_of_pefts_own_making_is_read(tmp_path: Path) -> None:
 
 
 def test_device_and_dtype_follow_the_model(exported: Exported) -> None:
-    folder, expected = exported(METHOD_CASES[-1])
+    folder, expected = exported(case_of("mixlora"))
     model = mlora_sched.load_adapter(plain(dtype=torch.bfloat16), folder)
     with torch.no_grad():
         logits = model(ids_of(ROWS[1])).logits[0]
@@ -259,7 +259,7 @@ def test_unloading_gives_the_model_back(model_type: str, exported: Exported) -> 
 
 
 def test_a_forward_that_fails_leaves_nothing_behind(exported: Exported) -> None:
-    expected, model = exported(METHOD_CASES[-1])[1], loaded(METHOD_CASES[-1], exported)
+    expected, model = exported(case_of("mixlora"))[1], loaded(case_of("mixlora"), exported)
     with torch.no_grad():
         with pytest.raises(BaseError, match="neither input_ids nor inputs_embeds"):
             model()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, VARIANT_CASES, MethodCase
 from engine.bases import NEEDS_BITSANDBYTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -48,9 +49,20 @@ IN_4_BITS = [
 @pytest.mark.parametrize("world", [*WORLDS, *IN_4_BITS], ids=str)
 def test_every_method_in_mixed_company_is_as_alone(world: World) -> None:
     """All methods in one pack, dropout on and off, each parked twice, each compared with itself alone."""
+    check_company(world, METHOD_CASES)
+
+
+@pytest.mark.parametrize("world", [World(), World(dtype=torch.bfloat16)], ids=str)
+def test_experts_of_every_kind_are_as_alone(world: World) -> None:
+    """Among them those that DoRA rescales, whose row norms are let go when a job is parked and made anew."""
+    check_company(world, (*VARIANT_CASES, METHOD_CASES[0]))
+
+
+def check_company(world: World, cases: Sequence[MethodCase]) -> None:
+    """One job of each, in one pack."""
     tenants = [
         tenant_of(case, f"{case}-{at}", seed=at, dropout=0.2 * ((at + world.threads) % 2))
-        for at, case in enumerate(METHOD_CASES)
+        for at, case in enumerate(cases)
     ]
     parks = [((at + 1, 2), (at + 4, 1)) for at in range(len(tenants))]
     company = together(world, [Neighbour(tenant, at % 3, parks=parks[at]) for at, tenant in enumerate(tenants)])
@@ -101,7 +113,7 @@ def tenants(name: str) -> st.SearchStrategy[Tenant]:
         lambda case, r, alpha, dropout, targets: case.adapter(
             r=r, alpha=alpha, dropout=dropout, target_modules=_targets(case, targets)
         ),
-        st.sampled_from(METHOD_CASES),
+        st.sampled_from((*METHOD_CASES, *VARIANT_CASES)),
         st.sampled_from([1, 3, 4, 8, 16]),
         st.sampled_from([1.0, 8.0, 32.0]),
         st.sampled_from([0.0, 0.05, 0.5]),
