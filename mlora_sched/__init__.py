@@ -23,6 +23,13 @@ def load_adapter(model: Model, directory: str | PathLike[str]) -> Model:
     `model(…)` and `model.generate(…)` then work as before, with padding, caches and any attention implementation. The
     model is frozen and in evaluation mode from then on; move it to its device and dtype before.
 
+        model = AutoModelForCausalLM.from_pretrained("meta-llama/Llama-3.2-1B", dtype="bfloat16", device_map="cuda")
+        mlora_sched.load_adapter(model, "arc-adapter")
+        model.generate(**tokenizer("Is ice cold?", return_tensors="pt").to(model.device), max_new_tokens=20)
+
+    It has to be the base that the adapter was trained on (`base_model_name_or_path` in `adapter_config.json`). One of
+    other shapes is refused; another of the same shapes is not noticed, and gives worse answers.
+
     Args:
         model: what `AutoModelForCausalLM.from_pretrained` gives, not quantised, on one device.
         directory: with `adapter_config.json` and `adapter_model.safetensors`, as `pull` and `run` make them, or PEFT

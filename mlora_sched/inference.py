@@ -222,7 +222,8 @@ class _Running:
         return before, decoder.register_forward_hook(self._after, always_call=True)
 
     def _before(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._thread is not None:
+        # where it is this one, a forward was interrupted from the keyboard, which skips even the hooks of failures
+        if self._thread not in (None, threading.get_ident()):
             raise BaseError("another thread runs this model; a model with an adapter takes one forward at a time")
         base, adapter = self._base, self._adapter
         weight = next(iter(base.sites.values())).weight

@@ -14,6 +14,8 @@ from mlora_sched.spec.experts import ExpertsBrief, ExpertsRecord, LoadBy, Router
 
 _BLOCKS, _NOTHING = "▁▂▃▄▅▆▇█", "·"
 _PLAIN_BLOCKS, _PLAIN_NOTHING = "12345678", "."
+_MOST_WARNINGS = 10
+"""What is printed of them; a base has hundreds of linears."""
 _ROOM = 20
 """Columns of the blocks at least, on however narrow a terminal."""
 
@@ -70,7 +72,9 @@ def experts_lines(view: ExpertsView, width: int, *, plain: bool = False) -> Iter
             begin = " " * len(begin)
     yield ""
     yield from drawing.legend(view.routers)
-    yield from (f"warning: {one_line(text)}" for text in view.warnings)
+    yield from (f"warning: {one_line(text)}" for text in view.warnings[:_MOST_WARNINGS])
+    if len(view.warnings) > _MOST_WARNINGS:
+        yield f"and {len(view.warnings) - _MOST_WARNINGS} warnings more, of other routers; --json has all of them"
 
 
 def brief_text(brief: ExpertsBrief | None) -> str:

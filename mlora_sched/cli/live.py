@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -29,10 +29,9 @@ class JobLine:
     why: str = ""
 
 
-def jobs_table(lines: Sequence[JobLine], title: str, caption: str) -> Table:
-    """A table of jobs with their progress."""
-    below = Text(printable(caption), style="table.caption") if caption else None
-    table = Table(title=title, caption=below, title_justify="left", caption_justify="left")
+def jobs_table(lines: Sequence[JobLine], title: str, caption: str) -> RenderableType:
+    """A table of jobs with their progress; the caption is as wide as the terminal, which a table may be wider than."""
+    table = Table(title=title, title_justify="left")
     table.add_column("job", no_wrap=True)
     table.add_column("method")
     table.add_column("state")
@@ -56,4 +55,4 @@ def jobs_table(lines: Sequence[JobLine], title: str, caption: str) -> Table:
             f"{line.tokens:,}" if line.tokens else "",
         ]
         table.add_row(*cells, *([line.why] if reasons else []))
-    return table
+    return Group(table, Text(printable(caption), style="table.caption")) if caption else table

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from mlora_sched.cli.live import JobLine, jobs_table
 from mlora_sched.client import Client
@@ -103,7 +102,7 @@ def train_in_turn(client: Client, jobs: Sequence[DemoJob], target: Path, console
     return Session(tuple(done), seconds)
 
 
-def _table(daemon: DaemonView, views: Sequence[JobView], seconds: float) -> Table:
+def _table(daemon: DaemonView, views: Sequence[JobView], seconds: float) -> RenderableType:
     now = f"{daemon.tokens_per_second:,.0f} tokens/s now, " if daemon.tokens_per_second else ""
     caption = (
         f"{now}{sum(view.tokens for view in views) / seconds:,.0f} tokens/s since the start · "

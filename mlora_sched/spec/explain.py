@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,10 +29,22 @@ _FOREIGN: dict[str, str] = {
     "adapter_name_or_path": "adapter.init_from",
     "peft_use_rslora": "adapter.method: rslora",
     "peft_use_dora": "adapter.method: dora",
-    "use_rslora": "adapter.method: rslora",
-    "use_dora": "adapter.method: dora",
+    "use_rslora": "adapter.method: rslora, of experts adapter.expert_method: rslora",
+    "use_dora": "adapter.method: dora, of experts adapter.expert_method: dora",
     "loraplus_lr_ratio": "adapter.lr_ratio with adapter.method: loraplus",
     "finetuning_type": "adapter.method",
+    # MoE-PEFT and the mixlora package
+    "peft_type": "adapter.method",
+    "routing_strategy": "adapter.method; of mixlora also adapter.routing",
+    "expert_lora": "adapter.r, adapter.alpha and adapter.expert_method; adapter.attention has its own",
+    "router_loss": "adapter.router_aux_loss_coef, with 0 for none",
+    "blc_alpha": "adapter.balance_shift",
+    "blc_weight": "adapter.router_aux_loss_coef",
+    "entropy_type": "adapter.entropy_index, with 1 for Shannon's entropy",
+    "act_fn": "leave it out: the activation belongs to the base",
+    "jitter_noise": "leave it out: no router is jittered",
+    "expert_capacity": "leave it out: no expert turns tokens away",
+    "router_z_loss_coef": "leave it out: switch routing is not implemented",
     "stage": "objective.type",
     "model_name_or_path": "base_model (the name under which the daemon serves the base)",
     "datasets": "data.train",
@@ -70,24 +82,28 @@ _FOREIGN: dict[str, str] = {
     "early_stopping_threshold": "early_stopping.min_delta",
     "early_stopping_steps": "early_stopping.patience (counted in evaluations)",
     "metric_for_best_model": "early_stopping.metric",
-    "output_dir": "nothing here: `run --out DIR` and `pull ID DIR` say where results go",
-    "bf16": "nothing here: the precision belongs to the base (`serve --dtype`)",
-    "fp16": "nothing here: the precision belongs to the base (`serve --dtype`)",
-    "load_in_4bit": "nothing here: quantisation belongs to the base",
-    "load_in_8bit": "nothing here: quantisation belongs to the base",
-    "flash_attention": "nothing here: attention belongs to the engine",
-    "gradient_checkpointing": "nothing here: recomputation belongs to the daemon",
-    "sample_packing": "nothing here: rows are always packed, without padding",
-    "modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
-    "lora_modules_to_save": "nothing here: the base is shared and frozen, only adapters are trained",
-    "additional_target": "nothing here: the base is shared and frozen, only adapters are trained",
-    "deepspeed": "nothing here: the daemon places jobs itself",
+    "output_dir": "leave it out: `run --out DIR` and `pull ID DIR` say where results go",
+    "bf16": "leave it out: the precision belongs to the base (`serve --dtype`)",
+    "fp16": "leave it out: the precision belongs to the base (`serve --dtype`)",
+    "load_in_4bit": "leave it out: quantisation belongs to the base",
+    "load_in_8bit": "leave it out: quantisation belongs to the base",
+    "flash_attention": "leave it out: attention belongs to the engine",
+    "gradient_checkpointing": "leave it out: recomputation belongs to the daemon",
+    "sample_packing": "leave it out: rows are always packed, without padding",
+    "modules_to_save": "leave it out: the base is shared and frozen, only adapters are trained",
+    "lora_modules_to_save": "leave it out: the base is shared and frozen, only adapters are trained",
+    "additional_target": "leave it out: the base is shared and frozen, only adapters are trained",
+    "deepspeed": "leave it out: the daemon places jobs itself",
 }
+_LEAVE_OUT = "leave it out: "
+"""How answers begin to keys that have no counterpart."""
 _LONGEST_KEY = 100
 """Characters of a key that is compared with ours; a longer one is none of them misspelt."""
 _SHAPES = {"sweep.parameters.": "{values: [...]} or {log_uniform: [..., ...]}", "sweep.stop": "{rule: asha}"}
 """How sections are written that people have as a list or a word."""
 _MAIN_KEYS = {"adapter": "method", "data": "train", "objective": "type"}
+_SETTINGS_OF = {"mixdora": "mixlora with expert_method: dora", "qlora": "lora, on a base that is served in 4 bits"}
+"""What other programs call a method of its own, and here is a setting of another."""
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel], where: str) -> str:
@@ -125,11 +141,20 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> tuple[str, str]:
         return field, item["msg"].removeprefix("Value error, ")
     if kind == "union_tag_invalid":
         tags, key = (item["ctx"][name].replace("'", "") for name in ("expected_tags", "discriminator"))
-        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; choose one of {tags}"
+        return f"{field}.{key}", f"{item['ctx']['tag']!r} is no {key}; {_meant(item['ctx']['tag'], tags)}"
     if kind in ("model_type", "model_attributes_type"):
         return field, f"{shown(item['input'])}: is no section of keys{_section_remedy(field, item['input'], model)}"
     message = item["msg"][:1].lower() + item["msg"][1:]
     return field, f"{shown(item['input'])}: {message.removeprefix('input ')}"
+
+
+def _meant(tag: str, tags: str) -> str:
+    """The method, or the like, that was meant by a word that is none."""
+    plain = tag[:_LONGEST_KEY].lower().replace("-", "").replace("_", "")
+    if plain in _SETTINGS_OF:
+        return f"here it is {_SETTINGS_OF[plain]}"
+    same = [known for known in tags.split(", ") if known.replace("_", "") == plain]
+    return f"did you mean {same[0]}?" if same else f"choose one of {tags}"
 
 
 def _section_remedy(field: str, value: object, model: type[BaseModel]) -> str:
@@ -170,13 +195,15 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
         if field.startswith("sweep."):
             return "it does not go with this rule; leave it out or choose another rule"
         return f"it does not go with {_method(raw)}; leave it out or choose another method"
+    parent = field.rpartition(".")[0]
     if key in _FOREIGN:
-        return f"here it is {_FOREIGN[key]}"
+        return _ours(_FOREIGN[key], parent, known)
     elsewhere = [path for path, name in known.items() if name == key]
     if elsewhere:
         highest = min(path.count(".") for path in elsewhere)
         return f"did you mean {' or '.join(path for path in elsewhere if path.count('.') == highest)}?"
-    parent = field.rpartition(".")[0]
+    for path in _of_other_methods(raw, model):
+        known.pop(path, None)
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     for known_paths in (beside, list(known)) if len(key) <= _LONGEST_KEY else ():
         by_name = {path.rpartition(".")[2]: path for path in reversed(known_paths)}
@@ -189,6 +216,26 @@ def _suggest(key: str, field: str, raw: object, model: type[BaseModel]) -> str:
 def _method(raw: object) -> str:
     adapter = raw.get("adapter") if isinstance(raw, dict) else None
     return f"method {adapter.get('method', 'lora') if isinstance(adapter, dict) else 'lora'}"
+
+
+def _ours(answer: str, parent: str, known: Mapping[str, str]) -> str:
+    """What `_FOREIGN` has of a key, or the field of that name in the section where the key stands."""
+    if answer.startswith(_LEAVE_OUT):
+        return answer
+    beside = f"{parent}.{answer.rpartition('.')[2]}"
+    return f"here it is {beside if answer in known and beside in known else answer}"
+
+
+def _of_other_methods(raw: object, model: type[BaseModel]) -> set[str]:
+    """Paths of the adapter's fields that the spec's method does not have."""
+    section = model.model_fields.get("adapter")
+    members = [] if section is None else list(_models(section.annotation))
+    chosen = _method(raw).removeprefix("method ")
+    mine, others = set[str](), set[str]()
+    for member in members:
+        tags = typing.get_args(member.model_fields["method"].annotation)
+        (mine if chosen in tags else others).update(path for path, _ in _fields(member, "adapter."))
+    return others - mine if mine else set()
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -20,7 +20,10 @@ from mlora_sched.spec.adapter_common import (
 )
 from mlora_sched.spec.routed import LlavaMoleSpec, LoraMoeSpec, MixLoraSpec, MolaSpec
 
-_FFN = "an FFN whose linears are known here (gate_proj, up_proj, down_proj; gate_up_proj, down_proj; or fc1, fc2)"
+_FFN = (
+    "an FFN whose linears are known here and lie in a module of their own (gate_proj, up_proj, down_proj; "
+    "gate_up_proj, down_proj; or two such as fc1, fc2)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,12 @@ def _check_has_ffns(adapter: MixLoraSpec | LlavaMoleSpec | LoraMoeSpec, places: 
     if places.is_mixture:
         raise SpecError(
             f"adapter.method: {adapter.method} puts experts on a dense FFN, but the FFN of base {places.base} is "
-            f"itself a mixture; use lora on its attention"
+            f"itself a mixture; use lora on its attention, or dynmole or mola, which have a router for each linear"
         )
     if not places.ffns:
         raise SpecError(
             f"adapter.method: {adapter.method} needs {_FFN}; base {places.told} has none; use lora, rslora, "
-            f"loraplus or dora"
+            f"loraplus or dora, or dynmole or mola, which have a router for each linear"
         )
 
 

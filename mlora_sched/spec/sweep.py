@@ -29,7 +29,7 @@ from mlora_sched.spec.told import told
 MAX_TRIALS = 256
 """Trials of one sweep: they are jobs like others, and people have to look at them."""
 
-_FIELD = re.compile(r"(training|adapter)(\.[a-z_]+)+")
+_FIELD = re.compile(r"(training|adapter|adapter\.attention)\.[a-z_]+")
 _DIGITS = 6
 """Significant digits of a number that is drawn: people read it, and no machine's logarithm decides it."""
 _LISTED = 4096

@@ -15,7 +15,10 @@ from mlora_sched.cli.main import run
 Capture = pytest.CaptureFixture[str]
 MIXLORA, LLAVA = {"method": "mixlora"}, {"method": "llava_mole"}
 LAYER_FFN = "is a part of the FFN, which carries experts; name it in adapter.target_modules, and other linears here"
-MIXTURE = "puts experts on a dense FFN, but the FFN of base bare is itself a mixture; use lora on its attention"
+MIXTURE = (
+    "puts experts on a dense FFN, but the FFN of base bare is itself a mixture; use lora on its attention, or dynmole "
+    "or mola, which have a router for each linear"
+)
 
 BY_SPEC = [
     ({**MIXLORA, "num_experts": 2, "top_k": 3}, "top_k 3 is more than num_experts 2; lower top_k"),
@@ -59,7 +62,7 @@ BY_BASE = {
     ],
     "qwen3_moe": [({**MIXLORA, "target_modules": ["gate_proj"]}, f"adapter.method: mixlora {MIXTURE}")],
     "opt": [
-        (MIXLORA, "base bare (opt) has none; use lora, rslora, loraplus or dora"),
+        (MIXLORA, "base bare (opt) has none; use lora, rslora, loraplus or dora, or dynmole or mola"),
         ({"target_modules": "all-ffn"}, "base bare (opt) has none; choose from fc1, fc2,"),
     ],
 }

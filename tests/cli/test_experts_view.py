@@ -80,6 +80,19 @@ def test_warnings() -> None:
     )
 
 
+def test_of_many_warnings_some_are_printed_and_the_rest_are_counted() -> None:
+    idle = [load(f"model.layers.{layer}.mlp", [0.4, 0.3, 0.3, 0.0]) for layer in range(12)]
+    for routers, printed, more in (
+        (10, 10, []),
+        (12, 10, ["and 2 warnings more, of other routers; --json has all of them"]),
+    ):
+        shown = view(*idle[:routers])
+        lines = list(experts_lines(shown, 80))
+        assert len(shown.warnings) == routers
+        assert sum(line.startswith("warning: ") for line in lines) == printed
+        assert [line for line in lines if line.startswith("and ")] == more
+
+
 @given(
     counts=st.lists(st.integers(0, 50), min_size=1, max_size=256).filter(any),
     width=st.integers(20, 200),

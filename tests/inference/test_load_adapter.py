@@ -162,6 +162,7 @@ def test_targets_of_every_kind_are_found_again(
     [
         ("r", "four", "adapter_config.json: r = 'four': Input should be a valid integer"),
         ("num_experts", 0, "adapter_config.json: num_experts = 0: Input should be greater than or equal to 1"),
+        ("top_k", 3, "adapter_config.json: top_k 3 is more than num_experts 2; lower top_k"),
         ("expert_lora", "none", "adapter_config.json: expert_lora = 'none' is no section"),
         (
             "expert_lora",
@@ -260,11 +261,19 @@ def test_unloading_gives_the_model_back(model_type: str, exported: Exported) -> 
 
 def test_a_forward_that_fails_leaves_nothing_behind(exported: Exported) -> None:
     expected, model = exported(case_of("mixlora"))[1], loaded(case_of("mixlora"), exported)
+
+    def interrupt(*_: object) -> None:  # as a cell of a notebook is; torch calls no hook of the decoder's then
+        raise KeyboardInterrupt
+
     with torch.no_grad():
         with pytest.raises(BaseError, match="neither input_ids nor inputs_embeds"):
             model()
         with pytest.raises(IndexError):
             model(torch.full((1, 4), VOCAB))
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids_of(ROWS[1]))
+        handle.remove()
         torch.testing.assert_close(model(ids_of(ROWS[0])).logits[0], expected[0], rtol=0, atol=1e-5)
 
 

@@ -82,7 +82,9 @@ def test_an_adapter_that_cannot_sit_on_the_base_is_refused(
     assert "odd-t02: adapter.target_modules: 'gone' is no linear of base demo" in capsys.readouterr().err
     mixture = WorkerStatus(base="demo", shape=SHAPE.model_copy(update={"is_mixture": True}), buckets=(1024,))
     served.store.set_worker_status(mixture)
-    with pytest.raises(SpecError, match="the FFN of base demo is itself a mixture; use lora on its attention"):
+    with pytest.raises(
+        SpecError, match="the FFN of base demo is itself a mixture; use lora on its attention, or dynmole or mola"
+    ):
         client.submit(spec("odd", adapter={"method": "llava_mole"}))
     assert served.store.list() == []
     served.store.set_worker_status(WorkerStatus(base="other", shape=SHAPE, buckets=(1024,), memory=report(1100)))

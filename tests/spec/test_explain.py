@@ -33,13 +33,25 @@ def problem(**changes: Any) -> str:
     [
         ({"adaptr": {}}, "adaptr: unknown key; did you mean adapter?"),
         ({"r": 8}, "r: unknown key; did you mean adapter.r?"),
+        ({"num_experts": 8}, "num_experts: unknown key; did you mean adapter.num_experts?"),
         ({"data": {"train": "a", "shufle": True}}, "data.shufle: unknown key; did you mean data.shuffle?"),
-        ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, attention, "),
+        ({"adapter": {"zzz": 1}}, "adapter.zzz: unknown key; known keys here are alpha, dropout, "),
         (
             {"adapter": {"num_experts": 4}},
             "adapter.num_experts: unknown key; it does not go with method lora; leave it out or choose another method",
         ),
         ({"adapter": {"method": "lorra"}}, "adapter.method: 'lorra' is no method; choose one of lora, rslora"),
+        ({"adapter": {"method": "MixLoRA"}}, "adapter.method: 'MixLoRA' is no method; did you mean mixlora?"),
+        ({"adapter": {"method": "llava-mole"}}, "adapter.method: 'llava-mole' is no method; did you mean llava_mole?"),
+        (
+            {"adapter": {"method": "MixDoRA"}},
+            "adapter.method: 'MixDoRA' is no method; here it is mixlora with expert_method: dora",
+        ),
+        (
+            {"adapter": {"method": "mixlora", "attention": {"rank": 4}}},
+            "adapter.attention.rank: unknown key; here it is adapter.attention.r",
+        ),
+        ({"adapter": {"rank": 4}}, "adapter.rank: unknown key; here it is adapter.r"),
         ({"adapter": {"r": "many"}}, "adapter.r: 'many': should be a valid integer"),
         ({"adapter": {"r": 0}}, "adapter.r: 0: should be greater than or equal to 1"),
         ({"adapter": {"method": "mixlora", "top_k": 9}}, "adapter: top_k 9 is more than num_experts 8; lower top_k"),
@@ -97,22 +109,43 @@ def test_each_mistake_names_field_value_and_remedy(changes: dict[str, Any], mess
 
 
 @pytest.mark.parametrize(
+    ("adapter", "ends"),
+    [
+        (
+            {"method": "mola", "zzz": 1},
+            "known keys here are alpha, dropout, experts, init_from, method, r, router_aux_loss_coef, target_modules, "
+            "top_k",
+        ),
+        ({"zzz": 1}, "known keys here are alpha, dropout, init_from, method, r, target_modules"),
+        ({"method": "mixlora", "router_dynloss_coef": 1}, "did you mean adapter.router_aux_loss_coef?"),
+        ({"method": "dynmole", "router_dynloss_coef": 1}, "did you mean adapter.router_dyn_loss_coef?"),
+    ],
+)
+def test_only_keys_that_the_method_has_are_proposed(adapter: dict[str, Any], ends: str) -> None:
+    assert problem(adapter=adapter).endswith(ends)
+
+
+@pytest.mark.parametrize(
     ("key", "ours"),
     [
-        ("lora_rank", "adapter.r"),
-        ("finetuning_type", "adapter.method"),
-        ("stage", "objective.type"),
-        ("cutoff_len", "data.max_length"),
-        ("val_set_size", "data.validation"),
-        ("micro_batch_size", "training.batch_size"),
-        ("num_train_epochs", "training.epochs"),
-        ("loss_watchdog_threshold", "guards.loss_spike"),
-        ("load_in_4bit", "nothing here: quantisation belongs to the base"),
+        ("act_fn", "leave it out: the activation belongs to the base"),
+        ("routing_strategy", "here it is adapter.method; of mixlora also adapter.routing"),
+        ("expert_lora", "here it is adapter.r, adapter.alpha and adapter.expert_method; adapter.attention has its own"),
+        ("blc_weight", "here it is adapter.router_aux_loss_coef"),
+        ("lora_rank", "here it is adapter.r"),
+        ("finetuning_type", "here it is adapter.method"),
+        ("stage", "here it is objective.type"),
+        ("cutoff_len", "here it is data.max_length"),
+        ("val_set_size", "here it is data.validation"),
+        ("micro_batch_size", "here it is training.batch_size"),
+        ("num_train_epochs", "here it is training.epochs"),
+        ("loss_watchdog_threshold", "here it is guards.loss_spike"),
+        ("load_in_4bit", "leave it out: quantisation belongs to the base"),
     ],
 )
 def test_keys_of_other_trainers_are_answered_with_ours(key: str, ours: str) -> None:
-    assert f"toy.yaml: {key}: unknown key; here it is {ours}" in problem(**{key: 1})
-    assert f"toy.yaml: training.{key}: unknown key; here it is {ours}" in problem(training={key: 1})
+    assert f"toy.yaml: {key}: unknown key; {ours}" in problem(**{key: 1})
+    assert f"toy.yaml: training.{key}: unknown key; {ours}" in problem(training={key: 1})
 
 
 @pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens", "wte", "modules_to_save"])

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from mlora_sched.errors import SpecError
 from mlora_sched.spec.job import JobSpec, parse_job
 from mlora_sched.spec.override import parse_override
-from mlora_sched.spec.plain import PlainMethod
-from mlora_sched.spec.routed import MixLoraSpec
 from mlora_sched.spec.sweep import MAX_TRIALS, Sweep, SweepSpec, parse_document, read_document
 
 DATA = {"train": "a.jsonl", "validation": 0.1}
@@ -54,19 +52,17 @@ def test_a_trial_is_the_job_that_its_values_make_of_the_spec() -> None:
     assert second.spec == parse_job({"name": "lr-t02", "data": DATA, "adapter": {"method": "mixlora", "r": 4}})
 
 
-def test_a_grid_goes_into_sections_of_the_adapter() -> None:
-    raw = {
-        "parameters": {
-            "adapter.attention.r": {"values": [2, 4]},
-            "adapter.num_experts": {"values": [3, 5]},
-            "adapter.expert_method": {"values": ["dora"]},
-        }
-    }
-    sweep = sweep_of(raw, adapter={"method": "mixlora", "attention": {"method": "rslora"}})
-    adapters = [trial.spec.adapter for trial in sweep.trials()]
-    found = [(one.attention.r, one.num_experts) for one in adapters if isinstance(one, MixLoraSpec)]
-    assert found == list(itertools.product([2, 4], [3, 5]))
-    assert {one.attention.method for one in adapters if isinstance(one, MixLoraSpec)} == {PlainMethod.RSLORA}
+def test_the_attention_beside_experts_can_vary() -> None:
+    """Also where the spec itself has no section of it, or other keys in it."""
+    raw = {"parameters": {"adapter.attention.r": {"values": [2, 4]}}}
+    for given_too in ({}, {"attention": {"method": "rslora"}}):
+        adapter = {"method": "mixlora", **given_too}
+        for trial, rank in zip(sweep_of(raw, adapter=adapter).trials(), (2, 4), strict=True):
+            wanted = {"method": "mixlora", "attention": {**given_too.get("attention", {}), "r": rank}}
+            assert trial.spec.adapter == parse_job({"name": "lr", "data": DATA, "adapter": wanted}).adapter
+    assert "adapter.attention: unknown key; it does not go with method dynmole" in refusal(
+        raw, adapter={"method": "dynmole"}
+    )
 
 
 def test_what_travels_makes_the_same_trials() -> None:

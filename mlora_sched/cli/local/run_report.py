@@ -14,9 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, assert_never
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from mlora_sched.artifacts.provenance import Origin
 from mlora_sched.cli.live import JobLine, jobs_table
@@ -58,6 +57,10 @@ class _Job:
     timing: list[str] = field(default_factory=list)
 
 
+_FILE_WIDTH = 120
+"""Columns of the last table where no terminal says how many there are."""
+
+
 class RunReport:
     """Follows the jobs of one run. A context manager: the live table is there inside it."""
 
@@ -68,6 +71,8 @@ class RunReport:
         }
         self._out, self._as_json = out, as_json
         self._console = Console(stderr=as_json)
+        if not self._console.is_terminal:
+            self._console.width = _FILE_WIDTH
         self._began = time.monotonic()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._title = "loading the base"
@@ -198,7 +203,7 @@ class RunReport:
             "same_as_alone": self._verdict,
         }
 
-    def _table(self) -> Table:
+    def _table(self) -> RenderableType:
         rate = self._tokens / self._seconds if self._seconds else 0.0
         fill = self._tokens / self._rows if self._rows else 0.0
         below = [f"{job.line.name}: {job.error}" for job in self._jobs.values() if job.error]
