@@ -35,6 +35,10 @@ from mlora_sched.model.base import FrozenBase, lay_out
 from mlora_sched.model.layers import decoder_layers
 from mlora_sched.model.rowwise import put
 from mlora_sched.model.site import PackSlot, Placed, Site
+from mlora_sched.spec.adapter import AdapterSpec
+from mlora_sched.spec.adapter_common import layer_of, layers_in
+from mlora_sched.spec.placement import placed
+from mlora_sched.spec.routed import DynMoleSpec, FfnExpertsSpec, LoraMoeSpec, MolaSpec
 
 Model = TypeVar("Model")
 
@@ -152,7 +156,14 @@ def _hand_over(site: Site, original: Any) -> None:
 
 def _adapter_of(files: AdapterFiles, base: FrozenBase, folder: Path) -> Adapter:
     try:
-        adapter = build_adapter(spec_of(files.config), base, seed=0)
+        spec = spec_of(files.config)
+        needed, held = _numbers_of(spec, base), sum(tensor.numel() for tensor in files.tensors.values())
+        if needed > held:  # before so much is made: a config of a few bytes can ask for terabytes
+            raise UserError(
+                f"{folder} does not fit this {base.model.config.model_type} model: its {CONFIG} asks for {needed} "
+                f"numbers or more, its tensors have {held}"
+            )
+        adapter = build_adapter(spec, base, seed=0)
     except SpecError as error:
         raise UserError(f"{folder}: {error}") from None
     expected = adapter.files().tensors
@@ -169,6 +180,25 @@ def _adapter_of(files: AdapterFiles, base: FrozenBase, folder: Path) -> Adapter:
         raise UserError(f"{folder} holds weights that are not finite, as of a training that diverged")
     adapter.params.drop_grads()
     return adapter
+
+
+def _numbers_of(spec: AdapterSpec, base: FrozenBase) -> int:
+    """How many numbers the low-rank pairs of such an adapter have; there may be others beside them.
+
+    Raises:
+        SpecError: it cannot sit on this base.
+    """
+    paths, linears = placed(spec, base.places), base.places.linears
+    if isinstance(spec, FfnExpertsSpec):
+        inside = set(spec.expert_targets(linears))
+        pairs = {path: spec.num_experts * spec.r if path in inside else spec.plain.r for path in paths}
+    elif isinstance(spec, MolaSpec):
+        layers = layers_in(base.sites)
+        pairs = {path: spec.experts_in(layer_of(path) or 0, layers) * spec.r for path in paths}
+    else:
+        experts = spec.num_experts if isinstance(spec, DynMoleSpec | LoraMoeSpec) else 1
+        pairs = dict.fromkeys(paths, experts * spec.r)
+    return sum(rows * (base.sites[path].in_features + base.sites[path].out_features) for path, rows in pairs.items())
 
 
 def _decoder(model: Any) -> nn.Module:

@@ -131,6 +131,24 @@ def test_who_raises_in_the_second_forward_is_blamed(monkeypatch: pytest.MonkeyPa
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_who_raises_in_a_router_is_blamed(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All jobs of an FFN are routed before any of their experts run."""
+    base = base_of(llama_config())
+    if recompute:
+        checkpoint_activations(base)
+    members = {name: member_of(base, case_of("mixlora").adapter()) for name in ("first", "bad", "last")}
+    op = next(iter(members["bad"].adapter.routed_ops.values()))
+
+    def late(*args: Any) -> Any:
+        raise ZeroDivisionError("a bug of this method")
+
+    monkeypatch.setattr(op, "route", late)
+    with pytest.raises(PartError) as caught:
+        step(base, members)
+    assert caught.value.job_id == "bad"
+
+
 def test_the_probe_sees_through_it() -> None:
     plain, thrifty = (base_of(llama_config(layers=3), scale=3.0) for _ in range(2))
     checkpoint_activations(thrifty)

@@ -333,8 +333,12 @@ def _settings(**change: object) -> Callable[[Path], None]:
         (_cut, "cannot be read as a PEFT adapter"),
         (_not_finite, "not finite"),
         (
-            _settings(r=5),
+            _settings(r=3),
             r"does not fit this llama model, by its tensor base_model\.model\.\S+; it was trained on 'tiny'",
+        ),
+        (
+            _settings(r=5),
+            r"does not fit .*: its adapter_config\.json asks for \d+ numbers or more, its tensors have \d+",
         ),
         (_settings(target_modules=["q_proj"]), "does not fit this llama model"),
         (_settings(target_modules=["query"]), "'query' is no linear of base"),
