@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from adapters.methods import METHOD_CASES, MethodCase
+from adapters.methods import METHOD_CASES, VARIANT_CASES, MethodCase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,9 @@ from mlora_sched.files import checkpoint_dir, list_checkpoints
 from mlora_sched.spec.state import ErrorCode
 from mlora_sched.spec.wire import Detached, EvalDone, JobFinished, JobStart, StepDone
 
-METHODS = pytest.mark.parametrize("case", METHOD_CASES, ids=str)
+CASES = (*METHOD_CASES, VARIANT_CASES[0])
+"""Every method, and experts that keep something beside their parameters: the row norms of DoRA."""
+METHODS = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def job_of(bench: Bench, case: MethodCase) -> JobStart:
@@ -37,8 +39,8 @@ def job_of(bench: Bench, case: MethodCase) -> JobStart:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bench]:
     """Every method's job, never disturbed."""
-    benches = {case.method: Bench(tmp_path_factory.mktemp(case.method)) for case in METHOD_CASES}
-    return {case.method: benches[case.method].run(job_of(benches[case.method], case)) for case in METHOD_CASES}
+    benches = {str(case): Bench(tmp_path_factory.mktemp(str(case))) for case in CASES}
+    return {str(case): benches[str(case)].run(job_of(benches[str(case)], case)) for case in CASES}
 
 
 def assert_as_undisturbed(bench: Bench, other: Bench) -> None:
@@ -60,11 +62,11 @@ def test_a_job_that_is_moved_after_every_few_packs_ends_the_same(
         reports += bench.reports
     bench.reports = reports
     assert len(set(bench.attached_at())) > 3, "it was to be moved at several steps"
-    assert_as_undisturbed(bench, undisturbed[case.method])
+    assert_as_undisturbed(bench, undisturbed[str(case)])
 
 
 ANY = {
-    "case": st.sampled_from(METHOD_CASES),
+    "case": st.sampled_from(CASES),
     "moves": st.lists(st.tuples(st.integers(0, 15), st.booleans()), min_size=1, max_size=4),
 }
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -94,7 +96,7 @@ def test_any_moves_and_deaths_end_the_same(
     undisturbed: dict[str, Bench],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[case.method])
+    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[str(case)])
 
 
 @pytest.mark.slow
@@ -106,7 +108,7 @@ def test_any_moves_and_deaths_end_the_same_at_length(
     undisturbed: dict[str, Bench],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[case.method])
+    assert_as_undisturbed(move_about(tmp_path_factory.mktemp("any"), case, moves), undisturbed[str(case)])
 
 
 def test_a_detached_job_says_where_it_stands_and_keeps_nothing_unless_asked(tmp_path: Path) -> None:
