@@ -345,7 +345,7 @@ def _settings(**change: object) -> Callable[[Path], None]:
         (_settings(peft_type="VERA"), "says peft_type = 'VERA'"),
         (_settings(alpha_pattern={"q_proj": 2}), "sets alpha_pattern"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_what_is_no_adapter_for_it_is_refused(
     damage: Callable[[Path], None], says: str, exported: Exported, tmp_path: Path
