@@ -40,7 +40,7 @@ SYSTEMS = {
     "ceiling": {"ours", "ceiling", "transformers"},
     "flat": {"ours", "outside"},
     "small": {"ours", "peft"},
-    "moe": {"mixlora_one_job", "experts_one_by_one"}
+    "moe": {"lora", "mixlora_one_job", "experts_one_by_one"}
     | {method + what for method in ("mixlora", "dynmole", "mola") for what in ("", "_lora", "_alone")},
     "options": {
         system + what for system in ("plain", "checkpoint-activations", "bfloat16") for what in ("", ", peak tensors")

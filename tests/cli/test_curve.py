@@ -33,11 +33,17 @@ def test_the_picture_keeps_to_its_size(
 
 @given(st.integers(2, 400), st.integers(2, 12), st.floats(0.1, 10), st.booleans())
 def test_what_falls_is_drawn_falling(steps: int, height: int, start: float, plain: bool) -> None:
-    """Every row's marks lie to the right of those above, up to the column that both share."""
+    """Every row's marks lie to the right of those above, up to the column that both share.
+
+    The topmost rows may be empty: of several steps in one column the mean is drawn, which may stay below the highest.
+    """
     lines = curve([Point(step, start / step) for step in range(1, steps + 1)], [], 60, height, plain=plain)
     drawn = [line.split("|" if plain else "│")[1] for line in lines[:-1]]
-    columns = [[at for at, char in enumerate(row) if char != " "] for row in drawn]
+    found = [[at for at, char in enumerate(row) if char != " "] for row in drawn]
+    columns = list(itertools.dropwhile(lambda marks: not marks, found))
+    assert columns
     assert all(columns), "the line is connected"
+    assert len(columns) == height or steps > 60, "with a column for each step, none is empty"
     assert columns[0][0] == 0, "from the first step"
     assert columns[-1][-1] == max(max(row) for row in columns), "to the last"
     for above, below in itertools.pairwise(columns):
