@@ -20,6 +20,7 @@ from mlora_sched.adapters.ffn_experts import Balance, FfnExpertsOp
 from mlora_sched.adapters.lora import LoraAdapter, check_config, take
 from mlora_sched.adapters.params import Params, ParamSpec
 from mlora_sched.adapters.part import SegmentPart
+from mlora_sched.adapters.routed_files import by_expert, in_file
 from mlora_sched.adapters.routing import Choosing, Router
 from mlora_sched.adapters.rslora import RsLoraAdapter
 from mlora_sched.errors import SpecError
@@ -36,8 +37,6 @@ _PLAIN: dict[PlainMethod, type[LoraAdapter]] = {
     PlainMethod.RSLORA: RsLoraAdapter,
     PlainMethod.DORA: DoraAdapter,
 }
-
-
 _ROUTER = ("weight", "bias")
 
 
@@ -184,23 +183,6 @@ class FfnExpertsAdapter(Adapter):
         if beside is None or isinstance(own, str) or isinstance(beside, str):
             return own
         return (*own, *beside)
-
-
-def in_file(root: str, name: str) -> str:
-    """Our dotted path as the files name it: model.layers.3.mlp → {root}.layers.3.mlp, transformer.h.3 → the same."""
-    parts = name.split(".")
-    at = next((at for at, part in enumerate(parts) if part.isdigit()), None)
-    return f"{root}.{name}" if at is None else ".".join((root, "layers", *parts[at:]))
-
-
-def by_expert(root: str, name: str, value: Tensor) -> dict[str, Tensor]:
-    """The pieces of a parameter of all experts of a linear, by their names in files.
-
-    Args:
-        name: `{site}.lora_{A.weight, B.weight, magnitude_vector}`. value: its first dimension is the experts'.
-    """
-    site, half = name.split(".lora_")
-    return {f"{in_file(root, site)}.experts.{e}.lora_{half}": piece for e, piece in enumerate(value)}
 
 
 def _pair_keys(spec: AdapterCommon, method: PlainMethod) -> dict[str, Any]:

@@ -27,15 +27,17 @@ import torch
 from torch import Tensor
 
 from mlora_sched.adapters.base import Adapter, AdapterFiles, target_names, target_sites, to_file
-from mlora_sched.adapters.ffn_experts_adapter import by_expert, in_file
-from mlora_sched.adapters.lora import by_group, check_config, lora_pair, take
+from mlora_sched.adapters.experts import expert_specs
+from mlora_sched.adapters.lora import by_group, check_config, take
 from mlora_sched.adapters.params import Param, Params, ParamSpec, wide
 from mlora_sched.adapters.part import SegmentPart, stream_seed
+from mlora_sched.adapters.routed_files import by_expert, in_file
 from mlora_sched.adapters.routing import RouterStats
 from mlora_sched.model.base import FrozenBase
 from mlora_sched.model.ffn import RoutedOp
 from mlora_sched.model.site import Site, SiteGroup, SiteOp
 from mlora_sched.spec.adapter_common import AdapterCommon, layers_in
+from mlora_sched.spec.plain import PlainMethod
 
 
 class Mixing(ABC):
@@ -215,9 +217,13 @@ class MixedAdapter(Adapter):
             for at, site in enumerate(members):
                 name = f"{site.name}.moe_gate.weight"
                 yield ParamSpec(name, _router_start(site, self._experts(site), seed), joined=at > 0)
-            pairs = [tuple(_expert_pairs(site, self._experts(site), self.spec.r, seed)) for site in members]
+            pairs = [self._pairs(site, seed) for site in members]
             yield from (dataclasses.replace(a, joined=at > 0) for at, (a, _) in enumerate(pairs))
             yield from (b for _, b in pairs)
+
+    def _pairs(self, site: Site, seed: int) -> tuple[ParamSpec, ...]:
+        """A (E, R, D) and B (E, O, R) of a linear."""
+        return tuple(expert_specs(site, self._experts(site), self.spec.r, PlainMethod.LORA, seed))
 
     def _op(self, group: SiteGroup, members: Sequence[Site]) -> MixedOp:
         names = [site.name for site in members]
@@ -268,10 +274,3 @@ def _router_start(site: Site, experts: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(stream_seed(seed, "start", f"{site.name}.moe_gate"))
     bound = 1.0 / math.sqrt(site.in_features)
     return torch.empty(experts, site.in_features).uniform_(-bound, bound, generator=generator)
-
-
-def _expert_pairs(site: Site, experts: int, rank: int, seed: int) -> Iterator[ParamSpec]:
-    """A (E, R, D) and B (E, O, R) of a linear."""
-    pairs = [tuple(lora_pair(site, f"{site.name}.experts.{e}", rank, seed, ("all", "all"))) for e in range(experts)]
-    yield ParamSpec(f"{site.name}.lora_A.weight", torch.stack([a.start for a, _ in pairs]))
-    yield ParamSpec(f"{site.name}.lora_B.weight", torch.stack([b.start for _, b in pairs]), transposed=True)
