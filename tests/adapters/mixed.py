@@ -26,16 +26,12 @@ CLOSE = 1e-9
 """Largest difference allowed, relative to the tensor's largest number."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of one op. `lengths`: rows of the chunk, in tokens. `levels`: inputs and routers are whole numbers below it, and
-    ties many; 0: they are drawn from a normal distribution. `pull`: what the first expert's logits gain.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Of one chunk. `lengths`: in tokens. `levels`: inputs and routers are whole numbers below it, and ties many; 0:
+    they are drawn from a normal distribution. `pull`: what the first expert's logits gain.
     """
 
-    experts: int
-    rank: int
-    inputs: int
-    outputs: tuple[int, ...]
     lengths: tuple[int, ...]
     levels: int = 0
     pull: float = 0.0
@@ -44,6 +40,16 @@ class Sizes:
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(Rows):
+    """Of one op, and the rows that it is given."""
+
+    experts: int
+    rank: int
+    inputs: int
+    outputs: tuple[int, ...]
 
 
 def sizes(experts: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Sizes]:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from adapters.float64 import float64_base, float64_model
-from adapters.mixed import assert_close, drawn
+from adapters.mixed import Rows, assert_close, drawn
 from adapters.reference import FORMS
 from adapters.reference_ffn import PlainMixFfn, ffn_balance
 from adapters.reference_now import Now
@@ -35,20 +35,6 @@ AUX_WEIGHT = 0.7
 PADDING = 3
 BASES = ("llama", "gpt2", "phi3")
 """With gate and up apart, with one inner linear (and its weights transposed), with gate and up in one."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Of one chunk. `levels`, `pull`: as in `mixed.Sizes`."""
-
-    lengths: tuple[int, ...]
-    levels: int = 0
-    pull: float = 0.0
-    seed: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
 
 
 def rows() -> st.SearchStrategy[Rows]:

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.one_ffn import BASES, OneFfn, Rows, compare, rows
+from adapters.mixed import Rows
+from adapters.one_ffn import BASES, OneFfn, compare, rows
 
 MIXLORA: dict[str, Any] = {"method": "mixlora", "router_aux_loss_coef": 0.3}
 

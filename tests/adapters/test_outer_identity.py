@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.mixed import CLOSE
-from adapters.one_ffn import BASES, PADDING, OneFfn, Outcome, Rows, compare
+from adapters.mixed import CLOSE, Rows
+from adapters.one_ffn import BASES, PADDING, OneFfn, Outcome, compare
 from mlora_sched.adapters.experts import DoraExperts
 
 ROWS = Rows(lengths=(4, 1, 6), seed=3)
